@@ -1,0 +1,28 @@
+"""Robot simulators behind one protocol. Imports neither torch nor gipo_vla."""
+
+from gipo_envs.errors import UserError
+from gipo_envs.protocol import (
+    EVALUATION_KEYS_START,
+    ArraySpec,
+    CameraSettings,
+    ChunkResult,
+    Environment,
+    EnvironmentSettings,
+    EnvironmentSpec,
+    Observation,
+)
+from gipo_envs.registry import make, make_spec
+
+__all__ = [
+    "EVALUATION_KEYS_START",
+    "ArraySpec",
+    "CameraSettings",
+    "ChunkResult",
+    "Environment",
+    "EnvironmentSettings",
+    "EnvironmentSpec",
+    "Observation",
+    "UserError",
+    "make",
+    "make_spec",
+]

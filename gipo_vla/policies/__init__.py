@@ -1,0 +1,1 @@
+"""Policies: the protocol and its implementations."""

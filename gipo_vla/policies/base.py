@@ -1,0 +1,129 @@
+"""The protocol that every policy keeps.
+
+A policy maps observations to *tokens* (K steps x D action dimensions, each one of ``bins`` ids) and tokens
+to actions. It knows nothing of simulators, processes or DeepSpeed. Policies are ``torch.nn.Module``s whose
+``forward`` is ``evaluate``, so that the training engine can wrap them.
+
+Two promises that the off-policy objectives rest on, tested for every policy at temperatures 1.0 and 1.6:
+
+- ``act`` and ``evaluate`` agree: evaluating the tokens that act returned, at the same temperature and with
+  the same weights, gives the same log-probs, whatever else is in the batch;
+- ``twin()`` shares every frozen tensor with its original and owns a copy of every trainable one, so that a
+  behaviour policy costs no second base model and does not move until it is synchronised.
+
+Shape suffixes: B batch, K steps of a chunk, D action dimensions (tokens a step), A action size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Observations = dict[str, Tensor]
+"""A batch of observations: ``images`` uint8 (B, C, H, W, 3), ``proprio`` float32 (B, P), ``state`` float32
+(B, S), ``task`` int64 (B,); those that the environment gives."""
+
+
+class Decision(NamedTuple):
+    """What ``act`` returns."""
+
+    tokens: Tensor
+    """int64 (B, K, D)."""
+    log_probs: Tensor
+    """float32 (B, K, D), of the sampled tokens at the temperature that sampled them."""
+    values: Tensor
+    """float32 (B,), in units of scaled return."""
+    logits: Tensor | None = None
+    """float32 (B, K, D, bins) over the ids, divided by the temperature; small policies only, for the exact
+    KL to the behaviour policy."""
+
+
+class Evaluation(NamedTuple):
+    """What ``evaluate`` returns; differentiable."""
+
+    log_probs: Tensor
+    """float32 (B, K, D)."""
+    entropies: Tensor
+    """float32 (B, K, D), of the distributions at the given temperature."""
+    values: Tensor
+    """float32 (B,)."""
+    logits: Tensor | None = None
+    """As in ``Decision``."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A policy with discrete action tokens. Implementations are ``nn.Module``s."""
+
+    chunk: int
+    """K."""
+    action_dims: int
+    """D."""
+    bins: int
+    """Ids a token can take."""
+
+    def act(
+        self,
+        observations: Observations,
+        temperature: float,
+        generator: torch.Generator | None = None,
+        greedy: bool = False,
+    ) -> Decision:
+        """Choose a chunk for each observation, without gradient.
+
+        With ``greedy`` the tokens are the policy's best guess (see the policy for how) and the log-probs
+        are those of these tokens; they must never enter a replay.
+        """
+        ...
+
+    def evaluate(self, observations: Observations, tokens: Tensor, temperature: Tensor) -> Evaluation:
+        """Log-probs, entropies and values of given tokens (B, K, D) at temperature (B,)."""
+        ...
+
+    def value(self, observations: Observations) -> Tensor:
+        """Values (B,) alone, without gradient: for observations at which a segment ends."""
+        ...
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Actions float32 (B, K, A) in [-1, 1] of tokens (B, K, D)."""
+        ...
+
+    def twin(self) -> Self:
+        """A second module tree: frozen tensors shared, trainable tensors copied."""
+        ...
+
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trainable parameters as ``{"policy": [(name, parameter), ...], "value": [...]}``.
+
+        The groups are disjoint and cover every trainable parameter: they have their own learning rates
+        and their gradients are clipped apart.
+        """
+        ...
+
+
+def sample_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Sample ids (...) from logits (..., bins) that the temperature already divides."""
+    probabilities = torch.softmax(logits.float(), dim=-1)
+    flat = torch.multinomial(probabilities.reshape(-1, logits.shape[-1]), 1, generator=generator)
+    return flat.reshape(logits.shape[:-1])
+
+
+def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """float32 log-probs (...) of ids (...) under logits (..., bins)."""
+    return torch.log_softmax(logits.float(), dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def token_entropies(logits: Tensor) -> Tensor:
+    """float32 entropies (...), in nats, of logits (..., bins)."""
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+@torch.no_grad()
+def copy_trainable(source: nn.Module, target: nn.Module) -> None:
+    """Copy every trainable parameter of ``source`` into its namesake of ``target`` (its twin)."""
+    destination = dict(target.named_parameters())
+    pairs = [(destination[name], p) for name, p in source.named_parameters() if p.requires_grad]
+    torch._foreach_copy_([to for to, _ in pairs], [frm for _, frm in pairs])
