@@ -21,6 +21,8 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from gipo_vla.policies.normalization import RunningNormalizer
+
 Observations = dict[str, Tensor]
 """A batch of observations: ``images`` uint8 (B, C, H, W, 3), ``proprio`` float32 (B, P), ``state`` float32
 (B, S), ``task`` int64 (B,); those that the environment gives."""
@@ -63,6 +65,10 @@ class Policy(Protocol):
     """D."""
     bins: int
     """Ids a token can take."""
+    normalizer: RunningNormalizer | None
+    """Statistics of ``observations["state"]`` that training updates over the first
+    ``normalizer_iterations`` iterations, shared with twins; None where inputs are normalised by constants."""
+    normalizer_iterations: int
 
     def act(
         self,

@@ -1,0 +1,45 @@
+"""Meta-World v3 (50 manipulation tasks, Sawyer arm, MuJoCo) behind the environment protocol.
+
+Actions (4,): hand displacement x, y, z in centimetres, and gripper effort (1 closes). State (39,): this
+frame and the one before of hand position, gripper opening and two objects' poses, then the goal position.
+"""
+
+from __future__ import annotations
+
+from gipo_envs.metaworld.instructions import INSTRUCTIONS
+from gipo_envs.metaworld.tasks import TASK_GROUPS
+from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec
+from gipo_envs.settings import FamilyFacts, build_spec
+
+CAMERAS = ("overview", "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
+"""``overview`` is ours, a free camera; the others are named in metaworld's models."""
+
+FACTS = FamilyFacts(
+    instructions=INSTRUCTIONS,
+    task_groups=TASK_GROUPS,
+    cameras=CAMERAS,
+    state_size=39,
+    proprio_size=4,
+    action_size=4,
+    default_step_limit=500,
+    # ``SawyerXYZEnv.max_path_length``: the horizon that success rates are published for.
+    greatest_step_limit=500,
+    # A dense reward lies in 0..10 a step. With a discount of 0.99 a policy that earns 0.5 to 5 a step has
+    # a return of 50 to 500: this scale makes it 1 to 10.
+    dense_reward_scale=0.02,
+    sparse_reward_scale=1.0,
+    frames_per_second=80.0,
+)
+
+
+def make_spec(settings: EnvironmentSettings) -> EnvironmentSpec:
+    """See ``gipo_envs.registry.make_spec``."""
+    return build_spec(settings, FACTS)
+
+
+def make(settings: EnvironmentSettings) -> Environment:
+    """See ``gipo_envs.registry.make``."""
+    spec = make_spec(settings)
+    from gipo_envs.metaworld.environment import MetaWorldEnvironment  # imports MuJoCo
+
+    return MetaWorldEnvironment(settings, spec)

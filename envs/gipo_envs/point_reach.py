@@ -1,0 +1,193 @@
+"""A point in the square [-1, 1]^2 that is driven to a goal: an environment without MuJoCo.
+
+It stands in for a simulator wherever the simulator is not the point: tests, smoke runs and examples of the
+whole system learn something visible in seconds. It has what code around environments has to cope with:
+several tasks, dense and sparse rewards, success, a step limit, proprioception and images.
+
+Tasks: ``reach``, start and goal anywhere; ``reach-far``, from the left edge to the right edge; ``push``, an
+object moves along while the point is near it, and has to get to the goal.
+
+State (10,): point, object, goal, object - point, goal - object, each x and y. In the reaching tasks the
+object is the point itself. Proprioception (2,): the point. Dense reward of an env step: 1 while the object
+is at the goal, plus the progress of the step in units of the greatest step. The first term pays for staying
+at the goal, the second says at once which action was good.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gipo_envs import image_formats
+from gipo_envs.episode import Episode, check_actions, check_reset_arguments
+from gipo_envs.protocol import ChunkResult, Environment, EnvironmentSettings, EnvironmentSpec, Observation
+from gipo_envs.settings import FamilyFacts, build_spec
+
+STEP_LENGTH = 0.15
+"""Distance of an action of 1 in each direction."""
+GOAL_RADIUS = 0.15
+CONTACT_RADIUS = 0.2
+"""The object of ``push`` moves with the point while it is nearer than this."""
+
+FACTS = FamilyFacts(
+    instructions={
+        "reach": "move the point to the goal",
+        "reach-far": "move the point to the goal on the other side",
+        "push": "push the object to the goal",
+    },
+    task_groups={},
+    cameras=("top", "near"),
+    state_size=10,
+    proprio_size=2,
+    action_size=2,
+    default_step_limit=40,
+    greatest_step_limit=None,
+    # Progress sums to about 5, and staying at the goal for 30 steps adds at most 30.
+    dense_reward_scale=0.1,
+    sparse_reward_scale=1.0,
+    frames_per_second=10.0,
+)
+
+_BACKGROUND = (235, 235, 230)
+_GOAL_COLOUR = (70, 170, 90)
+_OBJECT_COLOUR = (240, 150, 40)
+_POINT_COLOUR = (40, 80, 200)
+
+
+def make_spec(settings: EnvironmentSettings) -> EnvironmentSpec:
+    """See ``gipo_envs.registry.make_spec``."""
+    return build_spec(settings, FACTS)
+
+
+def make(settings: EnvironmentSettings) -> Environment:
+    """See ``gipo_envs.registry.make``."""
+    return PointReach(settings, make_spec(settings))
+
+
+class PointReach:
+    """See the module; ``gipo_envs.protocol.Environment`` says what the methods do."""
+
+    def __init__(self, settings: EnvironmentSettings, spec: EnvironmentSpec) -> None:
+        self._spec = spec
+        self._camera = settings.camera
+        self._image_format = image_formats.get(settings.camera.format)
+        self._episode: Episode[list[float]] = Episode(
+            spec, sparse=settings.reward == "sparse", advance=self._advance
+        )
+        self._task = 0
+        self._pushing = False
+        self._point = self._object = self._goal = (0.0, 0.0)
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self._spec
+
+    def reset(
+        self, initial_state: int, seed: int, task: int = 0, step_limit: int | None = None
+    ) -> Observation:
+        """See the protocol. ``seed`` changes nothing: the dynamics draw no number."""
+        check_reset_arguments(self._spec, initial_state, seed, task)
+        self._episode.start(step_limit)
+        self._task = task
+        name = self._spec.tasks[task]
+        self._pushing = name == "push"
+        entropy = (zlib.crc32(name.encode()), initial_state)
+        draw = np.random.default_rng(np.random.SeedSequence(entropy)).uniform
+        if name == "reach-far":
+            self._point = (draw(-1.0, -0.8), draw(-1.0, 1.0))
+            self._goal = (draw(0.8, 1.0), draw(-1.0, 1.0))
+            self._object = self._point
+            return self.observe()
+        while True:
+            self._point = (draw(-1.0, 1.0), draw(-1.0, 1.0))
+            self._goal = (draw(-0.9, 0.9), draw(-0.9, 0.9))
+            self._object = (draw(-0.8, 0.8), draw(-0.8, 0.8)) if self._pushing else self._point
+            if _distance(self._object, self._goal) > 3 * GOAL_RADIUS:
+                return self.observe()
+
+    def step_chunk(self, actions: NDArray[np.float32]) -> ChunkResult:
+        outcome = self._episode.run(_prepare(check_actions(actions, 2)))
+        return ChunkResult(
+            observation=self.observe(),
+            rewards=outcome.rewards,
+            executed=outcome.executed,
+            success=outcome.success,
+            success_at_end=outcome.success_at_end,
+            terminated=outcome.terminated,
+            truncated=outcome.truncated,
+        )
+
+    def replay(self, actions: NDArray[np.float32]) -> None:
+        prepared = _prepare(check_actions(actions, 2))
+        if self._episode.run(prepared).executed < len(prepared):
+            raise ValueError("the episode ended before all of the actions to replay were executed")
+
+    def observe(self) -> Observation:
+        observation: Observation = {"task": np.asarray(self._task, np.int64)}
+        (point_x, point_y), (object_x, object_y), (goal_x, goal_y) = self._point, self._object, self._goal
+        if "state" in self._spec.observation:
+            differences = (object_x - point_x, object_y - point_y, goal_x - object_x, goal_y - object_y)
+            observation["state"] = np.array(
+                (point_x, point_y, object_x, object_y, goal_x, goal_y, *differences), np.float32
+            )
+        if "proprio" in self._spec.observation:
+            observation["proprio"] = np.array(self._point, np.float32)
+        if "images" in self._spec.observation:
+            camera = self._camera
+            frames = (self._draw(name, camera.height, camera.width) for name in camera.names)
+            observation["images"] = np.stack([self._image_format.apply(frame) for frame in frames])
+        return observation
+
+    def render(self, height: int, width: int) -> NDArray[np.uint8]:
+        return self._draw("top", height, width)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _advance(self, action: list[float]) -> tuple[float, bool]:
+        before = _distance(self._object, self._goal)
+        if self._pushing:
+            before += _distance(self._point, self._object)
+        x, y = self._point
+        new_x = min(max(x + STEP_LENGTH * action[0], -1.0), 1.0)
+        new_y = min(max(y + STEP_LENGTH * action[1], -1.0), 1.0)
+        if not self._pushing:
+            self._object = (new_x, new_y)
+        elif _distance(self._point, self._object) < CONTACT_RADIUS:
+            object_x, object_y = self._object
+            self._object = (
+                min(max(object_x + new_x - x, -1.0), 1.0),
+                min(max(object_y + new_y - y, -1.0), 1.0),
+            )
+        self._point = (new_x, new_y)
+        to_goal = _distance(self._object, self._goal)
+        after = to_goal + (_distance(self._point, self._object) if self._pushing else 0.0)
+        success = to_goal < GOAL_RADIUS
+        return (before - after) / STEP_LENGTH + float(success), success
+
+    def _draw(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        """(height, width, 3): ``top`` shows the square, ``near`` what is within 0.5 of the point."""
+        centre, reach = (self._point, 0.5) if camera == "near" else ((0.0, 0.0), 1.1)
+        x = centre[0] + reach * ((np.arange(width) + 0.5) * (2.0 / width) - 1.0)
+        y = centre[1] - reach * ((np.arange(height) + 0.5) * (2.0 / height) - 1.0)
+        frame = np.full((height, width, 3), _BACKGROUND, np.uint8)
+        discs = [(self._goal, GOAL_RADIUS, _GOAL_COLOUR), (self._point, 0.07, _POINT_COLOUR)]
+        if self._pushing:
+            discs.insert(1, (self._object, 0.1, _OBJECT_COLOUR))
+        for (disc_x, disc_y), radius, colour in discs:
+            frame[(x[None, :] - disc_x) ** 2 + (y[:, None] - disc_y) ** 2 < radius**2] = colour
+        return frame
+
+
+def _prepare(actions: NDArray[np.float32]) -> list[list[float]]:
+    prepared: list[list[float]] = np.clip(actions, -1.0, 1.0).tolist()
+    return prepared
+
+
+def _distance(first: tuple[float, float], second: tuple[float, float]) -> float:
+    # Not math.hypot: whether that is correctly rounded depends on the C library.
+    x, y = first[0] - second[0], first[1] - second[1]
+    return math.sqrt(x * x + y * y)

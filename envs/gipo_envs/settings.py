@@ -1,0 +1,130 @@
+"""From ``EnvironmentSettings`` and a family's facts to an ``EnvironmentSpec``, refusing what is wrong.
+
+Imports no simulator: the trainer's main process calls this to validate settings and to size buffers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gipo_envs import image_formats
+from gipo_envs.errors import UserError, nearest
+from gipo_envs.protocol import ArraySpec, CameraSettings, EnvironmentSettings, EnvironmentSpec
+
+OBSERVATIONS = ("state", "proprio", "images")
+REWARDS = ("dense", "sparse")
+QUALITIES = ("fast", "default")
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """What all tasks of a family share."""
+
+    instructions: Mapping[str, str]
+    """Task name -> instruction; its keys are the known tasks, in order."""
+    cameras: tuple[str, ...]
+    state_size: int
+    proprio_size: int
+    action_size: int
+    default_step_limit: int
+    """Env steps."""
+    greatest_step_limit: int | None
+    """Env steps; None: no limit of the simulator's own."""
+    dense_reward_scale: float
+    sparse_reward_scale: float
+    frames_per_second: float
+    task_groups: Mapping[str, tuple[str, ...]]
+    """Group name -> task names."""
+
+
+def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> EnvironmentSpec:
+    """Check every setting and fill in the family's defaults.
+
+    Raises:
+        UserError: with one line that names the setting, its value and what is expected.
+    """
+    tasks = resolve_tasks(settings.task, facts)
+    _check_choices("observations", settings.observations, OBSERVATIONS)
+    _check_choice("reward", settings.reward, REWARDS)
+    if settings.action_repeat < 1:
+        raise UserError(f"action_repeat must be at least 1 env step, got {settings.action_repeat}")
+    step_limit = facts.default_step_limit if settings.step_limit is None else settings.step_limit
+    if step_limit < 1:
+        raise UserError(f"step_limit must be at least 1 env step, got {step_limit}")
+    if facts.greatest_step_limit is not None and step_limit > facts.greatest_step_limit:
+        raise UserError(
+            f"step_limit {step_limit} is above the {facts.greatest_step_limit} env steps "
+            f"that {settings.family} itself allows"
+        )
+    sparse = settings.reward == "sparse"
+    reward_scale = settings.reward_scale
+    if reward_scale is None:
+        reward_scale = facts.sparse_reward_scale if sparse else facts.dense_reward_scale
+    if not (math.isfinite(reward_scale) and reward_scale > 0):
+        raise UserError(f"reward_scale must be positive and finite, got {reward_scale}")
+
+    arrays: dict[str, ArraySpec] = {"task": ArraySpec((), "int64")}
+    if "state" in settings.observations:
+        arrays["state"] = ArraySpec((facts.state_size,), "float32")
+    if "proprio" in settings.observations:
+        arrays["proprio"] = ArraySpec((facts.proprio_size,), "float32")
+    if "images" in settings.observations:
+        arrays["images"] = ArraySpec(_images_shape(settings.camera, facts), "uint8")
+    return EnvironmentSpec(
+        tasks=tasks,
+        instructions=tuple(facts.instructions[task] for task in tasks),
+        observation=arrays,
+        action_size=facts.action_size,
+        step_limit=step_limit,
+        action_repeat=settings.action_repeat,
+        end_on_success=sparse if settings.end_on_success is None else settings.end_on_success,
+        reward_scale=reward_scale,
+        frames_per_second=facts.frames_per_second,
+    )
+
+
+def resolve_tasks(task: str | tuple[str, ...], facts: FamilyFacts) -> tuple[str, ...]:
+    """Task names of a name, of several names, or of a group's name.
+
+    Raises:
+        UserError: an unknown or repeated name, or none at all.
+    """
+    if isinstance(task, str) and task in facts.task_groups:
+        return facts.task_groups[task]
+    names = (task,) if isinstance(task, str) else tuple(task)
+    if not names:
+        raise UserError("task is empty: name one task, several, or a group")
+    known = {*facts.instructions, *(facts.task_groups if isinstance(task, str) else ())}
+    for name in names:
+        if name not in facts.instructions:
+            raise UserError(f"unknown task {name!r}; {nearest(name, known)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"task names the same task twice: {', '.join(names)}")
+    return names
+
+
+def _images_shape(camera: CameraSettings, facts: FamilyFacts) -> tuple[int, ...]:
+    _check_choices("camera.names", camera.names, facts.cameras)
+    _check_choice("camera.quality", camera.quality, QUALITIES)
+    for name in ("height", "width"):
+        if getattr(camera, name) < 1:
+            raise UserError(f"camera.{name} must be at least 1 pixel, got {getattr(camera, name)}")
+    height, width = image_formats.get(camera.format).output_size(camera.height, camera.width)
+    return (len(camera.names), height, width, 3)
+
+
+def _check_choice(setting: str, value: Any, known: Collection[str]) -> None:
+    if value not in known:
+        raise UserError(f"unknown {setting} {value!r}; {nearest(str(value), known)}")
+
+
+def _check_choices(setting: str, values: tuple[str, ...], known: Collection[str]) -> None:
+    if not values:
+        raise UserError(f"{setting} is empty; available: {', '.join(known)}")
+    for value in values:
+        _check_choice(setting, value, known)
+    if len(set(values)) < len(values):
+        raise UserError(f"{setting} names the same thing twice: {', '.join(values)}")

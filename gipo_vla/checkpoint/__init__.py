@@ -1,0 +1,1 @@
+"""Run state to disk and back."""

@@ -1,0 +1,393 @@
+"""Typed settings, composed by Hydra from configs/ and checked before anything is started.
+
+``load("train", overrides)`` composes the YAML files, applies the command line's overrides and validates the
+result against the dataclasses below. Whatever is wrong is a ``UserError`` of one line: an unknown key or
+value names the nearest ones that exist.
+
+Why the compose API instead of ``@hydra.main``: the run folder, the messages and the exit status are ours
+(every rank of a torchrun must agree on one run folder, which Hydra's own cannot promise).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from gipo_envs import EnvironmentSettings
+from gipo_envs.errors import UserError, nearest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from gipo_vla.credit.gae import GaeSettings
+from gipo_vla.credit.group import GroupSettings
+from gipo_vla.objectives.gipo import GipoSettings
+from gipo_vla.objectives.no_clip import NoClipSettings
+from gipo_vla.objectives.ppo import PpoSettings
+from gipo_vla.objectives.regularizers import RegularizerSettings
+from gipo_vla.objectives.sapo import SapoSettings
+from gipo_vla.policies.mlp import MlpSettings
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+ObjectiveSettings = Annotated[
+    GipoSettings | PpoSettings | SapoSettings | NoClipSettings, Field(discriminator="name")
+]
+CreditSettings = Annotated[GaeSettings | GroupSettings, Field(discriminator="name")]
+PolicySettings = MlpSettings
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """The ring of segments. Its size is what sets the staleness of the data."""
+
+    capacity: Positive
+    """Transitions kept, over all ranks; the oldest leave first."""
+    segment_length: Positive
+    """L: consecutive transitions of one episode that are stored, sampled and trained on together."""
+    max_lag: Positive | None = None
+    """Segments acted by a policy more than this many updates old are not drawn. None: no limit."""
+    memory_limit_gb: PositiveFloat = 8.0
+    """Host memory for one rank's shard; slots beyond it evict the oldest segment early."""
+    sampler: Literal["uniform", "recency"] = "uniform"
+    recency_half_life: PositiveFloat = 0.25
+    """sampler=recency: the weight of a segment halves every this fraction of the segments held."""
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How experience is collected."""
+
+    workers: Positive
+    """Simulator processes a rank."""
+    envs_per_worker: Positive
+    env_steps: Positive
+    """Env steps that an iteration collects, over all ranks (rounded up to whole vector steps)."""
+    collect: Literal["all", "ready"] = "all"
+    """all: every environment steps in lockstep, reproducible to the bit. ready: whatever has arrived is
+    served, so no straggler holds up the rest, and runs are no longer reproducible."""
+    sync_every: Positive = 1
+    """Updates between two copies of the learner's weights to the behaviour policy."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits when acting; stored with every transition."""
+    stagger: bool = True
+    """Spread the ends of the first episodes, so that resets do not all fall into the same vector step."""
+    group_size: Positive = 1
+    """Episodes that share one task and initial state, for group-relative credits (8 is usual there)."""
+    worker_timeout_s: PositiveFloat = 120.0
+    """A worker that answers nothing for this long counts as hung."""
+    max_collection_rounds: Positive = 50
+    """Rounds of extra collection, when too little may be drawn, after which the run stops."""
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """How the policy is updated."""
+
+    updates: Positive
+    """Updates an iteration."""
+    batch_segments: Positive
+    """Segments in one global batch, over all ranks."""
+    micro_batch_segments: Positive
+    """Segments in one forward on one rank."""
+    policy_learning_rate: PositiveFloat
+    value_learning_rate: PositiveFloat
+    warmup_iterations: NonNegative = 10
+    """The learning rates rise linearly from 0 over this many iterations ..."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule_iterations: Positive | None = None
+    """... and then fall to ``final_learning_rate_fraction`` by this one (None: ``iterations``)."""
+    final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    value_only_updates: NonNegative = 0
+    """The first updates train the value alone (a policy that can already do something is worth more than
+    the advantages of an untrained value)."""
+    policy_gradient_clip: PositiveFloat = 1.0
+    value_gradient_clip: PositiveFloat = 1.0
+    value_loss_coefficient: PositiveFloat = 1.0
+    huber_delta: PositiveFloat = 1.0
+    """Value errors beyond this (in scaled return) count linearly."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    max_nonfinite_updates: Positive = 10
+    """Updates in a row that may be skipped for a loss or gradient that is not finite."""
+    zero_stage: Literal["auto", 0, 1, 2] = "auto"
+    """DeepSpeed's ZeRO stage; auto: 1 on CPU, 2 on GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive = 1
+    """Torch's CPU threads a rank. More than one beside busy simulator workers is slower, not faster."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Episodes on initial states that training never draws."""
+
+    episodes_per_task: Positive = 50
+    every_env_steps: Positive | None = None
+    """Also evaluate during training, for the learning curve. None: only at the end."""
+    mode: Literal["greedy", "sampled"] = "greedy"
+    """The mode of the headline in evaluation.json; the other is reported beside it."""
+    during_training_episodes_per_task: Positive = 20
+    video: bool = True
+    video_episodes: Positive = 4
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    every_iterations: Positive | None = None
+    """None: only at the end."""
+    keep: Positive = 2
+    """Newest checkpoints kept."""
+
+
+@dataclass(frozen=True)
+class TelemetrySettings:
+    wandb: Literal["auto", "online", "offline", "off"] = "off"
+    """auto: online with an API key, else offline."""
+    wandb_project: str = "gipo_vla"
+    log_every: Positive = 1
+    """Iterations between two lines to wandb and, without a terminal, to the console. metrics.jsonl always
+    has every iteration."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole training run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    experiment: str
+    iterations: Positive
+    env: EnvironmentSettings
+    policy: PolicySettings
+    objective: ObjectiveSettings
+    regularizers: RegularizerSettings
+    credit: CreditSettings
+    replay: ReplaySettings
+    rollout: RolloutSettings
+    learner: LearnerSettings
+    eval: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    seed: NonNegative = 0
+    stop_after: Positive | None = None
+    """End this session after so many iterations of the run, with a checkpoint."""
+    run_dir: str | None = None
+    """None: runs/<experiment>-<task>-<date>."""
+    resume: str | None = None
+    """A run folder to continue."""
+
+
+# ---------------------------------------------------------------------------------------------- composing
+
+
+def config_folder() -> Path:
+    """The folder of YAML files: inside the package when installed from a wheel, else beside it."""
+    installed = Path(__file__).parent / "configs"
+    return installed if (installed / "train.yaml").is_file() else Path(__file__).parent.parent / "configs"
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups and the options of each."""
+    folder = config_folder()
+    return {
+        group.name: sorted(file.stem for file in group.glob("*.yaml"))
+        for group in sorted(folder.iterdir())
+        if group.is_dir() and any(group.glob("*.yaml"))
+    }
+
+
+def compose_yaml(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose ``configs/<name>.yaml`` with overrides, without checking types.
+
+    Raises:
+        UserError: an override that is not ``key=value``, an unknown key or option of a group.
+    """
+    overrides = [_repair(text) for text in overrides]
+    for text in overrides:
+        if not re.match(r"^[~+]{0,2}[\w./@]+(=|$)", text) or ("=" not in text and not text.startswith("~")):
+            raise UserError(f"{text!r} is not an override: write key=value, for instance seed=1 (see --help)")
+    with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+        available = groups()
+        for text in overrides:
+            key, _, value = text.lstrip("+~").partition("=")
+            if key in available and value and value not in available[key]:
+                raise UserError(f"{key}={value}: there is no such {key}; {nearest(value, available[key])}")
+        try:
+            return compose(name, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_explain(error, name, overrides)) from error
+
+
+def _repair(text: str) -> str:
+    """Quote values that Hydra's grammar would reject but a shell user writes naturally (paths)."""
+    key, separator, value = text.partition("=")
+    if separator and key.lstrip("+") in {"run_dir", "resume", "env.assets", "checkpoint"} and value:
+        quoted = value[0] in "'\"" or value == "null"
+        return text if quoted else f"{key}='{value}'"
+    return text
+
+
+def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
+    """One line for an error of Hydra's, with the nearest keys where a key is unknown."""
+    plain = compose(name)
+    known = sorted(_keys(plain))
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        if key in groups() or text.startswith("+"):
+            continue
+        if OmegaConf.select(plain, key, default=_MISSING) is _MISSING and key not in known:
+            return f"unknown setting {key!r}; {_nearest_key(key, known)}"
+    return " ".join(str(error).split())
+
+
+_MISSING = object()
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        path = f"{prefix}{key}"
+        yield path
+        value = OmegaConf.select(config, str(key), throw_on_missing=False)
+        if isinstance(value, DictConfig):
+            yield from _keys(value, f"{path}.")
+
+
+def _nearest_key(key: str, known: Sequence[str]) -> str:
+    """The nearest setting by whole path, else by last part."""
+    if difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+        return nearest(key, known)
+    last = key.rpartition(".")[2]
+    tails = {path.rpartition(".")[2]: path for path in known}
+    matches = difflib.get_close_matches(last, list(tails), n=3, cutoff=0.6)
+    if matches:
+        return "nearest: " + ", ".join(tails[match] for match in matches)
+    return "top level: " + ", ".join(path for path in known if "." not in path)
+
+
+_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Typed settings from plain values.
+
+    Raises:
+        UserError: naming the first key that does not fit, its value and what was expected.
+    """
+    try:
+        config = _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        raise UserError(_first_problem(error, values)) from error
+    _check_relations(config)
+    return config
+
+
+def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
+    problem = error.errors(include_url=False)[0]
+    path: list[str] = []
+    here: Any = values
+    for part in problem["loc"]:
+        # pydantic puts the tag of a discriminated union into the path; it is no key of the user's.
+        if isinstance(here, dict) and part not in here and str(part) == here.get("name"):
+            continue
+        path.append(str(part))
+        if isinstance(here, dict):
+            here = here.get(part)
+        elif isinstance(here, (list, tuple)) and isinstance(part, int):
+            here = here[part]
+    key = ".".join(path)
+    if problem["type"] == "value_error":  # raised by a settings class: the message is complete
+        return str(problem["ctx"]["error"])
+    if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        parent: Any = values
+        for part in path[:-1]:
+            parent = parent[part]
+        return f"unknown setting {key!r}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    if problem["type"] == "union_tag_invalid":
+        expected = problem["ctx"]["expected_tags"]
+        return f"{key}.name is {problem['ctx']['tag']!r}: expected one of {expected}"
+    return f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _check_relations(config: Config) -> None:
+    """What no single value shows: settings that do not go together."""
+    replay, rollout, learner = config.replay, config.rollout, config.learner
+    batch_transitions = learner.batch_segments * replay.segment_length
+    if replay.capacity < batch_transitions:
+        raise UserError(
+            f"replay.capacity is {replay.capacity} transitions, less than one batch "
+            f"(learner.batch_segments {learner.batch_segments} x replay.segment_length "
+            f"{replay.segment_length} = {batch_transitions}): raise the capacity or lower the batch"
+        )
+    if learner.batch_segments % learner.micro_batch_segments:
+        raise UserError(
+            f"learner.batch_segments is {learner.batch_segments}, no multiple of "
+            f"learner.micro_batch_segments {learner.micro_batch_segments}"
+        )
+    if rollout.workers * rollout.envs_per_worker % rollout.group_size:
+        raise UserError(
+            f"rollout.group_size is {rollout.group_size}: it must divide rollout.workers x "
+            f"rollout.envs_per_worker = {rollout.workers * rollout.envs_per_worker}"
+        )
+    if config.credit.name == "group" and rollout.group_size < 2:
+        raise UserError(
+            "credit=group compares episodes of one initial state: set rollout.group_size to 2 or more"
+        )
+
+
+def load(name: str, overrides: Sequence[str]) -> Config:
+    """Compose and check: what a command's arguments mean."""
+    values = OmegaConf.to_container(compose_yaml(name, overrides), resolve=True)
+    assert isinstance(values, dict)
+    return from_dict({str(key): value for key, value in values.items()})
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values, the inverse of ``from_dict``."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(_listed(to_dict(config))))
+
+
+def from_yaml(path: Path) -> Config:
+    """Read a run folder's config.yaml."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    assert isinstance(values, dict)
+    return from_dict({str(key): value for key, value in values.items()})
+
+
+def _listed(values: Any) -> Any:
+    """Tuples as lists, which is what YAML has."""
+    if isinstance(values, dict):
+        return {key: _listed(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_listed(value) for value in values]
+    return values
+
+
+SESSION_KEYS = ("run_dir", "resume", "stop_after")
+"""Settings that belong to a session rather than to the run; left out of the digest."""
+
+
+def digest(config: Config) -> str:
+    """Identifies a run's settings: a restart continues a folder only if this is the same."""
+    values = {key: value for key, value in to_dict(config).items() if key not in SESSION_KEYS}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

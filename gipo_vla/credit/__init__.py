@@ -1,0 +1,43 @@
+"""Credit assignment: advantages and value targets, at the close of a group or at the time of an update.
+
+Importing this package registers every credit::
+
+    credit = create(GaeSettings(gamma=0.99))
+    output = credit.on_batch(CreditBatch(rewards, executed, mask, terminated, values, bootstrap_values))
+"""
+
+from gipo_vla.credit.base import (
+    CreditAssigner,
+    CreditBatch,
+    CreditOutput,
+    GroupEpisode,
+    create,
+    get,
+    names,
+    register,
+)
+from gipo_vla.credit.gae import Gae, GaeSettings
+from gipo_vla.credit.group import GroupRelative, GroupSettings
+from gipo_vla.credit.normalization import AdvantageNormalizer, NormalizationMode, advantage_moments
+
+AnyCreditSettings = GaeSettings | GroupSettings
+"""Discriminated by ``name``."""
+
+__all__ = [
+    "AdvantageNormalizer",
+    "AnyCreditSettings",
+    "CreditAssigner",
+    "CreditBatch",
+    "CreditOutput",
+    "Gae",
+    "GaeSettings",
+    "GroupEpisode",
+    "GroupRelative",
+    "GroupSettings",
+    "NormalizationMode",
+    "advantage_moments",
+    "create",
+    "get",
+    "names",
+    "register",
+]

@@ -1,0 +1,159 @@
+"""The contract of credit assignment: where advantages and value targets come from.
+
+There are two moments at which a credit can look at experience:
+
+- ``on_group``: when a group, all episodes of one task from one initial state on one rank, is complete. Its
+  advantages are written into the replay and stay as they are (group-relative credits).
+- ``on_batch``: when segments are drawn for an update, with the values and log-ratios of the network as it
+  is now (GAE). Credits of the first kind pass their stored advantages through here.
+
+Rewards arrive already multiplied by the environment's ``reward_scale``: scaling is the caller's, once, so
+that values, returns and advantages all are in units of scaled return.
+
+Shape suffixes: N segments, L transitions of a segment, K steps of a chunk, T transitions of an episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from gipo_envs.errors import UserError, nearest
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GroupEpisode:
+    """One complete episode of a group, read-only."""
+
+    group: Hashable
+    """Task and initial state; the same for all episodes of a group."""
+    rewards: NDArray[np.float32]
+    """(T, K), scaled; entries from ``executed`` on are ignored."""
+    executed: NDArray[np.integer[Any]]
+    """(T,), 1..K."""
+    success: NDArray[np.bool_]
+    """(T, K), per step."""
+    terminated: bool
+    """The task really ended; false at a step limit."""
+    keys: Sequence[Hashable] | None = None
+    """T + 1 state keys, before each transition and after the last, where the credit asks for them."""
+    observations: Mapping[str, NDArray[Any]] | None = None
+    """Arrays (T + 1, ...) by name, where the credit asks for them."""
+
+    def __len__(self) -> int:
+        """Transitions, T."""
+        return len(self.executed)
+
+
+@dataclass(frozen=True)
+class CreditBatch:
+    """Segments drawn for an update. Padding stands at the end of a segment only."""
+
+    rewards: Tensor
+    """float32 (N, L, K), scaled; entries from ``executed`` on are ignored."""
+    executed: Tensor
+    """int (N, L), 1..K."""
+    mask: Tensor
+    """bool (N, L), true at valid transitions."""
+    terminated: Tensor
+    """bool (N,), true only where the last valid transition ended the task; false where the segment was cut
+    within its episode or ended at a step limit."""
+    values: Tensor | None = None
+    """float32 (N, L), before each transition; detached. Needed where ``needs_values``."""
+    bootstrap_values: Tensor | None = None
+    """float32 (N,), of the observation after the last valid transition; detached; ignored where
+    terminated. Needed where ``needs_values``."""
+    log_ratios: Tensor | None = None
+    """float32 (N, L), log pi - log mu of the whole chunk (summed over its valid tokens); detached. Needed
+    where an importance correction is set."""
+    advantages: Tensor | None = None
+    """float32 (N, L), as ``on_group`` stored them. Needed where ``needs_groups``."""
+
+
+@dataclass(frozen=True)
+class CreditOutput:
+    """Zero where masked, without gradient."""
+
+    advantages: Tensor
+    """float32 (N, L), not normalised over the batch."""
+    value_targets: Tensor | None
+    """float32 (N, L); None where the credit trains no value head (``needs_values`` is false)."""
+
+
+class CreditAssigner(Protocol):
+    """What a credit does. Most are stateless; scorers have a state that checkpoints keep."""
+
+    @property
+    def needs_groups(self) -> bool:
+        """``on_group`` must be called, and what it returns stored and given to ``on_batch``."""
+        ...
+
+    @property
+    def needs_values(self) -> bool:
+        """``on_batch`` needs values and bootstrap values, and gives value targets."""
+        ...
+
+    def on_group(self, episodes: Sequence[GroupEpisode]) -> list[NDArray[np.float32]]:
+        """Advantages (T,) for each episode of one complete group."""
+        ...
+
+    def on_batch(self, batch: CreditBatch) -> CreditOutput:
+        """Advantages and value targets of drawn segments."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a checkpoint must keep; empty for stateless credits."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
+        ...
+
+
+class CreditSettings(Protocol):
+    """Settings of any credit: a frozen dataclass whose ``name`` says which."""
+
+    @property
+    def name(self) -> str: ...
+
+
+AssignerT = TypeVar("AssignerT", bound=Callable[[Any], CreditAssigner])
+
+_assigners: dict[str, Callable[[Any], CreditAssigner]] = {}
+
+
+def register(name: str) -> Callable[[AssignerT], AssignerT]:
+    """Decorator: make an assigner class (or factory) of one settings argument known as ``name``."""
+
+    def add(assigner: AssignerT) -> AssignerT:
+        if name in _assigners:
+            raise ValueError(f"credit {name} is registered twice")
+        _assigners[name] = assigner
+        return assigner
+
+    return add
+
+
+def get(name: str) -> Callable[[Any], CreditAssigner]:
+    """The assigner class of a credit.
+
+    Raises:
+        UserError: no credit has this name.
+    """
+    if name not in _assigners:
+        raise UserError(f"credit.name is {name}: there is no such credit; {nearest(name, _assigners)}")
+    return _assigners[name]
+
+
+def names() -> list[str]:
+    """Names of all credits, sorted."""
+    return sorted(_assigners)
+
+
+def create(settings: CreditSettings) -> CreditAssigner:
+    """The assigner that ``settings`` belongs to."""
+    return get(settings.name)(settings)

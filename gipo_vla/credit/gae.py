@@ -1,0 +1,155 @@
+"""Generalised advantage estimation over action chunks, with an optional V-trace correction.
+
+A decision executes up to K actions open loop, so a transition lasts ``executed`` steps. The discount gamma
+is per step, lambda per decision. With n = executed and V' the value after the transition:
+
+    R       = sum over i < n of gamma^i r_i
+    delta_t = R_t + gamma^n_t V'_t - V_t
+    A_t     = delta_t + gamma^n_t lambda C_(t+1)
+    C_t     = c_t A_t,   C after the segment = 0
+    target  = V_t + C_t
+
+With c = 1 this is GAE (arXiv 1506.02438, equation 16) for semi-Markov decisions; K = 1 is the textbook
+case. With c = min(1, rho), rho of the whole chunk, it is V-trace (IMPALA, arXiv 1802.01561, equation 1,
+with both truncation levels 1): targets stay those of a policy near the learner's even where the data is
+old. The advantage of the decision itself is left uncorrected, because correcting it is the objective's.
+
+V' is the next value within the segment, and at the segment's last valid transition the bootstrap value;
+0 where the task terminated there. A step limit and a cut within an episode are no terminations.
+
+Shape suffixes: N segments, L transitions of a segment, K steps of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gipo_envs.errors import UserError
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gipo_vla.credit.base import CreditBatch, CreditOutput, GroupEpisode, register
+from gipo_vla.credit.normalization import NormalizationMode, check_normalize
+
+
+@dataclass(frozen=True)
+class GaeSettings:
+    """Settings of GAE."""
+
+    name: Literal["gae"] = "gae"
+    gamma: float = 0.99
+    """Discount of an action step. Raise (0.995 to 1) for long tasks with a sparse reward."""
+    gae_lambda: float = 0.95
+    """Lambda of a decision. Lower it where the value is good and returns are noisy, 1 for pure returns."""
+    values: Literal["recomputed", "stored"] = "recomputed"
+    """recomputed: from the value net at the time of the update, in the forward that trains anyway; what
+    stale data needs. stored: from the value net that acted, as in older code; for comparison. The learner
+    chooses which of the two it hands over; the arithmetic is the same."""
+    importance_correction: Literal["none", "vtrace"] = "none"
+    """vtrace corrects the targets for the policies' difference along the segment. For one action token or
+    few: over a chunk of 56 tokens the product of ratios is close to 0 or noise."""
+    normalize: NormalizationMode = "running"
+    """running: statistics of earlier batches; exact: of this one, by an extra pass; none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise UserError(
+                f"credit.gamma is {self.gamma}: it must be between 0 and 1; 0.99 to 0.999 is usual"
+            )
+        if not 0 <= self.gae_lambda <= 1:
+            raise UserError(
+                f"credit.gae_lambda is {self.gae_lambda}: it must be between 0 and 1; 0.95 is usual"
+            )
+        if self.values not in ("recomputed", "stored"):
+            raise UserError(f"credit.values is {self.values}: it must be recomputed or stored")
+        if self.importance_correction not in ("none", "vtrace"):
+            raise UserError(
+                f"credit.importance_correction is {self.importance_correction}: it must be none or vtrace"
+            )
+        check_normalize(self.normalize)
+
+
+def chunk_returns(rewards: Tensor, executed: Tensor, gamma: float) -> Tensor:
+    """Discounted reward (...) of each chunk: sum over i < executed of gamma^i rewards (..., K)."""
+    step = torch.arange(rewards.shape[-1], device=rewards.device)
+    weights = torch.full_like(step, gamma, dtype=torch.float32) ** step
+    return torch.where(step < executed.unsqueeze(-1), rewards * weights, 0.0).sum(-1)
+
+
+def next_values(values: Tensor, bootstrap_values: Tensor, mask: Tensor, terminated: Tensor) -> Tensor:
+    """Value (N, L) after each transition: the next one, the bootstrap value, or 0 at a termination."""
+    following_valid = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    at_end = torch.where(terminated, 0.0, bootstrap_values)
+    return torch.where(following_valid, following, at_end.unsqueeze(1))
+
+
+def generalized_advantages(
+    returns: Tensor,
+    discounts: Tensor,
+    values: Tensor,
+    after: Tensor,
+    mask: Tensor,
+    gae_lambda: float,
+    corrections: Tensor | None = None,
+) -> CreditOutput:
+    """The recursion above over chunk returns, gamma^executed, values before and after, all (N, L).
+
+    ``corrections`` are the c of each transition; None for 1.
+    """
+    deltas = returns + discounts * after - values
+    carry = torch.zeros_like(deltas[:, 0])
+    advantages, carries = torch.empty_like(deltas), torch.empty_like(deltas)
+    for t in reversed(range(deltas.shape[1])):
+        # where, not a product: padding may hold anything.
+        advantage = torch.where(mask[:, t], deltas[:, t] + discounts[:, t] * gae_lambda * carry, 0.0)
+        carry = advantage if corrections is None else advantage * corrections[:, t]
+        advantages[:, t], carries[:, t] = advantage, carry
+    return CreditOutput(advantages, torch.where(mask, values + carries, 0.0))
+
+
+@register("gae")
+class Gae:
+    """GAE as a credit; stateless."""
+
+    needs_groups = False
+    needs_values = True
+
+    def __init__(self, settings: GaeSettings) -> None:
+        self.settings = settings
+
+    def on_group(self, episodes: Sequence[GroupEpisode]) -> list[NDArray[np.float32]]:
+        """Not for GAE, whose ``needs_groups`` is false."""
+        raise NotImplementedError("gae gives its advantages on_batch")
+
+    @torch.no_grad()
+    def on_batch(self, batch: CreditBatch) -> CreditOutput:
+        """Advantages and lambda-return targets of drawn segments, in float32."""
+        if batch.values is None or batch.bootstrap_values is None:
+            raise ValueError("gae needs values and bootstrap_values")
+        corrections = None
+        if self.settings.importance_correction == "vtrace":
+            if batch.log_ratios is None:
+                raise ValueError("gae with vtrace needs log_ratios")
+            corrections = torch.where(batch.mask, batch.log_ratios.float().clamp(max=0.0), 0.0).exp()
+        values = batch.values.float()
+        return generalized_advantages(
+            chunk_returns(batch.rewards.float(), batch.executed, self.settings.gamma),
+            torch.full_like(values, self.settings.gamma) ** batch.executed,
+            values,
+            next_values(values, batch.bootstrap_values.float(), batch.mask, batch.terminated),
+            batch.mask,
+            self.settings.gae_lambda,
+            corrections,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to load."""

@@ -1,0 +1,113 @@
+"""Normalising advantages over the global batch, whatever the number of micro-batches and ranks.
+
+Normalising each micro-batch by itself would make the gradient depend on how a batch is cut. So the
+normaliser never sees advantages when it learns, only their *moments* (count, sum, sum of squares), which
+add up over micro-batches and ranks:
+
+    moments = advantage_moments(advantages, mask)         # each micro-batch; add up; all-reduce (sum)
+
+    running   if not normalizer.ready: normalizer.observe(moments of an extra forward)   # once a run
+              normalizer.normalize(advantages) ...; after the update: normalizer.observe(moments)
+    exact     normalizer.observe(moments of a full pass); normalizer.normalize(advantages)
+    none      both do nothing
+
+``running`` normalises a batch by the batches before it: nothing waits for statistics, and one forward
+suffices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from gipo_envs.errors import UserError
+from torch import Tensor
+
+NormalizationMode = Literal["running", "exact", "none"]
+
+
+def check_normalize(mode: str) -> None:
+    """Raise UserError unless ``mode`` is one of ``NormalizationMode``."""
+    if mode not in ("running", "exact", "none"):
+        raise UserError(f"credit.normalize is {mode}: it must be running, exact or none")
+
+
+def advantage_moments(advantages: Tensor, mask: Tensor) -> Tensor:
+    """float64 (3,): count, sum and sum of squares of the valid ones of ``advantages`` (any shape).
+
+    float64, because the variance is a difference of two of them, and so that the order of the additions
+    cannot be seen in float32 results.
+    """
+    valid = torch.where(mask, advantages.detach().double(), 0.0)
+    return torch.stack([mask.sum().double(), valid.sum(), valid.square().sum()])
+
+
+class AdvantageNormalizer:
+    """Subtracts a mean and divides by a standard deviation; see the module for when to call what.
+
+    In running mode the statistics are those of all batches so far, a batch weighted by its count and by
+    ``decay`` to the power of its age. Being ratios of decayed sums they have no start-up bias.
+
+    Args:
+        mode: see the module.
+        decay: 0.95 remembers about 20 updates.
+        limit: in running mode, normalised advantages are clamped to plus or minus this. With a sparse
+            reward all batches before the first success have almost no variance; without a limit that
+            first success would be divided by it.
+    """
+
+    def __init__(self, mode: NormalizationMode, decay: float = 0.95, limit: float = 10.0) -> None:
+        check_normalize(mode)
+        self.mode = mode
+        self.decay = decay
+        self.limit = limit
+        self._count = 0.0
+        self._sum = 0.0
+        self._sum_of_squares = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """``normalize`` may be called."""
+        return self.mode == "none" or self._count > 0
+
+    @property
+    def mean(self) -> float:
+        """Mean in force."""
+        return self._sum / self._count
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation in force."""
+        # Rounding can leave a variance of equal numbers just below 0.
+        return math.sqrt(max(self._sum_of_squares / self._count - self.mean**2, 0.0))
+
+    def observe(self, moments: Tensor) -> None:
+        """Take in the moments (3,) of one global batch, already summed over micro-batches and ranks."""
+        count, total, squares = moments.tolist()
+        if self.mode == "none" or count == 0:
+            return
+        keep = self.decay if self.mode == "running" else 0.0
+        self._count = keep * self._count + count
+        self._sum = keep * self._sum + total
+        self._sum_of_squares = keep * self._sum_of_squares + squares
+
+    def normalize(self, advantages: Tensor) -> Tensor:
+        """Normalised advantages of the same shape; masked entries are to be ignored afterwards."""
+        if self.mode == "none":
+            return advantages
+        if not self.ready:
+            raise RuntimeError("observe the moments of a first batch before normalizing")
+        normalized = (advantages - self.mean) / (self.std + 1e-8)
+        return normalized.clamp(-self.limit, self.limit) if self.mode == "running" else normalized
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, exact through JSON."""
+        return {"count": self._count, "sum": self._sum, "sum_of_squares": self._sum_of_squares}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
+        self._count = float(state["count"])
+        self._sum = float(state["sum"])
+        self._sum_of_squares = float(state["sum_of_squares"])

@@ -1,0 +1,1 @@
+"""The process group that torchrun started, or one process alone; a few reductions over it."""

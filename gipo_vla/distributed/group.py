@@ -1,0 +1,138 @@
+"""Start DeepSpeed's process group and reduce small things over it.
+
+One code path for one process and for many: without torchrun the group has a single rank. Every function
+here but ``rank`` and ``world_size`` is a collective: all ranks must call it, in the same order, so no call
+stands behind an ``if`` that ranks could decide differently.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from gipo_envs.errors import UserError
+
+
+def choose_device(setting: str) -> torch.device:
+    """``auto`` takes this rank's GPU where there is one.
+
+    Raises:
+        UserError: ``cuda`` on a machine without a GPU that torch can use.
+    """
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise UserError("learner.device is cuda, but torch finds no GPU: set learner.device=cpu or auto")
+    if setting == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
+    """Join the process group (gloo on CPU, NCCL on GPUs). Does nothing the second time."""
+    if dist.is_initialized():
+        return
+    alone = "RANK" not in os.environ
+    if alone:
+        # Otherwise DeepSpeed looks for mpi4py.
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    deepspeed = import_deepspeed()
+    if device.type == "cpu":
+        # DeepSpeed would compile a shared-memory collective for 45 s; gloo's serves.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(
+        dist_backend="gloo" if device.type == "cpu" else "nccl", timeout=timeout, verbose=False
+    )
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed without its chatter on stdout, which belongs to tables and JSON."""
+    stdout, sys.stdout = sys.stdout, sys.stderr
+    try:
+        import deepspeed
+        import deepspeed.ops
+        from deepspeed.utils import logger
+    finally:
+        sys.stdout = stdout
+    logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum in place over ranks, and return it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def smallest(value: int, device: torch.device) -> int:
+    """The smallest value that any rank gives."""
+    return int(_reduce(value, dist.ReduceOp.MIN, device))
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest value that any rank gives; with 0 and 1, whether any rank says so."""
+    return int(_reduce(value, dist.ReduceOp.MAX, device))
+
+
+def _reduce(value: int, operation: Any, device: torch.device) -> int:
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.int64, device=device)
+    dist.all_reduce(tensor, op=operation)
+    return int(tensor.item())
+
+
+def from_first(value: Any) -> Any:
+    """Rank 0's value, everywhere (small picklable things: a path, a flag)."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, everywhere (small picklable things)."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,1 @@
+"""Episodes on held-out initial states: results, tables, videos."""

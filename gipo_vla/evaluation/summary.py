@@ -1,0 +1,70 @@
+"""Success rates with intervals, as evaluation.json and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gipo_envs import EnvironmentSpec
+from rich.table import Table
+from scipy.stats import binomtest
+
+from gipo_vla.evaluation.episodes import EpisodeResult
+
+
+def rates(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Rates of some episodes, with the 95 % Wilson interval of ``success_once``."""
+    count = len(results)
+    successes = sum(result.success_once for result in results)
+    interval = binomtest(successes, count).proportion_ci(confidence_level=0.95, method="wilson")
+    return {
+        "episodes": count,
+        "success_once": successes / count,
+        "success_once_interval_95": [round(float(interval.low), 4), round(float(interval.high), 4)],
+        "success_at_end": sum(result.success_at_end for result in results) / count,
+        "mean_return": sum(result.episode_return for result in results) / count,
+        "mean_env_steps": sum(result.env_steps for result in results) / count,
+    }
+
+
+def by_task(spec: EnvironmentSpec, results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Rates over all tasks and, under ``tasks``, of each."""
+    return rates(results) | {
+        "tasks": {
+            name: rates(own)
+            for index, name in enumerate(spec.tasks)
+            if (own := [result for result in results if result.plan.task == index])
+        }
+    }
+
+
+def evaluation_json(
+    spec: EnvironmentSpec, headline: str, results: dict[str, Sequence[EpisodeResult]]
+) -> dict[str, Any]:
+    """evaluation.json: the headline mode on top, every other mode under its name."""
+    other = {mode: by_task(spec, own) for mode, own in results.items() if mode != headline}
+    return {"mode": headline} | by_task(spec, results[headline]) | other
+
+
+def table(evaluation: dict[str, Any]) -> Table:
+    """evaluation.json for people."""
+    view = Table(title="Success on held-out initial states")
+    for column in ("task", "mode", "episodes", "success once", "95 %", "success at end", "return"):
+        view.add_column(column, justify="left" if column in ("task", "mode") else "right")
+    modes = {evaluation["mode"]: evaluation} | {
+        mode: evaluation[mode] for mode in ("greedy", "sampled") if mode in evaluation
+    }
+    for mode, own in modes.items():
+        rows = dict(own["tasks"]) if len(own["tasks"]) > 1 else {}
+        for name, row in [*rows.items(), ("all" if rows else next(iter(own["tasks"])), own)]:
+            low, high = row["success_once_interval_95"]
+            view.add_row(
+                name,
+                mode,
+                str(row["episodes"]),
+                f"{row['success_once']:.2f}",
+                f"{low:.2f} .. {high:.2f}",
+                f"{row['success_at_end']:.2f}",
+                f"{row['mean_return']:.1f}",
+            )
+    return view

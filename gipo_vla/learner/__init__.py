@@ -1,0 +1,1 @@
+"""The learner: DeepSpeed engine, schedules, one update."""

@@ -1,0 +1,126 @@
+"""From drawn segments to what one forward sees.
+
+Padding is dropped before the forward: the valid transitions of a micro-batch stand in a row of R, with an
+index that puts their values back into the (N, L) grid on which credit works.
+
+Shape suffixes: N segments, L transitions of a segment, R valid transitions of the micro-batch, K chunk, D
+action dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gipo_vla.policies.base import Observations
+from gipo_vla.replay.segment import OBSERVATION_PREFIX, Arrays
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tensors of one forward, on the learner's device."""
+
+    observations: Observations
+    """R rows."""
+    tokens: Tensor
+    """int64 (R, K, D)."""
+    behaviour_log_probs: Tensor
+    """float32 (R, K, D)."""
+    behaviour_logits: Tensor | None
+    """float16 (R, K, D, V)."""
+    temperature: Tensor
+    """float32 (R,)."""
+    token_mask: Tensor
+    """bool (R, K, D): tokens of executed actions."""
+    lag: Tensor
+    """float32 (R,), in updates."""
+    lag_iterations: Tensor
+    """float32 (R,)."""
+    following: Observations
+    """N rows: the observation after each segment."""
+    mask: Tensor
+    """bool (N, L)."""
+    rewards: Tensor
+    """float32 (N, L, K), scaled."""
+    executed: Tensor
+    """int64 (N, L)."""
+    terminated: Tensor
+    """bool (N,)."""
+    stored_values: Tensor
+    """float32 (N, L)."""
+    stored_bootstrap_values: Tensor
+    """float32 (N,)."""
+    stored_advantages: Tensor
+    """float32 (N, L)."""
+
+    def grid(self, rows: Tensor) -> Tensor:
+        """Put rows (R,) into the (N, L) grid, zero at padding."""
+        grid = torch.zeros(self.mask.shape, dtype=rows.dtype, device=rows.device)
+        grid[self.mask] = rows
+        return grid
+
+
+def count_valid(segments: Arrays) -> tuple[int, int]:
+    """Valid transitions and valid tokens of drawn segments."""
+    length, chunk, dims = segments["tokens"].shape[1:4]
+    mask = np.arange(length) < segments["length"][:, None]
+    transitions = int(mask.sum())
+    return transitions, int((segments["executed"] * mask).sum()) * dims  # type: ignore[operator]
+
+
+def split(
+    segments: Arrays,
+    size: int,
+    device: torch.device,
+    reward_scale: float,
+    version: int,
+    iteration: int,
+) -> Iterator[MicroBatch]:
+    """Cut drawn segments into micro-batches of ``size`` segments."""
+    for start in range(0, len(segments["length"]), size):
+        part = {name: array[start : start + size] for name, array in segments.items()}
+        yield _micro_batch(part, device, reward_scale, version, iteration)
+
+
+def _micro_batch(
+    part: Arrays, device: torch.device, reward_scale: float, version: int, iteration: int
+) -> MicroBatch:
+    count, length, chunk, dims = part["tokens"].shape
+    mask = np.arange(length) < part["length"][:, None]
+    names = [name.removeprefix(OBSERVATION_PREFIX) for name in part if name.startswith(OBSERVATION_PREFIX)]
+
+    def tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.as_tensor(array, dtype=dtype).to(device, non_blocking=True)
+
+    def rows(name: str, dtype: torch.dtype | None = None) -> Tensor:
+        return tensor(part[name][mask], dtype)
+
+    row_index, column_index = np.nonzero(mask)
+    executed_rows = part["executed"][mask]
+    token_mask = (np.arange(chunk) < executed_rows[:, None])[:, :, None].repeat(dims, axis=2)
+    return MicroBatch(
+        observations={
+            name: tensor(part[OBSERVATION_PREFIX + name][row_index, column_index]) for name in names
+        },
+        tokens=rows("tokens", torch.int64),
+        behaviour_log_probs=rows("log_probs"),
+        behaviour_logits=rows("logits") if "logits" in part else None,
+        temperature=rows("temperature"),
+        token_mask=tensor(token_mask),
+        lag=tensor((version - part["version"][mask]).astype(np.float32)),  # type: ignore[operator]
+        lag_iterations=tensor((iteration - part["iteration"][mask]).astype(np.float32)),  # type: ignore[operator]
+        following={
+            name: tensor(part[OBSERVATION_PREFIX + name][np.arange(count), part["length"]]) for name in names
+        },
+        mask=tensor(mask),
+        rewards=tensor(part["rewards"] * np.float32(reward_scale)),  # type: ignore[operator]
+        executed=tensor(part["executed"], torch.int64),
+        terminated=tensor(part["terminated"]),
+        stored_values=tensor(part["values"]),
+        stored_bootstrap_values=tensor(part["bootstrap_value"]),
+        stored_advantages=tensor(part["advantages"]),
+    )

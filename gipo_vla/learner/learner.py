@@ -1,0 +1,423 @@
+"""One update: DeepSpeed engine, objective, credit, and the statistics that describe it.
+
+The loss of an update is the sum over its valid tokens divided by their number over all micro-batches and
+ranks, counted when the batch is drawn. So neither the number of ranks nor the cut into micro-batches
+changes a gradient. (DeepSpeed averages over ranks and over the micro-batches of an accumulation, so each
+micro-batch's share is multiplied by both before it is handed over.)
+
+Values for GAE come from the very forward that trains: credit of stale data is recomputed with the current
+value head at no extra forward. Only the observation that follows each segment is valued apart, without
+gradient.
+
+An update whose loss or gradient is not finite is skipped on all ranks alike (DeepSpeed reduces the norm
+over them), counted, and makes no new version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gipo_envs.errors import UserError
+from torch import Tensor, nn
+
+from gipo_vla.config import LearnerSettings
+from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
+from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
+from gipo_vla.distributed import group
+from gipo_vla.learner.batch import MicroBatch, count_valid, split
+from gipo_vla.learner.optimizer import GroupClippedAdamW
+from gipo_vla.learner.schedule import learning_rate_factor
+from gipo_vla.objectives.base import ObjectiveSettings, objective_loss
+from gipo_vla.objectives.diagnostics import StalenessDiagnostics, staleness_metrics
+from gipo_vla.objectives.regularizers import RegularizerSettings, regularizer_loss
+from gipo_vla.policies.base import Evaluation, Policy
+from gipo_vla.replay.segment import Arrays
+
+# Indices of the sums that one update collects over micro-batches and ranks.
+_SUMS = (
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "kl_behaviour",
+    "kl_reference",
+    "lag_iterations",
+    "advantage",
+    "advantage_square",
+    "target",
+    "target_square",
+    "error",
+    "error_square",
+    "value",
+)
+
+
+class NonFiniteError(RuntimeError):
+    """Too many updates in a row had a loss or gradient that is not finite."""
+
+
+@dataclass
+class Update:
+    """A drawn batch on its way through the learner."""
+
+    micro_batches: list[MicroBatch]
+    transitions: int
+    """Valid transitions over all ranks."""
+    tokens: int
+    """Valid tokens over all ranks."""
+    sums: Tensor
+    moments: Tensor
+    """Of the advantages before normalisation: count, sum, sum of squares."""
+    observed: bool
+    """The normaliser has taken in these moments already, by an extra pass."""
+    lag_max: float = 0.0
+    diagnostics: StalenessDiagnostics = field(default_factory=StalenessDiagnostics)
+
+
+class Learner:
+    """Trains a policy on segments.
+
+    Args:
+        policy: the module to train, on its device; DeepSpeed takes over its trainable parameters.
+        settings: see ``LearnerSettings``.
+        total_iterations: where the schedule of the learning rate ends.
+        reward_scale: multiplies rewards.
+        reference: frozen initial policy, for ``kl_reference``.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: LearnerSettings,
+        objective: ObjectiveSettings,
+        regularizers: RegularizerSettings,
+        credit: CreditAssigner,
+        normalizer: AdvantageNormalizer,
+        device: torch.device,
+        total_iterations: int,
+        reward_scale: float,
+        stored_values: bool = False,
+        reference: Policy | None = None,
+    ) -> None:
+        assert isinstance(policy, nn.Module)
+        self.policy, self.settings, self.device = policy, settings, device
+        self.objective, self.regularizers = objective, regularizers
+        self.credit, self.normalizer = credit, normalizer
+        self.reward_scale, self.stored_values, self.reference = reward_scale, stored_values, reference
+        self.total_iterations = settings.schedule_iterations or total_iterations
+        self.world = group.world_size()
+        per_round = settings.micro_batch_segments * self.world
+        if settings.batch_segments % per_round:
+            raise UserError(
+                f"learner.batch_segments is {settings.batch_segments}, no multiple of "
+                f"learner.micro_batch_segments {settings.micro_batch_segments} x {self.world} ranks"
+            )
+        self.segments_per_rank = settings.batch_segments // self.world
+        self.micro_batches = settings.batch_segments // per_round
+        """Micro-batches an update on each rank."""
+        self.attempted = 0
+        """Updates begun, skipped ones included."""
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.optimizer = GroupClippedAdamW(
+            self._parameter_groups(policy),
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            eps=settings.adam_epsilon,
+        )
+        self.engine = self._engine(policy)
+
+    def _parameter_groups(self, policy: Policy) -> list[dict[str, Any]]:
+        rates = {"policy": self.settings.policy_learning_rate, "value": self.settings.value_learning_rate}
+        clips = {"policy": self.settings.policy_gradient_clip, "value": self.settings.value_gradient_clip}
+        return [
+            {
+                "name": name,
+                "params": [parameter for _, parameter in parameters],
+                "lr": rates[name],
+                "base_lr": rates[name],
+                "clip": clips[name],
+            }
+            for name, parameters in policy.parameter_groups().items()
+            if parameters
+        ]
+
+    def _engine(self, policy: nn.Module) -> Any:
+        stage = self.settings.zero_stage
+        if stage == "auto":
+            stage = 1 if self.device.type == "cpu" else 2
+        engine, *_ = group.import_deepspeed().initialize(
+            model=policy,
+            optimizer=self.optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": self.settings.micro_batch_segments,
+                "gradient_accumulation_steps": self.micro_batches,
+                "zero_optimization": {"stage": stage},
+                # torch's own AdamW: DeepSpeed's compile for 45 s first.
+                "zero_allow_untested_optimizer": True,
+                "gradient_clipping": 0.0,
+                "steps_per_print": 2**31,
+            },
+        )
+        self.optimizer.create_state()
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+        return engine
+
+    @property
+    def version(self) -> int:
+        """Updates that changed the weights."""
+        return self.attempted - self.skipped
+
+    # --------------------------------------------------------------------------------------------- update
+
+    def begin(self, segments: Arrays, iteration: int) -> Update:
+        """Take a drawn batch (this rank's share): count it over ranks, move it, make the normaliser ready."""
+        transitions, tokens = count_valid(segments)
+        counts = torch.tensor([transitions, tokens], dtype=torch.int64, device=self.device)
+        transitions, tokens = group.sum_over_ranks(counts).tolist()
+        zeros = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.device)
+        extra_pass = self.normalizer.mode == "exact" or not self.normalizer.ready
+        update = Update(
+            list(
+                split(
+                    segments,
+                    self.settings.micro_batch_segments,
+                    self.device,
+                    self.reward_scale,
+                    self.version,
+                    iteration,
+                )
+            ),
+            transitions,
+            tokens,
+            zeros,
+            torch.zeros(3, dtype=torch.float64, device=self.device),
+            observed=extra_pass,
+        )
+        if extra_pass:
+            self.normalizer.observe(self._moments_by_extra_pass(update.micro_batches))
+        return update
+
+    @torch.no_grad()
+    def _moments_by_extra_pass(self, micro_batches: Iterable[MicroBatch]) -> Tensor:
+        moments = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for batch in micro_batches:
+            evaluation = self.policy.evaluate(batch.observations, batch.tokens, batch.temperature)
+            moments += advantage_moments(self._credit(batch, evaluation).advantages, batch.mask)
+        return group.sum_over_ranks(moments)
+
+    @torch.no_grad()
+    def _credit(self, batch: MicroBatch, evaluation: Evaluation) -> CreditOutput:
+        values = bootstrap = None
+        if self.credit.needs_values:
+            if self.stored_values:
+                values, bootstrap = batch.stored_values, batch.stored_bootstrap_values
+            else:
+                values = batch.grid(evaluation.values.detach().float())
+                bootstrap = self.policy.value(batch.following)
+        log_ratios = torch.where(
+            batch.token_mask, evaluation.log_probs.detach().float() - batch.behaviour_log_probs, 0.0
+        )
+        return self.credit.on_batch(
+            CreditBatch(
+                rewards=batch.rewards,
+                executed=batch.executed,
+                mask=batch.mask,
+                terminated=batch.terminated,
+                values=values,
+                bootstrap_values=bootstrap,
+                log_ratios=batch.grid(log_ratios.sum((1, 2))),
+                advantages=batch.stored_advantages,
+            )
+        )
+
+    def micro_step(self, update: Update, index: int) -> None:
+        """Forward and backward of one micro-batch; the last one of the update also steps the optimizer."""
+        batch = update.micro_batches[index]
+        evaluation: Evaluation = self.engine(batch.observations, batch.tokens, batch.temperature)
+        credit = self._credit(batch, evaluation)
+        update.moments += advantage_moments(credit.advantages, batch.mask)
+        advantages = self.normalizer.normalize(credit.advantages)[batch.mask]
+
+        objective = objective_loss(
+            evaluation.log_probs, batch.behaviour_log_probs, advantages, batch.token_mask, self.objective
+        )
+        with torch.no_grad():
+            reference = (
+                self.reference.evaluate(batch.observations, batch.tokens, batch.temperature)
+                if self.reference is not None
+                else None
+            )
+        regularizer = regularizer_loss(
+            evaluation.log_probs,
+            evaluation.entropies,
+            batch.behaviour_log_probs,
+            batch.token_mask,
+            self.regularizers,
+            logits=evaluation.logits,
+            behaviour_logits=batch.behaviour_logits,
+            reference_log_probs=reference.log_probs if reference else None,
+            reference_logits=reference.logits if reference else None,
+        )
+        policy_loss = (objective.loss + regularizer.loss).sum() / update.tokens
+        if self.attempted < self.settings.value_only_updates:
+            policy_loss = 0.0 * policy_loss
+        values = evaluation.values
+        if credit.value_targets is not None:
+            targets = credit.value_targets[batch.mask]
+            value_errors = nn.functional.huber_loss(
+                values, targets, reduction="none", delta=self.settings.huber_delta
+            )
+        else:
+            # Keeps the value head in the graph, with a gradient of zero.
+            targets, value_errors = values.detach(), 0.0 * values
+        value_loss = value_errors.sum() / update.transitions
+        loss = policy_loss + self.settings.value_loss_coefficient * value_loss
+        self.engine.backward(loss * (self.world * self.micro_batches))
+        self.engine.step()
+
+        with torch.no_grad():
+            error = targets - values
+            lags = batch.lag_iterations
+            update.sums += torch.stack(
+                [
+                    objective.loss.sum(),
+                    value_errors.sum(),
+                    regularizer.entropy.sum(),
+                    regularizer.kl_behaviour.sum(),
+                    regularizer.kl_reference.sum(),
+                    lags.sum(),
+                    *(v.sum() for x in (advantages, targets, error) for v in (x.double(), x.double() ** 2)),
+                    values.sum(),
+                ]
+            ).double()
+            update.lag_max = max(update.lag_max, float(lags.max()))
+            update.diagnostics.add(objective, advantages, batch.lag, batch.token_mask)
+
+    def end(self, update: Update) -> dict[str, float]:
+        """Close an update after its last micro-batch; returns its metrics (the same on every rank).
+
+        Raises:
+            NonFiniteError: ``max_nonfinite_updates`` in a row were skipped.
+        """
+        self.attempted += 1
+        if self.engine.skipped_steps > self.skipped:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= self.settings.max_nonfinite_updates:
+                raise NonFiniteError(
+                    f"{self.skipped_in_a_row} updates in a row had a loss or gradient that is not finite "
+                    "(learner.max_nonfinite_updates): lower learner.policy_learning_rate, or check that "
+                    "env.reward_scale keeps returns near 1"
+                )
+            return {"learner/skipped": 1.0}
+        self.skipped_in_a_row = 0
+        moments = group.sum_over_ranks(update.moments)
+        if self.normalizer.mode == "running" and not update.observed:
+            self.normalizer.observe(moments)
+        return {"learner/skipped": 0.0} | self._metrics(update)
+
+    def _metrics(self, update: Update) -> dict[str, float]:
+        sums = dict(zip(_SUMS, group.sum_over_ranks(update.sums).tolist()))
+        n, tokens = update.transitions, update.tokens
+        metrics = {
+            "loss/policy": sums["policy_loss"] / tokens,
+            "loss/value": sums["value_loss"] / n,
+            "policy/entropy": sums["entropy"] / tokens,
+            "policy/kl_behaviour": sums["kl_behaviour"] / tokens,
+            "advantage/mean": sums["advantage"] / n,
+            "advantage/std": _std(n, sums["advantage"], sums["advantage_square"]),
+            "value/mean": sums["value"] / n,
+            "value/target_mean": sums["target"] / n,
+            "value/explained_variance": _explained(n, sums),
+            "staleness/lag_iterations_mean": sums["lag_iterations"] / n,
+            "staleness/lag_iterations_max": max(group.gather(update.lag_max)),
+        }
+        if self.reference is not None:
+            metrics["policy/kl_reference"] = sums["kl_reference"] / tokens
+        metrics |= {f"gradient_norm/{name}": norm for name, norm in self.optimizer.gradient_norms.items()}
+        packed = update.diagnostics.packed().cpu()
+        return metrics | staleness_metrics(torch.cat(group.gather(packed)))
+
+    # ------------------------------------------------------------------------------------------- schedule
+
+    def set_progress(self, iterations: float) -> float:
+        """Set the learning rates for ``iterations`` done (a fraction is allowed); returns the factor."""
+        s = self.settings
+        factor = learning_rate_factor(
+            iterations,
+            s.warmup_iterations,
+            self.total_iterations,
+            s.schedule,
+            s.final_learning_rate_fraction,
+        )
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = param_group["base_lr"] * factor
+        return factor
+
+    # ------------------------------------------------------------------------------------------- run state
+
+    def _named_parameters(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        for group_name, parameters in self.policy.parameter_groups().items():
+            for name, parameter in parameters:
+                yield group_name, name, parameter
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """float32 weights and moments by parameter name, whole on every rank (a collective call)."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        tensors = {}
+        for _, name, parameter in self._named_parameters():
+            tensors[f"weight/{name}"] = safe_get_full_fp32_param(parameter)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                tensors[f"{moment}/{name}"] = safe_get_full_optimizer_state(parameter, moment)
+        for param_group in self.optimizer.param_groups:
+            tensors[f"step/{param_group['name']}"] = self.optimizer.state[param_group["params"][0]]["step"]
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back ``optimizer_tensors``, at any number of ranks."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        for _, name, parameter in self._named_parameters():
+            weight = tensors[f"weight/{name}"].to(self.device)
+            parameter.copy_(weight)
+            safe_set_full_fp32_param(parameter, weight)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                safe_set_full_optimizer_state(parameter, tensors[f"{moment}/{name}"].to(self.device), moment)
+        for param_group in self.optimizer.param_groups:
+            for parameter in param_group["params"]:
+                self.optimizer.state[parameter]["step"].copy_(tensors[f"step/{param_group['name']}"])
+
+    def counters(self) -> dict[str, Any]:
+        """Plain values that go with the tensors."""
+        return {
+            "attempted": self.attempted,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "total_iterations": self.total_iterations,
+            "normalizer": self.normalizer.state_dict(),
+            "credit": self.credit.state_dict(),
+        }
+
+    def load_counters(self, values: Mapping[str, Any]) -> None:
+        """Take back ``counters``."""
+        self.attempted, self.skipped = values["attempted"], values["skipped"]
+        self.skipped_in_a_row = values["skipped_in_a_row"]
+        self.total_iterations = values["total_iterations"]
+        self.engine.skipped_steps = self.skipped
+        self.normalizer.load_state_dict(values["normalizer"])
+        self.credit.load_state_dict(values["credit"])
+
+
+def _std(count: int, total: float, squares: float) -> float:
+    return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
+
+
+def _explained(count: int, sums: dict[str, float]) -> float:
+    """1 - Var(target - value) / Var(target); 0 where targets do not vary."""
+    variance = _std(count, sums["target"], sums["target_square"]) ** 2
+    error = _std(count, sums["error"], sums["error_square"]) ** 2
+    return 1.0 - error / variance if variance > 1e-12 else 0.0

@@ -1,0 +1,54 @@
+"""AdamW whose groups are clipped apart.
+
+DeepSpeed clips the gradient of all groups by one norm, so a value loss of a new scale would shrink the
+policy's steps. ZeRO hands each group's share of the averaged gradient to the optimizer it wraps, one group
+at a time, so clipping there is exact for every number of ranks; DeepSpeed's own clipping stays off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gipo_vla.distributed.group import sum_over_ranks
+
+
+class GroupClippedAdamW(torch.optim.AdamW):
+    """AdamW with a ``clip`` and a ``name`` in each group; no weight decay.
+
+    ``gradient_norms`` holds each group's norm before clipping, of the last step.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, betas=betas, eps=eps, weight_decay=0.0)
+        self.gradient_norms: dict[str, float] = {}
+
+    def create_state(self) -> None:
+        """Create the moments of every group now instead of at the first step.
+
+        ZeRO links them to parameter names after the first step of the first group, when those of later
+        groups would not exist yet; and a checkpoint needs something to load into.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if not gradients:
+                continue
+            # Each rank holds its partition: the squares add up to those of the whole gradient.
+            squares = sum((gradient.double().square().sum() for gradient in gradients), start=torch.zeros(()))
+            norm = float(sum_over_ranks(squares.to(gradients[0].device)).sqrt())
+            self.gradient_norms[group["name"]] = norm
+            if norm > group["clip"]:
+                torch._foreach_mul_(gradients, group["clip"] / (norm + 1e-6))
+        super().step(closure)

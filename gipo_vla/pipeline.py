@@ -1,0 +1,382 @@
+"""The iteration: who waits for whom.
+
+One iteration collects S vector steps (one decision in every environment each) and makes U updates of M
+micro-batches. Vector step s is sent to the simulators before micro-batch floor(s * U * M / S), so they
+simulate while the learner trains; what finishes enters the replay at the end of the iteration and can be
+drawn from the next one on. With ``collect: all`` this order is fixed, and with it every number of a run.
+Saving, evaluating and logging happen between iterations and change nothing.
+
+No ``if`` here that ranks could decide differently stands before a collective call.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from gipo_envs import EnvironmentSpec, make_spec
+from gipo_envs.errors import UserError
+from torch import nn
+
+from gipo_vla.config import Config
+from gipo_vla.credit import base as credits
+from gipo_vla.credit.normalization import AdvantageNormalizer
+from gipo_vla.distributed import group
+from gipo_vla.learner.learner import Learner
+from gipo_vla.policies import registry as policies
+from gipo_vla.policies.base import Policy, copy_trainable
+from gipo_vla.policies.normalization import moments
+from gipo_vla.replay import samplers
+from gipo_vla.replay.plan import MemoryPlan, StalenessPlan, memory_plan, staleness_plan
+from gipo_vla.replay.ring import SegmentRing
+from gipo_vla.replay.segment import OBSERVATION_PREFIX, Arrays, SegmentLayout, layout
+from gipo_vla.rollout.actor import Actor, EpisodeRecord
+from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
+from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.telemetry.metrics import mean_of
+
+RECENT_EPISODES = 100
+
+
+def vector_steps(config: Config, spec: EnvironmentSpec, chunk: int, world: int) -> int:
+    """Decisions of every environment in one iteration, S."""
+    envs = world * config.rollout.workers * config.rollout.envs_per_worker
+    return math.ceil(config.rollout.env_steps / (envs * chunk * spec.action_repeat))
+
+
+def dispatch_schedule(steps: int, micro_batches: int) -> list[int]:
+    """Vector steps to send before each micro-batch: step s goes before floor(s * M / S)."""
+    counts = [0] * micro_batches
+    for step in range(steps):
+        counts[step * micro_batches // steps] += 1
+    return counts
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What follows from the settings alone, printed before anything is started."""
+
+    spec: EnvironmentSpec
+    layout: SegmentLayout
+    steps: int
+    staleness: StalenessPlan
+    memory: MemoryPlan
+
+
+def plan(config: Config, policy: Policy, spec: EnvironmentSpec, world: int) -> Plans:
+    """Sizes, staleness and memory of a run.
+
+    Raises:
+        UserError: a segment is longer than an episode.
+    """
+    decisions = math.ceil(spec.actions_limit / policy.chunk)
+    length = config.replay.segment_length
+    if length > decisions:
+        raise UserError(
+            f"replay.segment_length is {length}, longer than an episode of {decisions} decisions "
+            f"(env.step_limit {spec.step_limit} / action_repeat {spec.action_repeat} / chunk "
+            f"{policy.chunk}): lower it to {decisions} or less"
+        )
+    segment = layout(
+        spec,
+        length,
+        policy.chunk,
+        policy.action_dims,
+        policy.bins,
+        store_logits=config.regularizers.kl_behaviour == "exact"
+        and config.regularizers.kl_behaviour_coefficient > 0,
+    )
+    steps = vector_steps(config, spec, policy.chunk, world)
+    new = steps * world * config.rollout.workers * config.rollout.envs_per_worker
+    return Plans(
+        spec,
+        segment,
+        steps,
+        staleness_plan(
+            config.replay.capacity,
+            new,
+            config.learner.updates,
+            config.learner.batch_segments * length,
+            config.replay.max_lag,
+        ),
+        memory_plan(
+            segment, config.replay.capacity // world, int(config.replay.memory_limit_gb * 1e9), decisions
+        ),
+    )
+
+
+class Pipeline:
+    """A whole actor-learner of one rank.
+
+    Args:
+        config: the run.
+        policy: the policy to train, on ``device``.
+        plans: of ``plan``.
+        device: of learner and behaviour policy.
+        total_iterations: what the learning-rate schedule counts on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        plans: Plans,
+        device: torch.device,
+        total_iterations: int | None = None,
+    ) -> None:
+        assert isinstance(policy, nn.Module)
+        self.config, self.plans, self.device = config, plans, device
+        self.rank, self.world = group.rank(), group.world_size()
+        self.iteration = 0
+        """Iterations done."""
+        self.recent: deque[EpisodeRecord] = deque(maxlen=RECENT_EPISODES)
+        self.updates_done: list[dict[str, float]] = []
+        """Metrics of the updates of the iteration under way; its length is the cursor in the schedule."""
+        rollout = config.rollout
+        self.policy = policy
+        self.behaviour = policy.twin()
+        reference = policy.twin() if config.regularizers.kl_reference_coefficient > 0 else None
+        self.credit = credits.create(config.credit)
+        stored_values = getattr(config.credit, "values", "recomputed") == "stored"
+        self.learner = Learner(
+            policy,
+            config.learner,
+            config.objective,
+            config.regularizers,
+            self.credit,
+            AdvantageNormalizer(config.credit.normalize),
+            device,
+            total_iterations or config.iterations,
+            plans.spec.reward_scale,
+            stored_values,
+            reference,
+        )
+        self.replay = SegmentRing(
+            plans.layout,
+            config.replay.capacity // self.world,
+            int(config.replay.memory_limit_gb * 1e9),
+            samplers.uniform
+            if config.replay.sampler == "uniform"
+            else samplers.recency(config.replay.recency_half_life),
+            config.replay.max_lag,
+        )
+        self.replay_rng = generator(config.seed, Role.REPLAY, self.rank)
+        envs = rollout.workers * rollout.envs_per_worker
+        self.episodes = TrainingEpisodes(
+            plans.spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger
+        )
+        self.pool = WorkerPool(
+            config.env,
+            plans.spec,
+            rollout.workers,
+            rollout.envs_per_worker,
+            policy.chunk,
+            self.episodes.following,
+            rollout.worker_timeout_s,
+        )
+        act_generator = torch.Generator(device)
+        act_generator.manual_seed(integer_seed(config.seed, Role.ACTION, self.rank))
+        self.actor = Actor(
+            self.behaviour,
+            self.pool,
+            self.episodes.first(range(self.rank * envs, (self.rank + 1) * envs)),
+            plans.layout,
+            rollout.temperature,
+            act_generator,
+            device,
+            stored_values,
+            self._write_group_advantages if self.credit.needs_groups else None,
+            rollout.group_size,
+        )
+
+    def close(self) -> None:
+        self.pool.close()
+
+    # ------------------------------------------------------------------------------------------- iteration
+
+    def run_iteration(
+        self, should_stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float | int | None], dict[str, float]] | None:
+        """One iteration; returns its metrics (the same on every rank) and this rank's timings.
+
+        Args:
+            should_stop: asked after every update (all ranks must answer alike). If true the iteration is
+                left there and None returned; the next call, also after a checkpoint, goes on with it.
+        """
+        began = time.perf_counter()
+        steps_before = self.actor.env_steps
+        self.actor.iteration = self.iteration + 1
+        if not self.updates_done:
+            self._collect_until_drawable()
+        collected = time.perf_counter()
+        while len(self.updates_done) < self.config.learner.updates:
+            self.updates_done.append(self._update(len(self.updates_done)))
+            if should_stop():
+                self.actor.finish()
+                return None
+        if self.config.rollout.collect == "all":
+            self.actor.finish()
+        self._insert()
+        self.iteration += 1
+        metrics = self._metrics(self.updates_done)
+        self.updates_done = []
+        ended = time.perf_counter()
+        env_steps = self.world * (self.actor.env_steps - steps_before)
+        timings = {
+            "seconds": ended - began,
+            "collect_only_seconds": collected - began,
+            "env_steps_per_second": env_steps / max(ended - began, 1e-9),
+        }
+        return metrics, timings
+
+    def _collect_until_drawable(self) -> None:
+        """Collect without training until every rank may draw a batch."""
+        needed = self.learner.segments_per_rank
+        for _ in range(self.config.rollout.max_collection_rounds):
+            drawable = len(self.replay.drawable(self.learner.version))
+            if group.smallest(drawable, self.device) >= needed:
+                return
+            self._advance(self.plans.steps)
+            self.actor.finish()
+            self._insert()
+        raise UserError(
+            f"after {self.config.rollout.max_collection_rounds} rounds of collection fewer than {needed} "
+            f"segments a rank may be drawn: raise replay.max_lag ({self.config.replay.max_lag}) or "
+            "rollout.env_steps, or lower learner.batch_segments or learner.updates"
+        )
+
+    def _advance(self, steps: int) -> None:
+        """Send ``steps`` vector steps' worth of decisions to the simulators."""
+        ready = self.config.rollout.collect == "ready"
+        due = self.actor.decisions + steps * self.pool.envs
+        while self.actor.decisions < due:
+            self.actor.advance(ready)
+
+    def _update(self, index: int) -> dict[str, float]:
+        """Update number ``index`` of the iteration, with the vector steps that fall into it."""
+        settings, micro_batches = self.config.learner, self.learner.micro_batches
+        schedule = dispatch_schedule(self.plans.steps, settings.updates * micro_batches)
+        factor = self.learner.set_progress(self.iteration + index / settings.updates)
+        segments = self.replay.sample(
+            self.learner.segments_per_rank, self.replay_rng, self.learner.version
+        )
+        update = self.learner.begin(segments, self.iteration + 1)
+        for micro_batch in range(micro_batches):
+            self._advance(schedule[index * micro_batches + micro_batch])
+            self.learner.micro_step(update, micro_batch)
+        row = self.learner.end(update) | {"learner/learning_rate_factor": factor}
+        if self.learner.attempted % self.config.rollout.sync_every == 0:
+            self.synchronize()
+        return row
+
+    def synchronize(self) -> None:
+        """Copy the learner's weights to the behaviour policy."""
+        assert isinstance(self.policy, nn.Module) and isinstance(self.behaviour, nn.Module)
+        copy_trainable(self.policy, self.behaviour)
+        self.actor.version = self.learner.version
+
+    def _insert(self) -> None:
+        """Move closed segments into the replay, and their states into the normaliser while it learns."""
+        segments = self.actor.take_segments()
+        for segment in segments:
+            self.replay.add(segment)
+        normalizer = self.policy.normalizer
+        if normalizer is None or self.iteration >= self.policy.normalizer_iterations:
+            return
+        states = [
+            segment[f"{OBSERVATION_PREFIX}state"][: int(segment["length"])] for segment in segments
+        ] or [np.empty((0, len(normalizer.mean)), np.float32)]
+        count, total, squares = moments(torch.from_numpy(np.concatenate(states)))
+        packed = group.sum_over_ranks(torch.cat([count[None], total, squares]).to(self.device))
+        size = len(total)
+        normalizer.update(packed[0], packed[1 : 1 + size], packed[1 + size :])
+
+    def _write_group_advantages(self, episodes: Sequence[list[Arrays]]) -> None:
+        """Ask the credit for the advantages of a complete group and write them into its segments."""
+        views = []
+        for episode in episodes:
+            lengths = [int(segment["length"]) for segment in episode]
+
+            def joined(name: str, own: list[Arrays] = episode, n: list[int] = lengths) -> np.ndarray:
+                return np.concatenate([segment[name][:k] for segment, k in zip(own, n)])
+
+            views.append(
+                credits.GroupEpisode(
+                    group=int(episode[0]["group"]),
+                    rewards=joined("rewards") * np.float32(self.plans.spec.reward_scale),
+                    executed=joined("executed"),
+                    success=joined("success"),
+                    terminated=bool(episode[-1]["terminated"]),
+                )
+            )
+        for episode, advantages in zip(episodes, self.credit.on_group(views), strict=True):
+            at = 0
+            for segment in episode:
+                length = int(segment["length"])
+                segment["advantages"][:length] = advantages[at : at + length]
+                at += length
+
+    # --------------------------------------------------------------------------------------------- metrics
+
+    def _metrics(self, updates: list[dict[str, float]]) -> dict[str, float | int | None]:
+        gathered = group.gather(
+            (
+                self.actor.take_episodes(),
+                self.actor.env_steps,
+                self.replay.transitions,
+                len(self.replay),
+                self.pool.faults,
+                self.actor.dropped_segments,
+            )
+        )
+        episodes = [record for own, *_ in gathered for record in own]
+        self.recent.extend(episodes)
+        totals = [sum(column) for column in list(zip(*gathered))[1:]]
+        row: dict[str, float | int | None] = {
+            "iteration": self.iteration,
+            "env_steps": totals[0],
+            "updates": self.learner.version,
+            "episodes": len(episodes),
+            "success_once": _mean([record.success_once for record in episodes]),
+            "success_at_end": _mean([record.success_at_end for record in episodes]),
+            "success_once_recent": _mean([record.success_once for record in self.recent]),
+            "episode_return": _mean([record.episode_return for record in episodes]),
+            "episode_env_steps": _mean([record.env_steps for record in episodes]),
+            "replay/transitions": totals[1],
+            "replay/segments": totals[2],
+            "rollout/worker_faults": totals[3],
+            "rollout/dropped_segments": totals[4],
+            "learner/skipped_total": self.learner.skipped,
+        }
+        names = self.plans.spec.tasks
+        if len(names) > 1:
+            for index, name in enumerate(names):
+                own = [record.success_once for record in self.recent if record.task == index]
+                row[f"task/{name}/success_once_recent"] = _mean(own)
+        merged = mean_of(updates)
+        skipped = merged.pop("learner/skipped", 0.0)
+        return row | {"learner/skipped": round(skipped * len(updates))} | merged
+
+
+def _mean(values: Sequence[float | bool]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def build_policy(config: Config, spec: EnvironmentSpec, device: torch.device) -> Policy:
+    """The configured policy with initial weights that depend on the seed alone (the same on every rank)."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(integer_seed(config.seed, Role.INITIALIZATION) % 2**63)
+        return policies.build(config.policy, spec, device)
+
+
+def environment_spec(config: Config) -> EnvironmentSpec:
+    """The environment's spec; errors name the section of the settings."""
+    try:
+        return make_spec(config.env)
+    except UserError as error:
+        raise UserError(f"env: {error}") from error

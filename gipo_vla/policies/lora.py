@@ -1,0 +1,113 @@
+"""Low-rank adapters through peft, with every target module named.
+
+peft's ``all-linear`` skips or hits the output head depending on how a Llama is wrapped, so nothing is left
+to patterns: the caller lists the modules by tower, and injection fails if a single one was missed or added.
+Dropout is always 0: the ratio of two log-probs must not contain its noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from gipo_envs.errors import UserError
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+ADAPTER = "default"
+Tower = Literal["vision", "patch_embeddings", "projector", "language_model", "action_head"]
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Which matrices get an adapter, and of which size."""
+
+    rank: int = 32
+    alpha: float = 16.0
+    """Adapters are scaled by alpha / rank. 16 with rank 32 is what OpenVLA-OFT publishes."""
+    towers: tuple[Tower, ...] = ("language_model",)
+    """Parts of the network with adapters. The published checkpoints were made with all of them; the
+    language model alone spares the vision towers' activations."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the adapters when the frozen weights are bfloat16. float32 takes small steps exactly, and half as
+    much activation memory again; bfloat16 needs an optimiser with its own float32 copy."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"policy.lora.rank is {self.rank}: it must be at least 1")
+        if self.alpha <= 0:
+            raise UserError(f"policy.lora.alpha is {self.alpha}: it must be above 0")
+        if not self.towers or len(set(self.towers)) != len(self.towers):
+            raise UserError(
+                f"policy.lora.towers is {list(self.towers)}: name each part once, out of vision, "
+                "patch_embeddings, projector, language_model, action_head"
+            )
+
+
+def inject(
+    network: nn.Module, targets: Sequence[str], settings: LoraSettings, ranks: Mapping[str, int] | None = None
+) -> None:
+    """Freeze a network and put an adapter on each of the named modules (in place).
+
+    The adapters start as the identity. ``ranks`` overrides the rank of single modules, at the same scale
+    alpha / rank.
+    """
+    network.requires_grad_(False)
+    ranks = {name: rank for name, rank in (ranks or {}).items() if rank != settings.rank}
+    scale = settings.alpha / settings.rank
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=list(targets),
+        rank_pattern={f"^{name}$": rank for name, rank in ranks.items()},
+        alpha_pattern={f"^{name}$": scale * rank for name, rank in ranks.items()},
+        bias="none",
+    )
+    inject_adapter_in_model(config, network, ADAPTER)
+    injected = {name for name, _ in adapted_modules(network)}
+    if injected != set(targets):
+        missed, extra = sorted(set(targets) - injected), sorted(injected - set(targets))
+        raise RuntimeError(f"peft adapted other modules than asked: missed {missed[:5]}, extra {extra[:5]}")
+    dtype = getattr(torch, settings.dtype)
+    for parameter in adapter_parameters(network):
+        if parameter.dtype.itemsize < torch.float32.itemsize or dtype == torch.float32:
+            parameter.data = parameter.data.to(dtype)
+
+
+def adapted_modules(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """Name and module of every adapted layer."""
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def adapter_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
+    for name, parameter in network.named_parameters():
+        if f".lora_A.{ADAPTER}." in name or f".lora_B.{ADAPTER}." in name:
+            yield parameter
+
+
+@torch.no_grad()
+def merged_weight(layer: LoraLayer) -> Tensor:
+    """The weight of a layer with its adapter added, as a new tensor; the layer stays as it is.
+
+    The sum is made in float32 and rounded once.
+    """
+    weight = layer.get_base_layer().weight
+    low, high = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return low_rank_sum(weight, low, high, layer.scaling[ADAPTER])
+
+
+@torch.no_grad()
+def low_rank_sum(weight: Tensor, low: Tensor, high: Tensor, scale: float) -> Tensor:
+    """weight + scale * high @ low in float32, rounded to the weight's dtype.
+
+    ``low`` (rank, inputs) is peft's A and ``high`` (outputs, rank) its B; a convolution's are 4-D, with the
+    window in A.
+    """
+    delta = high.float().flatten(1) @ low.float().flatten(1)
+    return (weight.float() + scale * delta.view(weight.shape)).to(weight.dtype)

@@ -1,0 +1,155 @@
+"""A small policy on state vectors: the same tokens, objective and learner as a VLA, on a laptop.
+
+Separate actor and critic trunks (a shared one lets the value loss move the policy's features), 256 bins a
+dimension, one action a decision. Inputs are normalised with running statistics of the first iterations,
+which then freeze: while they move, the log-ratio of old data moves with them.
+
+Shape suffixes: B batch, S state, K steps of a chunk, D action dimensions, V bins.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from gipo_envs import EnvironmentSpec
+from gipo_envs.errors import UserError
+from torch import Tensor, nn
+
+from gipo_vla.policies.base import (
+    Decision,
+    Evaluation,
+    Observations,
+    sample_tokens,
+    token_entropies,
+    token_log_probs,
+)
+from gipo_vla.policies.normalization import RunningNormalizer
+
+
+@dataclass(frozen=True)
+class MlpSettings:
+    """Settings of the state policy."""
+
+    name: Literal["mlp"] = "mlp"
+    hidden: tuple[int, ...] = (128, 128)
+    """Widths of the hidden layers of actor and critic."""
+    bins: int = 256
+    """Bins a dimension on [-1, 1]."""
+    chunk: int = 1
+    """Actions a decision. Above 1 the chunk is executed open loop."""
+    greedy: Literal["mean", "mode"] = "mean"
+    """What acting without noise means: the bin nearest to the distribution's mean action (steadier), or the
+    most likely bin."""
+    normalizer_iterations: int = 30
+    """Iterations after which the statistics of the observations freeze."""
+
+    def __post_init__(self) -> None:
+        for key, value, least in (("bins", self.bins, 2), ("chunk", self.chunk, 1)):
+            if value < least:
+                raise UserError(f"policy.{key} is {value}: it must be at least {least}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise UserError(f"policy.hidden is {list(self.hidden)}: give at least one positive width")
+
+
+def _trunk(inputs: int, hidden: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layer = nn.Linear(inputs, width)
+        nn.init.orthogonal_(layer.weight, gain=nn.init.calculate_gain("tanh"))
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.Tanh()]
+        inputs = width
+    return nn.Sequential(*layers), inputs
+
+
+class MlpPolicy(nn.Module):
+    """Implements ``gipo_vla.policies.base.Policy`` on ``observations["state"]``."""
+
+    def __init__(self, settings: MlpSettings, spec: EnvironmentSpec) -> None:
+        super().__init__()
+        if "state" not in spec.observation:
+            raise UserError("policy=mlp reads state vectors: add state to env.observations")
+        self.settings = settings
+        self.chunk, self.action_dims, self.bins = settings.chunk, spec.action_size, settings.bins
+        state_size = spec.observation["state"].shape[0]
+        self.tasks = len(spec.tasks)
+        self.normalizer = RunningNormalizer(state_size)
+        self.normalizer_iterations = settings.normalizer_iterations
+        # A multi-task policy is told its task as a one-hot vector, as is usual on MT10 and MT50.
+        inputs = state_size + (self.tasks if self.tasks > 1 else 0)
+        self.actor, width = _trunk(inputs, settings.hidden)
+        self.action_head = nn.Linear(width, self.chunk * self.action_dims * self.bins)
+        # Near-uniform at the start: the first episodes explore the whole range of every dimension.
+        nn.init.normal_(self.action_head.weight, std=0.01)
+        nn.init.zeros_(self.action_head.bias)
+        self.critic, width = _trunk(inputs, settings.hidden)
+        self.value_head = nn.Linear(width, 1)
+        nn.init.zeros_(self.value_head.bias)
+        self.register_buffer("bin_centres", torch.linspace(-1.0, 1.0, self.bins), persistent=False)
+
+    def _inputs(self, observations: Observations) -> Tensor:
+        state = self.normalizer(observations["state"])
+        if self.tasks == 1:
+            return state
+        one_hot = nn.functional.one_hot(observations["task"].long(), self.tasks).to(state.dtype)
+        return torch.cat([state, one_hot], dim=-1)
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        return self.action_head(self.actor(inputs)).reshape(-1, self.chunk, self.action_dims, self.bins)
+
+    def _values(self, inputs: Tensor) -> Tensor:
+        return self.value_head(self.critic(inputs)).squeeze(-1).float()
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: Observations,
+        temperature: float,
+        generator: torch.Generator | None = None,
+        greedy: bool = False,
+    ) -> Decision:
+        inputs = self._inputs(observations)
+        logits_BKDV = self._logits(inputs).float() / temperature
+        if not greedy:
+            tokens = sample_tokens(logits_BKDV, generator)
+        elif self.settings.greedy == "mode":
+            tokens = logits_BKDV.argmax(-1)
+        else:
+            mean = (torch.softmax(logits_BKDV, -1) * self.bin_centres).sum(-1)
+            tokens = ((mean + 1) / 2 * (self.bins - 1)).round().long().clamp(0, self.bins - 1)
+        return Decision(tokens, token_log_probs(logits_BKDV, tokens), self._values(inputs), logits_BKDV)
+
+    def evaluate(self, observations: Observations, tokens: Tensor, temperature: Tensor) -> Evaluation:
+        inputs = self._inputs(observations)
+        logits_BKDV = self._logits(inputs).float() / temperature.reshape(-1, 1, 1, 1)
+        return Evaluation(
+            token_log_probs(logits_BKDV, tokens),
+            token_entropies(logits_BKDV),
+            self._values(inputs),
+            logits_BKDV,
+        )
+
+    forward = evaluate
+
+    @torch.no_grad()
+    def value(self, observations: Observations) -> Tensor:
+        return self._values(self._inputs(observations))
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return self.bin_centres[tokens]
+
+    def twin(self) -> Self:
+        # The normaliser is shared on purpose: behaviour and learner must see the same inputs.
+        shared = {id(self.normalizer): self.normalizer}
+        return copy.deepcopy(self, shared).requires_grad_(False)
+
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"policy": [], "value": []}
+        for name, parameter in self.named_parameters():
+            groups["value" if name.startswith(("critic", "value_head")) else "policy"].append(
+                (name, parameter)
+            )
+        return groups

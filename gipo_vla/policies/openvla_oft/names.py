@@ -1,0 +1,198 @@
+"""Every tensor of a published OpenVLA(-OFT) checkpoint, and where it lives in this network.
+
+The published files carry timm's names for the towers (fused query-key-value projections, LayerScale renamed
+to ``scale_factor`` because transformers once rewrote every ``gamma``) and transformers' names for the Llama.
+Tensors that never influence an action, because OpenVLA takes the second-to-last block's output, are listed
+as *dead*: reading drops them, writing puts them back so that the original code loads the result.
+
+Source of the layout: ``prismatic/extern/hf/modeling_prismatic.py`` and timm 0.9.10's ``VisionTransformer``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gipo_vla.policies.openvla_oft.settings import (
+    ACTION_IDS,
+    PATCH_SIZE,
+    REGISTER_TOKENS,
+    Architecture,
+    TowerSettings,
+)
+
+Shape = tuple[int, ...]
+DINO = "vision_backbone.featurizer"
+SIGLIP = "vision_backbone.fused_featurizer"
+
+
+@dataclass(frozen=True)
+class PublishedTensor:
+    """One tensor of the published layout."""
+
+    shape: Shape
+    native: tuple[str, ...]
+    """Names in this network: none (dead), one, or three that the published tensor holds stacked along its
+    first axis (query, key, value)."""
+    rows: tuple[int, int] | None = None
+    """Only these rows are used (the action ids of the language model's head)."""
+    leading_axis: bool = False
+    """The published tensor has an axis of length one in front that ours has not."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the same tensor in older files."""
+
+    @property
+    def dead(self) -> bool:
+        return not self.native
+
+
+Layout = dict[str, PublishedTensor]
+
+
+def published_layout(architecture: Architecture, full_vocabulary: bool = False) -> Layout:
+    """Published name to shape and place, in the order in which the original model registers them."""
+    layout: Layout = {}
+    _add_dino(layout, architecture.dino, architecture.patches)
+    _add_siglip(layout, architecture.siglip, architecture.patches)
+    vision, width = architecture.vision_width, architecture.hidden
+    for name, fan_in, fan_out in (
+        ("fc1", vision, 4 * vision),
+        ("fc2", 4 * vision, width),
+        ("fc3", width, width),
+    ):
+        _add_linear(layout, f"projector.{name}", (f"projector.{name}",), fan_in, fan_out)
+    _add_llama(layout, architecture, full_vocabulary)
+    return layout
+
+
+def to_native(tensor: Tensor, entry: PublishedTensor) -> list[tuple[str, Tensor]]:
+    """Names and values in this network of a published tensor; nothing for a dead one."""
+    if entry.dead:
+        return []
+    if entry.rows is not None:
+        tensor = tensor[slice(*entry.rows)]
+    if entry.leading_axis:
+        tensor = tensor.squeeze(0)
+    return list(zip(entry.native, tensor.chunk(len(entry.native)), strict=True))
+
+
+def to_published(tensors: Sequence[Tensor], entry: PublishedTensor) -> Tensor:
+    """The published tensor of this network's ones. With ``rows``, only those rows."""
+    tensor = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+    return tensor.unsqueeze(0) if entry.leading_axis else tensor
+
+
+def _add(layout: Layout, name: str, shape: Shape, *native: str, aliases: tuple[str, ...] = ()) -> None:
+    layout[name] = PublishedTensor(shape, native, aliases=aliases)
+
+
+def _add_linear(
+    layout: Layout, name: str, native: tuple[str, ...], fan_in: int, fan_out: int, bias: bool = True
+) -> None:
+    _add(layout, f"{name}.weight", (fan_out, fan_in), *(f"{module}.weight" for module in native))
+    if bias:
+        _add(layout, f"{name}.bias", (fan_out,), *(f"{module}.bias" for module in native))
+
+
+def _add_norm(layout: Layout, name: str, native: tuple[str, ...], width: int) -> None:
+    for leaf in ("weight", "bias"):
+        _add(layout, f"{name}.{leaf}", (width,), *(f"{module}.{leaf}" for module in native))
+
+
+def _add_patches(layout: Layout, name: str, native: str, width: int) -> None:
+    _add(layout, f"{name}.weight", (width, 3, PATCH_SIZE, PATCH_SIZE), f"{native}.weight")
+    _add(layout, f"{name}.bias", (width,), f"{native}.bias")
+
+
+def _add_dino(layout: Layout, tower: TowerSettings, patches: int) -> None:
+    width, native = tower.width, "vision.dino.embeddings"
+    _add(layout, f"{DINO}.cls_token", (1, 1, width), f"{native}.cls_token")
+    _add(layout, f"{DINO}.reg_token", (1, REGISTER_TOKENS, width), f"{native}.register_tokens")
+    _add(layout, f"{DINO}.pos_embed", (1, patches, width), f"{native}.position_embeddings")
+    _add_patches(layout, f"{DINO}.patch_embed.proj", f"{native}.projection", width)
+    for index in range(tower.depth):
+        block = f"{DINO}.blocks.{index}"
+        live = index < tower.live_depth
+        layer = f"vision.dino.encoder.layer.{index}"
+
+        def place(*names: str, live: bool = live, layer: str = layer) -> tuple[str, ...]:
+            return tuple(f"{layer}.{name}" for name in names) if live else ()
+
+        _add_norm(layout, f"{block}.norm1", place("norm1"), width)
+        qkv = place("attention.q_proj", "attention.k_proj", "attention.v_proj")
+        _add_linear(layout, f"{block}.attn.qkv", qkv, width, 3 * width)
+        _add_linear(layout, f"{block}.attn.proj", place("attention.o_proj"), width, width)
+        scale1, scale2 = place("layer_scale1.lambda1"), place("layer_scale2.lambda1")
+        _add(layout, f"{block}.ls1.scale_factor", (width,), *scale1, aliases=(f"{block}.ls1.gamma",))
+        _add_norm(layout, f"{block}.norm2", place("norm2"), width)
+        _add_linear(layout, f"{block}.mlp.fc1", place("mlp.fc1"), width, tower.mlp)
+        _add_linear(layout, f"{block}.mlp.fc2", place("mlp.fc2"), tower.mlp, width)
+        _add(layout, f"{block}.ls2.scale_factor", (width,), *scale2, aliases=(f"{block}.ls2.gamma",))
+    _add_norm(layout, f"{DINO}.norm", (), width)
+
+
+def _add_siglip(layout: Layout, tower: TowerSettings, patches: int) -> None:
+    width, native = tower.width, "vision.siglip.embeddings"
+    layout[f"{SIGLIP}.pos_embed"] = PublishedTensor(
+        (1, patches, width), (f"{native}.position_embedding.weight",), leading_axis=True
+    )
+    _add_patches(layout, f"{SIGLIP}.patch_embed.proj", f"{native}.patch_embedding", width)
+    for index in range(tower.depth):
+        block = f"{SIGLIP}.blocks.{index}"
+        live = index < tower.live_depth
+        layer = f"vision.siglip.encoder.layers.{index}"
+
+        def place(*names: str, live: bool = live, layer: str = layer) -> tuple[str, ...]:
+            return tuple(f"{layer}.{name}" for name in names) if live else ()
+
+        _add_norm(layout, f"{block}.norm1", place("layer_norm1"), width)
+        qkv = place("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        _add_linear(layout, f"{block}.attn.qkv", qkv, width, 3 * width)
+        _add_linear(layout, f"{block}.attn.proj", place("self_attn.out_proj"), width, width)
+        _add_norm(layout, f"{block}.norm2", place("layer_norm2"), width)
+        _add_linear(layout, f"{block}.mlp.fc1", place("mlp.fc1"), width, tower.mlp)
+        _add_linear(layout, f"{block}.mlp.fc2", place("mlp.fc2"), tower.mlp, width)
+    _add_norm(layout, f"{SIGLIP}.norm", (), width)
+    pool = f"{SIGLIP}.attn_pool"
+    _add(layout, f"{pool}.latent", (1, 1, width))
+    _add_linear(layout, f"{pool}.q", (), width, width)
+    _add_linear(layout, f"{pool}.kv", (), width, 2 * width)
+    _add_linear(layout, f"{pool}.proj", (), width, width)
+    _add_norm(layout, f"{pool}.norm", (), width)
+    _add_linear(layout, f"{pool}.mlp.fc1", (), width, tower.mlp)
+    _add_linear(layout, f"{pool}.mlp.fc2", (), tower.mlp, width)
+
+
+def _add_llama(layout: Layout, architecture: Architecture, full_vocabulary: bool) -> None:
+    width, prefix = architecture.hidden, "language_model.model"
+    key_value = architecture.key_value_heads * (width // architecture.heads)
+    _add(
+        layout,
+        f"{prefix}.embed_tokens.weight",
+        (architecture.vocabulary, width),
+        "language_model.embed_tokens.weight",
+    )
+    for index in range(architecture.layers):
+        layer, native = f"{prefix}.layers.{index}", f"language_model.layers.{index}"
+        for name, fan_in, fan_out in (
+            ("self_attn.q_proj", width, width),
+            ("self_attn.k_proj", width, key_value),
+            ("self_attn.v_proj", width, key_value),
+            ("self_attn.o_proj", width, width),
+            ("mlp.gate_proj", width, architecture.intermediate),
+            ("mlp.up_proj", width, architecture.intermediate),
+            ("mlp.down_proj", architecture.intermediate, width),
+        ):
+            _add_linear(layout, f"{layer}.{name}", (f"{native}.{name}",), fan_in, fan_out, bias=False)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            _add(layout, f"{layer}.{name}.weight", (width,), f"{native}.{name}.weight")
+    _add(layout, f"{prefix}.norm.weight", (width,), "language_model.norm.weight")
+    first = architecture.first_action_id
+    layout["language_model.lm_head.weight"] = PublishedTensor(
+        (architecture.vocabulary, width),
+        ("action_head.weight",),
+        rows=None if full_vocabulary else (first, first + ACTION_IDS),
+    )

@@ -1,0 +1,287 @@
+"""The OpenVLA-OFT network from transformers' own modules: images, proprioception and a prompt to hidden states.
+
+Two vision towers see the same image (DINOv2 with registers for geometry, SigLIP for semantics); their patch
+features, side by side, are projected to the width of a Llama, which reads
+
+    <s> | patches of every image | proprio token? | rest of the prompt | N action positions | </s>
+
+in one bidirectional pass (Kim et al. 2025, "Fine-Tuning Vision-Language-Action Models", parallel decoding).
+The outputs are shifted by one, as in any language model: the first action is read from the last token of the
+prompt, and neither the last action position nor ``</s>`` is ever read.
+
+What differs from the stock modules, and why:
+
+- ``DinoEmbeddings`` replaces the stock one, which carries a position row for the class token and a mask
+  token that the published model does not have;
+- both towers end before their last block and without a final norm, because OpenVLA takes the output of the
+  second-to-last block;
+- the Llama's rotary frequencies stay in float32 whatever dtype the module is cast to (in bfloat16 the phase
+  at position 598 would be off by 0.73 rad), and so does the action head (log-probs compared between two
+  forward passes need more than the 8 bits of bfloat16).
+
+Shape suffixes: B batch, C cameras, H height and width, P patches, L prompt tokens, N action positions
+(chunk x action dimensions), T all tokens, E width of the Llama, V rows of the head, R proprioception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    LlamaConfig,
+    LlamaModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from gipo_vla.policies.openvla_oft.heads import ProprioProjector
+from gipo_vla.policies.openvla_oft.settings import (
+    ACTION_IDS,
+    PATCH_SIZE,
+    REGISTER_TOKENS,
+    STOP_TOKEN,
+    Architecture,
+)
+from gipo_vla.policies.precision import KeepsDtype
+
+MAX_POSITIONS = 2048
+
+
+class DinoEmbeddings(nn.Module):
+    """Patches with positions, behind a class token and registers without (timm's ``no_embed_class``)."""
+
+    def __init__(self, width: int, patches: int) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_tokens = nn.Parameter(torch.zeros(1, REGISTER_TOKENS, width))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, patches, width))
+        self.projection = nn.Conv2d(3, width, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
+
+    def forward(self, pixel_values: Tensor, bool_masked_pos: None = None) -> Tensor:
+        """(B, 3, H, H) to (B, 1 + registers + P, width). The second argument is the caller's, always None."""
+        patches = self.projection(pixel_values).flatten(2).transpose(1, 2) + self.position_embeddings
+        batch = patches.shape[0]
+        prefix = torch.cat([self.cls_token, self.register_tokens], dim=1).expand(batch, -1, -1)
+        return torch.cat([prefix, patches], dim=1)
+
+
+class Float32RotaryEmbedding(LlamaRotaryEmbedding):
+    """Rotary frequencies that no cast of the module touches and that a build on the meta device leaves whole."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.recompute(self.inv_freq.device)
+        return self
+
+    def recompute(self, device: torch.device) -> None:
+        """Set the frequencies on a device, from the configuration."""
+        if device.type == "meta":
+            return
+        with torch.device("cpu"):  # the same bits wherever the module lives
+            frequencies, _ = self.compute_default_rope_parameters(self.config)
+        self.inv_freq = frequencies.to(device)
+        self.original_inv_freq = frequencies.to(device)
+
+
+class Float32Linear(KeepsDtype, nn.Linear):
+    """A linear map that stays in float32 when the module is cast, and computes in it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input.to(self.weight.dtype), self.weight, self.bias)
+
+
+class VisionBackbone(nn.Module):
+    """Both towers; their features of each patch side by side."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        dino, siglip = architecture.dino, architecture.siglip
+        self.dino = Dinov2WithRegistersModel(
+            Dinov2WithRegistersConfig(
+                hidden_size=dino.width,
+                num_hidden_layers=dino.live_depth,
+                num_attention_heads=dino.heads,
+                mlp_ratio=dino.mlp // dino.width,
+                image_size=architecture.image_size,
+                patch_size=PATCH_SIZE,
+                num_register_tokens=REGISTER_TOKENS,
+                hidden_act="gelu",
+                layer_norm_eps=1e-6,
+            )
+        )
+        self.dino.embeddings = DinoEmbeddings(dino.width, architecture.patches)
+        self.dino.layernorm = nn.Identity()
+        self.siglip = SiglipVisionModel(
+            SiglipVisionConfig(
+                hidden_size=siglip.width,
+                num_hidden_layers=siglip.live_depth,
+                num_attention_heads=siglip.heads,
+                intermediate_size=siglip.mlp,
+                image_size=architecture.image_size,
+                patch_size=PATCH_SIZE,
+                hidden_act="gelu",  # the stock default is the tanh form: 1e-3 in the logits
+                layer_norm_eps=1e-6,
+                vision_use_head=False,
+            )
+        )
+        self.siglip.post_layernorm = nn.Identity()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 6C, H, H), six channels an image (three normalised for each tower), to (B, C*P, width)."""
+        batch, channels, height, width = pixel_values.shape
+        images = pixel_values.reshape(batch * (channels // 6), 6, height, width)
+        dino = self.dino(images[:, :3]).last_hidden_state[:, 1 + REGISTER_TOKENS :]
+        siglip = self.siglip(images[:, 3:]).last_hidden_state
+        features = torch.cat([dino, siglip], dim=-1)
+        return features.reshape(batch, -1, features.shape[-1])
+
+
+class Projector(nn.Module):
+    """Patch features (…, vision width) to tokens (…, E)."""
+
+    def __init__(self, vision_width: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vision_width, 4 * vision_width)
+        self.fc2 = nn.Linear(4 * vision_width, width)
+        self.fc3 = nn.Linear(width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = functional.gelu(self.fc1(features))
+        return self.fc3(functional.gelu(self.fc2(hidden)))
+
+
+class OpenVlaOftNetwork(nn.Module):
+    """Images, proprioception and prompt to the Llama's hidden states, and those to logits of action ids."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        action_positions: int,
+        proprio_size: int | None = None,
+        full_vocabulary: bool = False,
+        learned_queries: bool = False,
+        stop_token: bool = True,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.action_positions = action_positions
+        self.full_vocabulary = full_vocabulary
+        self.stop_token = stop_token
+        self.vision = VisionBackbone(architecture)
+        self.projector = Projector(architecture.vision_width, architecture.hidden)
+        self.proprio_projector = (
+            None if proprio_size is None else ProprioProjector(proprio_size, architecture.hidden)
+        )
+        config = LlamaConfig(
+            vocab_size=architecture.vocabulary,
+            hidden_size=architecture.hidden,
+            intermediate_size=architecture.intermediate,
+            num_hidden_layers=architecture.layers,
+            num_attention_heads=architecture.heads,
+            num_key_value_heads=architecture.key_value_heads,
+            rms_norm_eps=architecture.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": architecture.rope_theta},
+            max_position_embeddings=MAX_POSITIONS,
+            pad_token_id=architecture.pad_id,
+            is_causal=False,
+            use_cache=False,
+        )
+        self.language_model = LlamaModel(config)
+        self.language_model.rotary_emb = Float32RotaryEmbedding(config)
+        rows = architecture.vocabulary if full_vocabulary else ACTION_IDS
+        self.action_head = Float32Linear(architecture.hidden, rows, bias=False)
+        self.action_queries = (
+            nn.Parameter(torch.zeros(action_positions, architecture.hidden)) if learned_queries else None
+        )
+
+    def project_images(self, pixel_values: Tensor) -> Tensor:
+        """(B, 6C, H, H) to patch tokens (B, C*P, E)."""
+        return self.projector(self.vision(pixel_values.to(self.dtype)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the frozen parts compute in."""
+        return self.language_model.norm.weight.dtype
+
+    def forward(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor | None,
+        pixel_values: Tensor,
+        proprio: Tensor | None = None,
+        stop_token: bool | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, E) after the final norm.
+
+        Args:
+            prompt_ids: int64 (B, L), ``<s>`` first and the prompt's last token last; padding in between.
+            prompt_mask: bool (B, L), False on padding; None where no row has any.
+            pixel_values: (B, 6C, H, H) normalised.
+            proprio: (B, R) normalised, or None.
+            stop_token: None: the network's own setting.
+        """
+        with_stop = self.stop_token if stop_token is None else stop_token
+        batch, device = prompt_ids.shape[0], prompt_ids.device
+        text = self.language_model.embed_tokens(prompt_ids)
+        parts = [text[:, :1], self.project_images(pixel_values)]
+        if proprio is not None:
+            assert self.proprio_projector is not None, "this network has no proprio projector"
+            parts.append(self.proprio_projector(proprio.to(self.dtype)).unsqueeze(1))
+        inserted = sum(part.shape[1] for part in parts) - 1
+        parts.append(text[:, 1:])
+        if self.action_queries is None:
+            parts.append(text.new_zeros(batch, self.action_positions, text.shape[-1]))
+        else:
+            parts.append(self.action_queries.to(text.dtype).expand(batch, -1, -1))
+        if with_stop:
+            stop = torch.full((batch, 1), STOP_TOKEN, dtype=torch.int64, device=device)
+            parts.append(self.language_model.embed_tokens(stop))
+        embeddings = torch.cat(parts, dim=1)
+
+        tokens = embeddings.shape[1]
+        if prompt_mask is None:
+            positions = torch.arange(tokens, device=device).expand(batch, -1)
+            attention_mask = None
+        else:
+            before, after = prompt_mask[:, :1], prompt_mask[:, 1:]
+            ones = prompt_mask.new_ones(batch, 1)
+            trailing = self.action_positions + int(with_stop)
+            mask = torch.cat(
+                [before, ones.expand(-1, inserted), after, ones.expand(-1, trailing)], dim=1
+            ).bool()
+            # Padding takes no position, so a prompt has the same rotary phases however wide its batch is.
+            positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+            attention_mask = mask[:, None, None, :].expand(-1, 1, tokens, -1)
+        # is_causal goes through to the attention function: without a mask the stock default is causal.
+        extra: dict[str, Any] = {"is_causal": False}
+        return self.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            use_cache=False,
+            **extra,
+        ).last_hidden_state
+
+    def action_states(self, hidden: Tensor, stop_token: bool | None = None, extra: int = 0) -> Tensor:
+        """The states (B, N, E) that the N actions are read from; the first is the prompt's last token.
+
+        ``extra`` more follow: the one after the last action predicts ``</s>`` in the cloning loss.
+        """
+        with_stop = self.stop_token if stop_token is None else stop_token
+        start = hidden.shape[1] - int(with_stop) - self.action_positions - 1
+        return hidden[:, start : start + self.action_positions + extra]
+
+    def action_logits(self, states: Tensor) -> Tensor:
+        """float32 logits (..., 256) of the action ids, ascending, from states (..., E)."""
+        logits = self.action_head(states)
+        if self.full_vocabulary:
+            first = self.architecture.first_action_id
+            logits = logits[..., first : first + ACTION_IDS]
+        return logits.float()

@@ -1,0 +1,237 @@
+"""OpenVLA-OFT as a policy: images, proprioception and an instruction to a chunk of action tokens.
+
+One forward of the network answers everything: logits of the 256 action ids at every action position, their
+entropies, and a value from the same hidden states. Log-softmax is in float32 whatever the network computes in.
+
+Shape suffixes: B batch, C cameras, H height and width, K steps of a chunk, D action dimensions, N = K * D,
+E width of the Llama, A action size (= D), R proprioception.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from gipo_envs.errors import UserError
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from gipo_vla.policies.base import (
+    Decision,
+    Evaluation,
+    Observations,
+    sample_tokens,
+    token_entropies,
+    token_log_probs,
+)
+from gipo_vla.policies.openvla_oft.heads import L1ActionHead
+from gipo_vla.policies.openvla_oft.images import PixelNormalizer
+from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
+from gipo_vla.policies.openvla_oft.normalization import ActionScaling, ProprioScaling, Statistics
+from gipo_vla.policies.openvla_oft.prompt import pad_prompts, prompt_ids
+from gipo_vla.policies.openvla_oft.settings import ACTION_IDS, OpenVlaOftSettings
+from gipo_vla.policies.value_heads import build_value_head
+
+
+class OpenVlaOftPolicy(nn.Module):
+    """The policy protocol on an ``OpenVlaOftNetwork``. Made by ``build`` and ``load``, not directly."""
+
+    bins = ACTION_IDS
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+
+    def __init__(
+        self,
+        settings: OpenVlaOftSettings,
+        network: OpenVlaOftNetwork,
+        action_dims: int,
+        tokenizer: Tokenizer,
+        statistics: Statistics | None = None,
+        l1_head: L1ActionHead | None = None,
+        head: Literal["tokens", "l1"] = "tokens",
+    ) -> None:
+        """The settings are complete here: ``images`` and ``proprio`` say what the policy has."""
+        super().__init__()
+        self.settings, self.statistics, self.head = settings, statistics, head
+        self.chunk, self.action_dims = settings.chunk, action_dims
+        self.tokenizer = tokenizer
+        self.network = network
+        self.l1_head = l1_head
+        self.value_head = build_value_head(settings.architecture.hidden, settings.value)
+        self.pixels = PixelNormalizer()
+        self.action_scaling = ActionScaling(
+            action_dims, statistics.action if statistics else None, settings.gripper
+        )
+        projector = network.proprio_projector
+        self.proprio_scaling = (
+            None
+            if projector is None
+            else ProprioScaling(projector.fc1.in_features, statistics.proprio if statistics else None)
+        )
+        self.instructions: tuple[str, ...] = ()
+        self.register_buffer("prompt_ids", torch.zeros(0, 0, dtype=torch.int64), persistent=False)
+        self.register_buffer("prompt_mask", torch.zeros(0, 0, dtype=torch.bool), persistent=False)
+        self.pads_prompts = False
+
+    def set_instructions(self, instructions: Sequence[str]) -> None:
+        """Tokenise every task's prompt; observations name one by their ``task``.
+
+        All are padded to the longest, whatever tasks a batch holds, so that shapes never change.
+        """
+        self.instructions = tuple(instructions)
+        architecture = self.settings.architecture
+        rows = [
+            prompt_ids(self.tokenizer, self.settings.prompt, text, architecture) for text in instructions
+        ]
+        ids, mask = pad_prompts(rows, architecture.pad_id)
+        device = self.prompt_ids.device
+        self.pads_prompts = mask is not None
+        self.prompt_ids = ids.to(device)
+        self.prompt_mask = (torch.ones_like(ids, dtype=torch.bool) if mask is None else mask).to(device)
+
+    # ------------------------------------------------------------------------------------------ protocol
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: Observations,
+        temperature: float,
+        generator: torch.Generator | None = None,
+        greedy: bool = False,
+    ) -> Decision:
+        """Sample a chunk for each observation; ``greedy`` takes the most likely token of each position.
+
+        A policy with a continuous head acts greedily only: its tokens are those nearest to what the head
+        predicts (within 1/255 of the action range; ``continuous_actions`` is exact), at log-prob 0.
+
+        Raises:
+            UserError: sampling from a continuous head.
+        """
+        states = self.states(observations)
+        values = self._values(states)
+        if self.head == "l1":
+            if not greedy:
+                self.require_tokens()
+            tokens = self.action_scaling.nearest_tokens(self._l1_actions(states))
+            return Decision(tokens, torch.zeros(tokens.shape, device=tokens.device), values)
+        logits = self._logits(states, temperature)
+        tokens = logits.argmax(-1) if greedy else sample_tokens(logits, generator)
+        return Decision(tokens, token_log_probs(logits, tokens), values, logits)
+
+    def evaluate(self, observations: Observations, tokens: Tensor, temperature: Tensor) -> Evaluation:
+        """Log-probs and entropies of tokens (B, K, D) at temperature (B,), and values; differentiable."""
+        states = self.states(observations)
+        logits = self._logits(states, temperature.view(-1, 1, 1, 1))
+        return Evaluation(
+            token_log_probs(logits, tokens), token_entropies(logits), self._values(states), logits
+        )
+
+    forward = evaluate
+
+    @torch.no_grad()
+    def value(self, observations: Observations) -> Tensor:
+        return self._values(self.states(observations))
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """The environment's actions float32 (B, K, A) in [-1, 1] of tokens (B, K, D)."""
+        return self.action_scaling.to_environment(self.action_scaling.normalized(tokens))
+
+    @torch.no_grad()
+    def encode(self, actions: Tensor) -> Tensor:
+        """Tokens int64 (B, K, D) nearest to the environment's actions (B, K, A): targets for cloning."""
+        return self.action_scaling.encode(actions.float())
+
+    def twin(self) -> Self:
+        """A second module tree: frozen tensors shared, trainable tensors copied.
+
+        Two trees instead of two adapters in one: switching adapters flips ``requires_grad``, is not safe
+        between threads, and is silently wrong with activation checkpointing.
+        """
+        shared = [parameter for parameter in self.parameters() if not parameter.requires_grad]
+        memo: dict[int, object] = {id(tensor): tensor for tensor in (*shared, *self.buffers())}
+        memo[id(self.tokenizer)] = self.tokenizer
+        other = copy.deepcopy(self, memo)
+        other.compile_if_asked()
+        return other
+
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"policy": [], "value": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups["value" if name.startswith("value_head.") else "policy"].append((name, parameter))
+        return groups
+
+    # --------------------------------------------------------------------------------------- other uses
+
+    @torch.no_grad()
+    def continuous_actions(self, observations: Observations) -> Tensor:
+        """The environment's actions (B, K, A) from the continuous head, not rounded to tokens.
+
+        Raises:
+            UserError: the checkpoint has no such head.
+        """
+        if self.l1_head is None:
+            raise UserError(
+                f"{self.settings.checkpoint or 'a policy with random weights'} has no action_head--*.pt: "
+                "set policy.head to tokens"
+            )
+        return self.action_scaling.to_environment(self._l1_actions(self.states(observations)))
+
+    def require_tokens(self) -> None:
+        """Refuse a policy that cannot be trained by reinforcement.
+
+        Raises:
+            UserError: it acts through a continuous head.
+        """
+        if self.head == "l1":
+            raise UserError(
+                f"{self.settings.checkpoint} has an L1 head (action_head--*.pt): its tokens are untrained, so "
+                "it cannot be sampled from; clone it to tokens with python -m gipo_vla.sft first, or take a "
+                "checkpoint trained on discrete tokens"
+            )
+
+    def describe(self) -> str:
+        """One line for the start of a run."""
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        settings = self.settings
+        return (
+            f"openvla_oft: {total:,} parameters, {trainable:,} trainable ({settings.training}), "
+            f"{settings.images} image(s), proprio {'yes' if settings.proprio else 'no'}, head {self.head}, "
+            f"chunk {self.chunk} x {self.action_dims}, statistics {self.statistics or 'none: actions on [-1, 1]'}"
+        )
+
+    def states(self, observations: Observations) -> Tensor:
+        """The states (B, N, E) that the actions are read from."""
+        task = observations["task"]
+        proprio = None
+        if self.proprio_scaling is not None:
+            proprio = self.proprio_scaling(observations["proprio"])
+        hidden = self.network(
+            self.prompt_ids[task],
+            self.prompt_mask[task] if self.pads_prompts else None,
+            self.pixels(observations["images"]),
+            proprio,
+        )
+        return self.network.action_states(hidden)
+
+    def compile_if_asked(self) -> None:
+        if self.settings.compile:
+            self.network.language_model.compile()
+
+
+    def _logits(self, states: Tensor, temperature: float | Tensor) -> Tensor:
+        """float32 (B, K, D, 256), divided by the temperature."""
+        logits = self.network.action_logits(states)
+        return logits.unflatten(1, (self.chunk, self.action_dims)) / temperature
+
+    def _values(self, states: Tensor) -> Tensor:
+        return self.value_head(states.detach() if self.settings.value.detach else states)
+
+    def _l1_actions(self, states: Tensor) -> Tensor:
+        """Normalised continuous actions float32 (B, K, D)."""
+        assert self.l1_head is not None
+        return self.l1_head(states).float()

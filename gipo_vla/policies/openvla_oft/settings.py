@@ -1,0 +1,194 @@
+"""Settings of the OpenVLA-OFT policy: plain frozen dataclasses, composed by configs/policy/openvla_oft_*.yaml.
+
+``Architecture`` holds what the shapes of the tensors depend on. Its defaults are the published 7B model; a
+checkpoint brings its own, and one that differs from the settings is refused rather than silently used,
+because the memory plan and the cost estimates are made from the settings alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gipo_envs.errors import UserError
+
+from gipo_vla.policies.lora import LoraSettings
+from gipo_vla.policies.value_heads import ValueHeadSettings
+
+PADDING_ROWS = 64
+"""OpenVLA pads the vocabulary to a multiple of 64; its first padding row is the padding token."""
+ACTION_IDS = 256
+"""The last ids before the padding rows stand for actions (OpenVLA's ``ActionTokenizer``)."""
+BEGIN_TOKEN = 1
+STOP_TOKEN = 2
+PATCH_SIZE = 14
+REGISTER_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class TowerSettings:
+    """One vision transformer, as published (its last block is part of the files but never runs)."""
+
+    width: int
+    depth: int
+    """Blocks in the published files. The features are the output of the second-to-last one."""
+    heads: int
+    mlp: int
+    """Width of the hidden layer of each block's MLP."""
+
+    @property
+    def live_depth(self) -> int:
+        """Blocks that run."""
+        return self.depth - 1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the network; the defaults are ``openvla-7b`` with the ``dinosiglip-vit-so-224px`` backbone."""
+
+    image_size: int = 224
+    """Side of the square input images in pixels; a multiple of the patch size, 14."""
+    dino: TowerSettings = field(default_factory=lambda: TowerSettings(1024, 24, 16, 4096))
+    """``vit_large_patch14_reg4_dinov2``."""
+    siglip: TowerSettings = field(default_factory=lambda: TowerSettings(1152, 27, 16, 4304))
+    """``vit_so400m_patch14_siglip_224``."""
+    hidden: int = 4096
+    """Width of the Llama."""
+    intermediate: int = 11008
+    layers: int = 32
+    heads: int = 32
+    key_value_heads: int = 32
+    rms_norm_eps: float = 1e-6
+    """1e-6 in the published model (Llama-2 itself has 1e-5, which moves the logits by 5e-4)."""
+    rope_theta: float = 10_000.0
+    vocabulary: int = 32_064
+    """Rows of the embedding table, the 64 padding rows included."""
+    prompt_end: int = 29_871
+    """Id of the lone word boundary that ends every prompt; the first action is read from its position."""
+
+    def __post_init__(self) -> None:
+        if self.image_size <= 0 or self.image_size % PATCH_SIZE:
+            raise UserError(
+                f"policy.architecture.image_size is {self.image_size}: it must be a positive multiple of "
+                f"{PATCH_SIZE}, for instance 56, 112 or 224"
+            )
+        for name in ("dino", "siglip"):
+            tower: TowerSettings = getattr(self, name)
+            if tower.width % tower.heads:
+                raise UserError(
+                    f"policy.architecture.{name}.heads is {tower.heads}: it must divide the width {tower.width}"
+                )
+            if tower.depth < 2:
+                raise UserError(
+                    f"policy.architecture.{name}.depth is {tower.depth}: it must be at least 2, because the "
+                    "features are the output of the second-to-last block"
+                )
+        if self.dino.mlp % self.dino.width:
+            raise UserError(
+                f"policy.architecture.dino.mlp is {self.dino.mlp}: it must be a multiple of the width "
+                f"{self.dino.width}"
+            )
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise UserError(
+                f"policy.architecture.heads is {self.heads}: it must divide hidden {self.hidden} into heads "
+                "of even width (rotary positions turn pairs)"
+            )
+        if self.heads % self.key_value_heads:
+            raise UserError(
+                f"policy.architecture.key_value_heads is {self.key_value_heads}: it must divide heads "
+                f"{self.heads}"
+            )
+        if not STOP_TOKEN < self.prompt_end < self.first_action_id:
+            raise UserError(
+                f"policy.architecture.prompt_end is {self.prompt_end}: it must lie between {STOP_TOKEN} and "
+                f"the first action id {self.first_action_id} (vocabulary {self.vocabulary} - "
+                f"{PADDING_ROWS} padding rows - {ACTION_IDS} action ids)"
+            )
+
+    @property
+    def patches(self) -> int:
+        """Tokens an image becomes."""
+        return (self.image_size // PATCH_SIZE) ** 2
+
+    @property
+    def vision_width(self) -> int:
+        """Features of a patch: both towers' side by side."""
+        return self.dino.width + self.siglip.width
+
+    @property
+    def pad_id(self) -> int:
+        return self.vocabulary - PADDING_ROWS
+
+    @property
+    def first_action_id(self) -> int:
+        """31744 in the published vocabulary; the action ids end before ``pad_id``."""
+        return self.pad_id - ACTION_IDS
+
+
+@dataclass(frozen=True)
+class OpenVlaOftSettings:
+    """OpenVLA-OFT (Kim, Finn, Liang 2025) with discrete tokens: pixels and an instruction to action chunks."""
+
+    name: Literal["openvla_oft"] = "openvla_oft"
+    architecture: Architecture = field(default_factory=Architecture)
+    """Sizes; must fit the checkpoint."""
+    checkpoint: str | None = None
+    """Folder or Hugging Face id of a checkpoint in the published layout. Required unless
+    ``random_weights``."""
+    base_checkpoint: str | None = None
+    """For a folder that holds only ``lora_adapter/``: the checkpoint that the adapter was trained on. None:
+    the one that the adapter's own configuration names."""
+    random_weights: bool = False
+    """Build without a checkpoint: for benchmarks, for tests and for training a small model from scratch."""
+    images: int | None = None
+    """Cameras the policy looks at. None: what the checkpoint records, else as many as the environment
+    gives."""
+    proprio: bool | None = None
+    """Add a token of proprioception. None: if the checkpoint has a proprio projector (never with random
+    weights: say true there)."""
+    head: Literal["auto", "tokens", "l1"] = "auto"
+    """tokens: sample discrete action tokens (the one that reinforcement learning needs). l1: the
+    checkpoint's continuous head, for evaluation. auto: l1 if the checkpoint has such a head."""
+    chunk: int = 8
+    """K: actions a decision, executed open loop. The published LIBERO models have 8."""
+    prompt: str = "In: What action should the robot take to {instruction}?\nOut:"
+    """``{instruction}`` becomes the task's instruction in lower case. Change it only for a model that is
+    trained from scratch."""
+    unnorm_key: str | None = None
+    """Which entry of the checkpoint's ``dataset_statistics.json`` (also tried with ``_no_noops`` added).
+    None: the only one there is."""
+    gripper: Literal["auto", "libero", "none"] = "auto"
+    """libero: the last action goes from 0..1 (1 is open) to +1 (close) or -1 (open), as in the published
+    evaluation. auto: that, if the statistics leave the last action un-normalised. none: leave it."""
+    stop_token: bool = True
+    """End the sequence with ``</s>``, as the published code does. RLinf's checkpoints are trained without."""
+    full_vocabulary: bool = False
+    """Keep all rows of the language model's head instead of the 256 of the actions. Only needed for the
+    original's cloning loss over the whole vocabulary."""
+    action_queries: Literal["zeros", "learned"] = "zeros"
+    """What the action positions hold on input. zeros: as published. learned: one vector a token, which a
+    small model with few layers needs in order to tell the positions apart."""
+    training: Literal["lora", "full"] = "lora"
+    """lora: adapters on a frozen model. full: every weight (and the twin is then a whole second model)."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    value: ValueHeadSettings = field(default_factory=ValueHeadSettings)
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: a sixth to a third of the speed for most of the memory."""
+    compile: bool = False
+    """``torch.compile`` the Llama: a minute at the start, then faster. One graph a batch size."""
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise UserError(f"policy.chunk is {self.chunk}: it must be at least 1")
+        if self.images is not None and self.images < 1:
+            raise UserError(f"policy.images is {self.images}: it must be at least 1, or null")
+        if "{instruction}" not in self.prompt:
+            raise UserError(f"policy.prompt is {self.prompt!r}: it must contain {{instruction}}")
+        if self.random_weights and self.checkpoint is not None:
+            raise UserError(
+                f"policy.random_weights is true and policy.checkpoint is {self.checkpoint!r}: set one of them"
+            )
+        if self.random_weights and self.head == "l1":
+            raise UserError(
+                "policy.head is l1 with policy.random_weights: a continuous head comes from a checkpoint"
+            )

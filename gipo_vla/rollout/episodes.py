@@ -1,0 +1,111 @@
+"""Which episode an environment plays next, and every random draw that decides it.
+
+No random generator lives in a worker. An episode is a pure function of (seed, global env id, episode
+number), so respawning a worker, restoring a simulator or changing the number of ranks changes no stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from gipo_envs import EnvironmentSpec
+
+
+class Role(IntEnum):
+    """What a random stream is for; part of its key, so that streams never coincide."""
+
+    EPISODE = 1
+    REPLAY = 2
+    ACTION = 3
+    EVALUATION = 4
+    INITIALIZATION = 5
+
+
+def generator(seed: int, role: Role, *ids: int) -> np.random.Generator:
+    """The random stream of ``SeedSequence(seed, role, *ids)``."""
+    return np.random.default_rng(np.random.SeedSequence([seed, int(role), *ids]))
+
+
+def integer_seed(seed: int, role: Role, *ids: int) -> int:
+    """A 63-bit seed for a generator that is not numpy's."""
+    return int(generator(seed, role, *ids).integers(2**63))
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """Everything that decides an episode but the actions."""
+
+    task: int
+    initial_state: int
+    seed: int
+    step_limit: int
+    env: int = -1
+    """Global env id."""
+    episode: int = -1
+    """Number of the episode within its environment."""
+    group: int = -1
+    """Episodes of one group share task and initial state; -1: no group."""
+
+
+class TrainingEpisodes:
+    """Training episodes: tasks drawn uniformly, initial states from the task's own sampler.
+
+    Args:
+        spec: the environment.
+        seed: the run's seed.
+        envs: environments over all ranks.
+        group_size: consecutive environments that share task and initial state in each episode number.
+        stagger: shorten first episodes to evenly spread lengths, so that resets spread in time.
+    """
+
+    def __init__(
+        self, spec: EnvironmentSpec, seed: int, envs: int, group_size: int = 1, stagger: bool = True
+    ) -> None:
+        self.spec, self.seed, self.envs, self.group_size = spec, seed, envs, group_size
+        # A shortened episode is no fair member of a group: its return is smaller for its length.
+        self.stagger = stagger and group_size == 1
+
+    def first(self, envs: range) -> list[EpisodePlan]:
+        """The first episodes of the environments with these global ids."""
+        return [self.plan(env, 0) for env in envs]
+
+    def following(self, plan: EpisodePlan) -> EpisodePlan:
+        """The episode after ``plan`` in its environment."""
+        return self.plan(plan.env, plan.episode + 1)
+
+    def plan(self, env: int, episode: int) -> EpisodePlan:
+        """Episode number ``episode`` of the environment with global id ``env``."""
+        group = env // self.group_size
+        rng = generator(self.seed, Role.EPISODE, group, episode)
+        task = int(rng.integers(len(self.spec.tasks)))
+        initial_state = int(rng.integers(*self.spec.training_keys))
+        own = generator(self.seed, Role.EPISODE, self.envs + env, episode)
+        limit = self.spec.step_limit
+        if self.stagger and episode == 0:
+            repeat = self.spec.action_repeat
+            actions = max(1, round(self.spec.actions_limit * (env + 1) / self.envs))
+            limit = min(limit, actions * repeat)
+        groups = -(-self.envs // self.group_size)
+        return EpisodePlan(
+            task=task,
+            initial_state=initial_state,
+            # Members of a group start alike, so whatever else the simulator draws is shared too.
+            seed=int((rng if self.group_size > 1 else own).integers(2**31)),
+            step_limit=limit,
+            env=env,
+            episode=episode,
+            group=episode * groups + group if self.group_size > 1 else -1,
+        )
+
+
+def evaluation_plans(spec: EnvironmentSpec, episodes_per_task: int) -> list[EpisodePlan]:
+    """The same held-out initial states for every policy and every seed: the first keys of each task."""
+    first, stop = spec.evaluation_keys
+    assert episodes_per_task <= stop - first
+    return [
+        EpisodePlan(task, first + index, index, spec.step_limit, episode=index)
+        for task in range(len(spec.tasks))
+        for index in range(episodes_per_task)
+    ]

@@ -1,0 +1,63 @@
+"""Named arrays in memory that a parent and its workers share.
+
+The memory is an anonymous file whose descriptor the workers inherit. It has no name, so there is nothing to
+unlink and nothing that a killed process could leave behind.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape = tuple[tuple[int, ...], str]
+"""Shape and dtype name."""
+
+_ALIGNMENT = 64  # a cache line, so that two workers never write to the same one
+
+
+class SharedArrays(Mapping[str, NDArray[np.generic]]):
+    """A mapping from names to arrays over one shared memory file."""
+
+    def __init__(self, shapes: dict[str, Shape], descriptor: int | None = None) -> None:
+        self.shapes = shapes
+        offsets, size = {}, 0
+        for name, (shape, dtype) in shapes.items():
+            offsets[name] = size
+            size += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
+        size = max(size, 1)
+        self.descriptor = _anonymous_file(size) if descriptor is None else descriptor
+        self._memory = mmap.mmap(self.descriptor, size)
+        self._arrays: dict[str, NDArray[np.generic]] = {
+            name: np.ndarray(shape, dtype, self._memory, offsets[name])
+            for name, (shape, dtype) in shapes.items()
+        }
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        return self._arrays[name]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def close(self) -> None:
+        """Close the descriptor; the memory goes when the last process's arrays are gone."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def _anonymous_file(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("gipo_vla_rollout")
+    else:  # macOS
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor

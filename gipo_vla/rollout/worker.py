@@ -1,0 +1,182 @@
+"""One simulator process: ``python -m gipo_vla.rollout.worker DESCRIPTOR``, started by the pool only.
+
+A worker owns several environments, reads actions and episode plans from shared memory, writes observations
+and rewards there, and gets one short message a vector step over its socket. It holds no state that its
+parent could not rebuild and no random generator; it imports neither torch nor anything that does (1.2 GB in
+four workers otherwise).
+
+It is started with ``subprocess`` rather than ``multiprocessing``, whose spawn imports the parent's main
+module, and torch with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from gipo_envs import ChunkResult, Environment, EnvironmentSettings, EnvironmentSpec, Observation, make
+from numpy.typing import NDArray
+
+from gipo_vla.rollout.shared_arrays import Shape, SharedArrays
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """The first message to a worker."""
+
+    settings: EnvironmentSettings
+    shapes: dict[str, Shape]
+    memory: int
+    """Descriptor of the shared memory."""
+    slots: tuple[int, ...]
+    """Rows of the shared arrays that this worker serves."""
+
+
+PLAN_FIELDS = ("task", "initial_state", "seed", "step_limit")
+
+
+def shared_shapes(spec: EnvironmentSpec, envs: int, chunk: int) -> dict[str, Shape]:
+    """The arrays between a pool and its workers; the first axis is the environment."""
+    shapes: dict[str, Shape] = {
+        "active": ((envs,), "bool"),
+        "actions": ((envs, chunk, spec.action_size), "float32"),
+        "rewards": ((envs, chunk), "float32"),
+        "success": ((envs, chunk), "bool"),
+        "executed": ((envs,), "int32"),
+        "success_at_end": ((envs,), "bool"),
+        "terminated": ((envs,), "bool"),
+        "truncated": ((envs,), "bool"),
+    }
+    shapes |= {f"plan/{name}": ((envs,), "int64") for name in PLAN_FIELDS}
+    for name, array in spec.observation.items():
+        shapes[f"observation/{name}"] = ((envs, *array.shape), array.dtype)
+        # What an episode ended on; ``observation`` then already belongs to the next episode.
+        shapes[f"final/{name}"] = ((envs, *array.shape), array.dtype)
+    return shapes
+
+
+class Worker:
+    """Serves the pool's requests; each method named ``on_<request>`` answers one."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.slots = setup.slots
+        self.arrays = SharedArrays(setup.shapes, setup.memory)
+        self.environments: dict[int, Environment] = {slot: make(setup.settings) for slot in self.slots}
+
+    def on_step(self) -> None:
+        """Execute the actions of every active environment; start the next episode where one ended."""
+        for slot in self.slots:
+            if not self.arrays["active"][slot]:
+                continue
+            environment = self.environments[slot]
+            result = environment.step_chunk(self.arrays["actions"][slot])  # type: ignore[arg-type]
+            self._write_result(slot, result)
+            if result.terminated or result.truncated:
+                self._write_observation("final", slot, result.observation)
+                self._reset(slot)
+            else:
+                self._write_observation("observation", slot, result.observation)
+
+    def on_reset(self, slots: tuple[int, ...]) -> None:
+        for slot in slots:
+            self._reset(slot)
+
+    def on_restore(self, slot: int, actions: NDArray[np.float32]) -> None:
+        """Put an environment where the planned episode was after ``actions`` (N, A)."""
+        self._reset(slot)
+        if len(actions):
+            self.environments[slot].replay(actions)
+            self._write_observation("observation", slot, self.environments[slot].observe())
+
+    def on_film(
+        self, slot: int, actions: NDArray[np.float32], height: int, width: int, every: int
+    ) -> list[NDArray[np.uint8]]:
+        """Frames of the planned episode under ``actions``, one every ``every`` actions."""
+        environment = self.environments[slot]
+        self._reset(slot)
+        frames = [environment.render(height, width)]
+        for start in range(0, len(actions), every):
+            environment.replay(actions[start : start + every])
+            frames.append(environment.render(height, width))
+        return frames
+
+    def on_time_bare_steps(self, seconds: float) -> int:
+        """Env steps that the first environment's own ``step`` makes in a time, for the benchmark."""
+        from gipo_envs.benchmark import count_bare_steps
+
+        return count_bare_steps(self.environments[self.slots[0]], seconds)
+
+    def on_modules(self) -> list[str]:
+        return sorted(sys.modules)
+
+    def _reset(self, slot: int) -> None:
+        task, initial_state, seed, step_limit = (
+            int(self.arrays[f"plan/{name}"][slot]) for name in PLAN_FIELDS
+        )
+        observation = self.environments[slot].reset(initial_state, seed, task, step_limit)
+        self._write_observation("observation", slot, observation)
+
+    def _write_result(self, slot: int, result: ChunkResult) -> None:
+        arrays = self.arrays
+        arrays["rewards"][slot] = result.rewards
+        arrays["success"][slot] = result.success
+        arrays["executed"][slot] = result.executed
+        arrays["success_at_end"][slot] = result.success_at_end
+        arrays["terminated"][slot] = result.terminated
+        arrays["truncated"][slot] = result.truncated
+
+    def _write_observation(self, prefix: str, slot: int, observation: Observation) -> None:
+        for name, array in observation.items():
+            self.arrays[f"{prefix}/{name}"][slot] = array
+
+    def close(self) -> None:
+        for environment in self.environments.values():
+            environment.close()
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until told to stop or until the parent is gone."""
+    worker: Worker | None = None
+    try:
+        worker = Worker(connection.recv())
+        connection.send(("done", None))
+        while True:
+            request, *arguments = connection.recv()
+            if request == "close":
+                break
+            answer: Any = getattr(worker, f"on_{request}")(*arguments)
+            connection.send(("done", answer))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone
+    except Exception:
+        connection.send(("failed", traceback.format_exc()))
+    finally:
+        if worker is not None:
+            worker.close()
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process with its parent, should it be killed in mid-simulation."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+
+def main() -> None:
+    _die_with_parent()
+    # Ctrl-C goes to the whole foreground group: the trainer decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(Connection(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Metrics, plots, console and wandb."""
