@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from gipo_envs import EnvironmentSettings
 from gipo_envs.errors import UserError, nearest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -353,6 +354,31 @@ def load(name: str, overrides: Sequence[str]) -> Config:
     values = OmegaConf.to_container(compose_yaml(name, overrides), resolve=True)
     assert isinstance(values, dict)
     return from_dict({str(key): value for key, value in values.items()})
+
+
+def override(base: Config, overrides: Sequence[str]) -> Config:
+    """A finished run's settings with overrides, as ``load`` applies them to a fresh composition."""
+    values = OmegaConf.create(_listed(to_dict(base)))
+    available = groups()
+    known = sorted(_keys(values))
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            parsed = parser.parse_override(_repair(text))
+        except HydraException as error:
+            raise UserError(f"{text!r} is not an override: write key=value") from error
+        key, value = parsed.key_or_group, parsed.value()
+        if key in available:
+            if value not in available[key]:
+                raise UserError(f"{key}={value}: there is no such {key}; {nearest(str(value), available[key])}")
+            values[key] = OmegaConf.load(config_folder() / key / f"{value}.yaml")
+            continue
+        if key not in known and OmegaConf.select(values, key, default=_MISSING) is _MISSING:
+            raise UserError(f"unknown setting {key!r}; {_nearest_key(key, known)}")
+        OmegaConf.update(values, key, value)
+    plain = OmegaConf.to_container(values, resolve=True)
+    assert isinstance(plain, dict)
+    return from_dict({str(key): value for key, value in plain.items()})
 
 
 def to_dict(config: Config) -> dict[str, Any]:

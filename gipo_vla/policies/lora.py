@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from gipo_envs.errors import UserError
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+
+from gipo_envs.errors import UserError
 
 ADAPTER = "default"
 Tower = Literal["vision", "patch_embeddings", "projector", "language_model", "action_head"]

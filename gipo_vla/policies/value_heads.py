@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from gipo_envs.errors import UserError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gipo_envs.errors import UserError
 from gipo_vla.policies.precision import KeepsDtype
 
 
@@ -106,5 +106,6 @@ ValueHead = AttentionPoolingValue | TokenValue
 
 def build_value_head(width: int, settings: ValueHeadSettings) -> ValueHead:
     """The head that the settings name, in float32, initialised."""
-    kind = {"attention": AttentionPoolingValue, "token": TokenValue}[settings.kind]
-    return kind(width, settings)
+    if settings.kind == "token":
+        return TokenValue(width, settings)
+    return AttentionPoolingValue(width, settings)

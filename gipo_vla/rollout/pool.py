@@ -159,6 +159,17 @@ class WorkerPool:
             raise WorkerError(f"simulator worker {worker} died or hung during {message[0]}")
         return self._last_answer
 
+    def _call_all(self, *message: Any) -> list[Any]:
+        """The same request to every worker at once; their answers."""
+        for worker in range(len(self._processes)):
+            self._request(worker, *message)
+        answers = []
+        for worker in range(len(self._processes)):
+            if not self._answer(worker):
+                raise WorkerError(f"simulator worker {worker} died or hung during {message[0]}")
+            answers.append(self._last_answer)
+        return answers
+
     def _replace(self, worker: int) -> None:
         """Put a fresh process in the place of one that died or hung; its environments begin new episodes."""
         self.faults += 1
@@ -208,7 +219,11 @@ class WorkerPool:
 
     def modules(self) -> list[list[str]]:
         """Names of the modules that each worker has imported."""
-        return [self._call(worker, "modules") for worker in range(len(self._processes))]
+        return self._call_all("modules")
+
+    def bare_step_rates(self, seconds: float) -> list[float]:
+        """Steps a second of the simulator's own ``step`` in each worker, all at the same time."""
+        return self._call_all("bare_steps", seconds)
 
     # ------------------------------------------------------------------------------------------ episodes
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from gipo_envs import ChunkResult, Environment, EnvironmentSettings, EnvironmentSpec, Observation, make
+from gipo_envs.benchmark import BareLoop
 from numpy.typing import NDArray
 
 from gipo_vla.rollout.shared_arrays import Shape, SharedArrays
@@ -67,6 +68,8 @@ class Worker:
 
     def __init__(self, setup: WorkerSetup) -> None:
         self.slots = setup.slots
+        self.settings = setup.settings
+        self.bare_loop: BareLoop | None = None
         self.arrays = SharedArrays(setup.shapes, setup.memory)
         self.environments: dict[int, Environment] = {slot: make(setup.settings) for slot in self.slots}
 
@@ -107,11 +110,11 @@ class Worker:
             frames.append(environment.render(height, width))
         return frames
 
-    def on_time_bare_steps(self, seconds: float) -> int:
-        """Env steps that the first environment's own ``step`` makes in a time, for the benchmark."""
-        from gipo_envs.benchmark import count_bare_steps
-
-        return count_bare_steps(self.environments[self.slots[0]], seconds)
+    def on_bare_steps(self, seconds: float) -> float:
+        """Rate of the simulator's own ``step`` in this process, for the benchmark."""
+        if self.bare_loop is None:
+            self.bare_loop = BareLoop(self.settings)
+        return self.bare_loop.run(seconds)
 
     def on_modules(self) -> list[str]:
         return sorted(sys.modules)

@@ -2,8 +2,8 @@
 
 256 bin *edges* span [-1, 1] and have 255 centres between them; an id names a bin counted from the top, so
 ascending ids are descending actions, and the two lowest ids name the same centre (encoding never writes the
-lowest one except for +1 exactly). The policy's tokens count from the lowest action id: token 0 is id 31744 of the
-published vocabulary and the action +0.996, token 255 is id 31999 and the action -0.996.
+lowest one except for +1 exactly). The policy's tokens count from the lowest action id: token 0 is id 31744 of
+the published vocabulary and the action +0.996, token 255 is id 31999 and the action -0.996.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gipo_envs.errors import UserError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gipo_envs.errors import UserError
 from gipo_vla.policies.lora import low_rank_sum
 from gipo_vla.policies.openvla_oft.checkpoint_files import TensorFiles, read_json
 
@@ -59,9 +59,9 @@ class PublishedAdapter:
         ]
         if wrong:
             raise UserError(
-                f"{source} adapts {len(wrong)} modules that the base checkpoint lacks or has in another shape "
-                f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): set policy.base_checkpoint to "
-                "the checkpoint that it was trained on"
+                f"{source} adapts {len(wrong)} modules that the base checkpoint lacks or has in another "
+                f"shape ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): set "
+                "policy.base_checkpoint to the checkpoint that it was trained on"
             )
 
 

@@ -33,9 +33,7 @@ def network_on_meta(
         )
 
 
-def place(
-    network: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype
-) -> None:
+def place(network: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
     """Put a tensor in its place; parts that keep float32 do so."""
     owner = network.get_submodule(name.rpartition(".")[0])
     kept = torch.float32 if isinstance(owner, KeepsDtype) else dtype

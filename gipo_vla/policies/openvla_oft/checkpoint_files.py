@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gipo_envs.errors import UserError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from gipo_envs.errors import UserError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -49,7 +50,8 @@ def resolve_folder(name: str, setting: str = "policy.checkpoint") -> Path:
     except Exception as error:  # network, credentials and unknown ids have many types
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{setting} is {name!r}: there is no such folder, and fetching it from Hugging Face failed ({reason})"
+            f"{setting} is {name!r}: there is no such folder, and fetching it from Hugging Face failed "
+            f"({reason})"
         ) from error
 
 
@@ -142,8 +144,8 @@ def open_weights(folder: Path) -> TensorFiles:
     else:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise UserError(
-            f"{folder} has no {INDEX_FILE} or {SINGLE_FILE} (it holds {found}): name a folder in the published "
-            "layout"
+            f"{folder} has no {INDEX_FILE} or {SINGLE_FILE} (it holds {found}): name a folder in the "
+            "published layout"
         )
     return tensors
 

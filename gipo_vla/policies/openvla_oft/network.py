@@ -1,4 +1,4 @@
-"""The OpenVLA-OFT network from transformers' own modules: images, proprioception and a prompt to hidden states.
+"""The OpenVLA-OFT network from transformers' own modules: images, proprioception and prompt to states.
 
 Two vision towers see the same image (DINOv2 with registers for geometry, SigLIP for semantics); their patch
 features, side by side, are projected to the width of a Llama, which reads
@@ -73,7 +73,8 @@ class DinoEmbeddings(nn.Module):
 
 
 class Float32RotaryEmbedding(LlamaRotaryEmbedding):
-    """Rotary frequencies that no cast of the module touches and that a build on the meta device leaves whole."""
+    """Rotary frequencies that no cast of the module touches and that a build on the meta device leaves "
+    "whole."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

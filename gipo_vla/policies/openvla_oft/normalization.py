@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from gipo_envs.errors import UserError
 from torch import Tensor
 
+from gipo_envs.errors import UserError
 from gipo_vla.policies.openvla_oft.action_tokens import centres_of_tokens, tokens_of
 from gipo_vla.policies.precision import KeepsDtype
 
@@ -71,7 +71,8 @@ def select_statistics(entries: Mapping[str, Any], key: str | None, source: str) 
     if key is None:
         if len(entries) > 1:
             raise UserError(
-                f"{source} holds statistics of {len(entries)} data sets: set policy.unnorm_key to one of {known}"
+                f"{source} holds statistics of {len(entries)} data sets: set policy.unnorm_key to one of "
+                f"{known}"
             )
         key = next(iter(entries))
     elif key not in entries:
@@ -92,7 +93,9 @@ def select_statistics(entries: Mapping[str, Any], key: str | None, source: str) 
 
 def _bounds(entry: Mapping[str, Any] | None, where: str) -> Bounds:
     if entry is None or "q01" not in entry or "q99" not in entry:
-        raise UserError(f"{where} has no q01 and q99: OpenVLA-OFT's statistics hold both; take the original file")
+        raise UserError(
+            f"{where} has no q01 and q99: OpenVLA-OFT's statistics hold both; take the original file"
+        )
     low, high = entry["q01"], entry["q99"]
     mask = entry.get("mask") or [True] * len(low)
     if not len(low) == len(high) == len(mask):

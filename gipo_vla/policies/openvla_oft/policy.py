@@ -1,7 +1,8 @@
 """OpenVLA-OFT as a policy: images, proprioception and an instruction to a chunk of action tokens.
 
 One forward of the network answers everything: logits of the 256 action ids at every action position, their
-entropies, and a value from the same hidden states. Log-softmax is in float32 whatever the network computes in.
+entropies, and a value from the same hidden states. Log-softmax is in float32 whatever the network computes
+in.
 
 Shape suffixes: B batch, C cameras, H height and width, K steps of a chunk, D action dimensions, N = K * D,
 E width of the Llama, A action size (= D), R proprioception.
@@ -10,14 +11,14 @@ E width of the Llama, A action size (= D), R proprioception.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import torch
-from gipo_envs.errors import UserError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from gipo_envs.errors import UserError
 from gipo_vla.policies.base import (
     Decision,
     Evaluation,
@@ -39,6 +40,8 @@ class OpenVlaOftPolicy(nn.Module):
     """The policy protocol on an ``OpenVlaOftNetwork``. Made by ``build`` and ``load``, not directly."""
 
     bins = ACTION_IDS
+    normalizer = None
+    normalizer_iterations = 0
     prompt_ids: Tensor
     prompt_mask: Tensor
 
@@ -49,11 +52,16 @@ class OpenVlaOftPolicy(nn.Module):
         action_dims: int,
         tokenizer: Tokenizer,
         statistics: Statistics | None = None,
+        statistics_entries: Mapping[str, Any] | None = None,
         l1_head: L1ActionHead | None = None,
         head: Literal["tokens", "l1"] = "tokens",
     ) -> None:
-        """The settings are complete here: ``images`` and ``proprio`` say what the policy has."""
+        """The settings are complete here: ``images`` and ``proprio`` say what the policy has.
+
+        ``statistics_entries`` are those of every data set, as the published file holds them, for exports.
+        """
         super().__init__()
+        self.statistics_entries = dict(statistics_entries or {})
         self.settings, self.statistics, self.head = settings, statistics, head
         self.chunk, self.action_dims = settings.chunk, action_dims
         self.tokenizer = tokenizer
@@ -82,9 +90,7 @@ class OpenVlaOftPolicy(nn.Module):
         """
         self.instructions = tuple(instructions)
         architecture = self.settings.architecture
-        rows = [
-            prompt_ids(self.tokenizer, self.settings.prompt, text, architecture) for text in instructions
-        ]
+        rows = [prompt_ids(self.tokenizer, self.settings.prompt, text, architecture) for text in instructions]
         ids, mask = pad_prompts(rows, architecture.pad_id)
         device = self.prompt_ids.device
         self.pads_prompts = mask is not None
@@ -188,9 +194,9 @@ class OpenVlaOftPolicy(nn.Module):
         """
         if self.head == "l1":
             raise UserError(
-                f"{self.settings.checkpoint} has an L1 head (action_head--*.pt): its tokens are untrained, so "
-                "it cannot be sampled from; clone it to tokens with python -m gipo_vla.sft first, or take a "
-                "checkpoint trained on discrete tokens"
+                f"{self.settings.checkpoint} has an L1 head (action_head--*.pt): its tokens are untrained, "
+                "so it cannot be sampled from; clone it to tokens with python -m gipo_vla.sft first, or take "
+                "a checkpoint trained on discrete tokens"
             )
 
     def describe(self) -> str:
@@ -201,7 +207,8 @@ class OpenVlaOftPolicy(nn.Module):
         return (
             f"openvla_oft: {total:,} parameters, {trainable:,} trainable ({settings.training}), "
             f"{settings.images} image(s), proprio {'yes' if settings.proprio else 'no'}, head {self.head}, "
-            f"chunk {self.chunk} x {self.action_dims}, statistics {self.statistics or 'none: actions on [-1, 1]'}"
+            f"chunk {self.chunk} x {self.action_dims}, statistics "
+            f"{self.statistics or 'none: actions on [-1, 1]'}"
         )
 
     def states(self, observations: Observations) -> Tensor:
@@ -221,7 +228,6 @@ class OpenVlaOftPolicy(nn.Module):
     def compile_if_asked(self) -> None:
         if self.settings.compile:
             self.network.language_model.compile()
-
 
     def _logits(self, states: Tensor, temperature: float | Tensor) -> Tensor:
         """float32 (B, K, D, 256), divided by the temperature."""

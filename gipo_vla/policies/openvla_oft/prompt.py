@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from gipo_envs.errors import UserError
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from gipo_envs.errors import UserError
 from gipo_vla.policies.openvla_oft.settings import BEGIN_TOKEN, Architecture
 
 TOKENIZER_FILE = "tokenizer.json"

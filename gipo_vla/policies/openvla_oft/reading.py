@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gipo_envs.errors import UserError
 
+from gipo_envs.errors import UserError
 from gipo_vla.policies.openvla_oft.adapter_files import PublishedAdapter
 from gipo_vla.policies.openvla_oft.build_network import place
 from gipo_vla.policies.openvla_oft.checkpoint_files import TensorFiles, read_component, read_json
@@ -170,7 +170,10 @@ def read_architecture(folder: Path, tensors: TensorFiles) -> Architecture:
                 *(folder, name, width, heads, OWN_SECTION, name),
             )
         return TowerSettings(
-            width, _count(shapes, f"{prefix}.blocks."), int(known), shape(f"{prefix}.blocks.0.mlp.fc1.weight")[0]
+            width,
+            _count(shapes, f"{prefix}.blocks."),
+            int(known),
+            shape(f"{prefix}.blocks.0.mlp.fc1.weight")[0],
         )
 
     side = math.isqrt(shape(f"{DINO}.pos_embed")[1])
@@ -240,8 +243,8 @@ def read_l1_head(path: Path, width: int, device: torch.device, dtype: torch.dtyp
     state = read_component(path)
     if "model.fc2.weight" not in state:
         raise UserError(
-            f"{path} is no L1 regression head (it holds {', '.join(sorted(state)[:3])}, ...): diffusion heads are "
-            "not supported; use a checkpoint with L1 regression or discrete tokens"
+            f"{path} is no L1 regression head (it holds {', '.join(sorted(state)[:3])}, ...): diffusion "
+            "heads are not supported; use a checkpoint with L1 regression or discrete tokens"
         )
     head = L1ActionHead(width, state["model.fc2.weight"].shape[0])
     _refuse_misfit(path, state, {name: p.shape for name, p in head.named_parameters()})

@@ -1,4 +1,4 @@
-"""Settings of the OpenVLA-OFT policy: plain frozen dataclasses, composed by configs/policy/openvla_oft_*.yaml.
+"""Settings of the OpenVLA-OFT policy: plain frozen dataclasses, for configs/policy/openvla_oft_*.yaml.
 
 ``Architecture`` holds what the shapes of the tensors depend on. Its defaults are the published 7B model; a
 checkpoint brings its own, and one that differs from the settings is refused rather than silently used,
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gipo_envs.errors import UserError
-
 from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.value_heads import ValueHeadSettings
 
@@ -76,7 +75,8 @@ class Architecture:
             tower: TowerSettings = getattr(self, name)
             if tower.width % tower.heads:
                 raise UserError(
-                    f"policy.architecture.{name}.heads is {tower.heads}: it must divide the width {tower.width}"
+                    f"policy.architecture.{name}.heads is {tower.heads}: it must divide the width "
+                    f"{tower.width}"
                 )
             if tower.depth < 2:
                 raise UserError(
@@ -127,7 +127,8 @@ class Architecture:
 
 @dataclass(frozen=True)
 class OpenVlaOftSettings:
-    """OpenVLA-OFT (Kim, Finn, Liang 2025) with discrete tokens: pixels and an instruction to action chunks."""
+    """OpenVLA-OFT (Kim, Finn, Liang 2025) with discrete tokens: pixels and an instruction to action "
+    "chunks."""
 
     name: Literal["openvla_oft"] = "openvla_oft"
     architecture: Architecture = field(default_factory=Architecture)

@@ -1,0 +1,51 @@
+"""The yardstick of the rollout benchmark: a simulator's own ``step`` in a loop, without this project."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from gipo_envs.protocol import EnvironmentSettings
+from gipo_envs.registry import make, make_spec
+
+
+class BareLoop:
+    """Steps one environment as its library offers it, with random actions.
+
+    Meta-World: the task's own class with its own ``step`` and ``reset``, no wrappers. Families without a
+    library behind them are stepped through the environment itself.
+    """
+
+    def __init__(self, settings: EnvironmentSettings) -> None:
+        self._rng = np.random.default_rng(0)
+        spec = make_spec(settings)
+        self._actions = self._rng.uniform(-1, 1, (1000, spec.action_size)).astype(np.float32)
+        self._steps_to_reset = spec.step_limit
+        self._step: Callable[[np.ndarray], object]
+        self._reset: Callable[[], object]
+        if settings.family == "metaworld":
+            import metaworld
+
+            benchmark = metaworld.MT1(spec.tasks[0])
+            simulator = benchmark.train_classes[spec.tasks[0]]()
+            simulator.set_task(benchmark.train_tasks[0])
+            self._step, self._reset = simulator.step, simulator.reset
+        else:
+            environment = make(settings)
+            self._steps_to_reset = -(-spec.step_limit // spec.action_repeat)
+            self._step = lambda action: environment.step_chunk(action[None])
+            self._reset = lambda: environment.reset(0, 0)
+
+    def run(self, seconds: float) -> float:
+        """Calls of ``step`` a second over about ``seconds``; the time of resets does not count."""
+        steps, stepping = 0, 0.0
+        while stepping < seconds:
+            self._reset()
+            began = time.perf_counter()
+            for index in range(self._steps_to_reset):
+                self._step(self._actions[(steps + index) % len(self._actions)])
+            stepping += time.perf_counter() - began
+            steps += self._steps_to_reset
+        return steps / stepping

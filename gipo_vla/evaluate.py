@@ -1,0 +1,114 @@
+"""Evaluate a trained policy: ``python -m gipo_vla.evaluate checkpoint=RUN_DIR [overrides]``.
+
+    python -m gipo_vla.evaluate checkpoint=runs/my-run
+    python -m gipo_vla.evaluate checkpoint=runs/my-run eval.episodes_per_task=150 video=trained.mp4
+    python -m gipo_vla.evaluate checkpoint=runs/my-run env.task=reach-v3 out=reach.json
+
+``checkpoint`` is a run folder (its newest usable checkpoint is taken) or one checkpoint's folder. The
+settings are those of the run; any of them can be overridden. Initial states are held out from training and
+the same for every policy. Prints a table, and one line of JSON (evaluation.json's) on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from gipo_envs import gl
+from gipo_envs.errors import UserError
+from torch import nn
+
+from gipo_vla import cli, config
+from gipo_vla.checkpoint import folder as folders
+from gipo_vla.checkpoint.policy_files import POLICY_FILE, load_policy
+from gipo_vla.config import Config
+from gipo_vla.distributed.group import choose_device
+from gipo_vla.evaluation import summary, video
+from gipo_vla.evaluation.episodes import play
+from gipo_vla.pipeline import build_policy, environment_spec
+from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
+from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.telemetry.console import console
+
+OWN_KEYS = ("checkpoint", "out", "video")
+
+
+def main(arguments: Sequence[str]) -> int:
+    overrides = cli.handle_common_flags(arguments, "train", __doc__ or "")
+    if overrides is None:
+        return 0
+    own = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in OWN_KEYS}
+    if not own.get("checkpoint"):
+        raise UserError("checkpoint is missing: give checkpoint=RUN_DIR")
+    rest = [text for text in overrides if text.partition("=")[0] not in OWN_KEYS]
+    checkpoint = find_checkpoint(Path(own["checkpoint"]))
+    settings = config.override(config.from_yaml(checkpoint / "config.yaml"), rest)
+    evaluation = evaluate(settings, checkpoint, Path(own["video"]) if own.get("video") else None)
+    console.print(summary.table(evaluation))
+    if own.get("out"):
+        Path(own["out"]).write_text(json.dumps(evaluation, indent=2) + "\n")
+    print(json.dumps(evaluation))
+    return 0
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint's folder that a user means by ``path``.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"checkpoint={path} is no folder: give a run folder or one of its checkpoints")
+    if (path / POLICY_FILE).exists():
+        try:
+            folders.verify(path)
+        except folders.DamagedCheckpoint as error:
+            raise UserError(f"checkpoint={path} is damaged: {error}") from error
+        return path
+    if not (path / "checkpoints").is_dir():
+        raise UserError(f"checkpoint={path} holds no checkpoints/: give a run folder or one of its checkpoints")
+    found, problems = folders.newest_valid(path / "checkpoints")
+    for problem in problems:
+        console.print(f"passed over a damaged checkpoint: {problem}")
+    return found
+
+
+def evaluate(settings: Config, checkpoint: Path, video_path: Path | None = None) -> dict[str, Any]:
+    """Both modes over the held-out initial states; the content of evaluation.json."""
+    spec = environment_spec(settings)
+    if video_path or "images" in spec.observation:
+        gl.choose()
+    device = choose_device(settings.learner.device)
+    torch.set_num_threads(settings.learner.threads)
+    policy = build_policy(settings, spec, device)
+    assert isinstance(policy, nn.Module)
+    load_policy(policy, checkpoint)
+    plans = evaluation_plans(spec, settings.eval.episodes_per_task)
+    rollout = settings.rollout
+    results = {}
+    with WorkerPool(
+        settings.env,
+        spec,
+        rollout.workers,
+        rollout.envs_per_worker,
+        policy.chunk,
+        lambda plan: plan,
+        rollout.worker_timeout_s,
+    ) as pool:
+        pool.begin([plans[0]] * pool.envs)
+        for mode in ("greedy", "sampled"):
+            generator = torch.Generator(device)
+            generator.manual_seed(integer_seed(settings.seed, Role.EVALUATION, 0))
+            results[mode] = play(
+                policy, pool, plans, device, rollout.temperature, mode == "greedy", generator
+            )
+        if video_path:
+            video.write(video_path, pool, results[settings.eval.mode][: settings.eval.video_episodes])
+    return summary.evaluation_json(spec, settings.eval.mode, results)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Set up .venv in the project: ./scripts/setup.sh [extra ...]     (extras of pyproject.toml; dev is for tests)
+#
+# Does everything a fresh machine needs and takes a moment when nothing has changed. PYTHON chooses the
+# interpreter, for instance PYTHON=python3.12.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '%s\n' "$*" >&2; }
+fail() { say "error: $*"; exit 2; }
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.12 python3.11 python3.13; do
+        if "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+            2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    fail "Python 3.11, 3.12 or 3.13 with the venv module is needed; set PYTHON to one"
+}
+
+has_nvidia_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; }
+
+# The CPU build of torch saves gigabytes where there is no NVIDIA GPU. It may come from a folder or index
+# that pip is configured with, or from PyTorch's own index, which uv knows; PyPI's build serves everywhere.
+install_torch() {
+    local version
+    version=$(sed -n 's/^torch==//p' constraints.txt)
+    if .venv/bin/python -c 'import torch' 2>/dev/null; then return; fi
+    if [ "$(uname -s)" = Linux ] && ! has_nvidia_gpu; then
+        if .venv/bin/python -m pip install --quiet "torch==$version+cpu" 2>/dev/null; then return; fi
+        .venv/bin/python -m pip install --quiet uv
+        if UV_HTTP_TIMEOUT=30 .venv/bin/python -m uv pip install --quiet --python .venv/bin/python \
+            --torch-backend=cpu "torch==$version" 2>/dev/null; then return; fi
+        say "no CPU build of torch could be had: installing the general one (several GB)"
+    fi
+    .venv/bin/python -m pip install --quiet "torch==$version"
+}
+
+# Videos and camera observations need one OpenGL library that renders without a display.
+install_gl() {
+    local problem
+    if problem=$(
+        .venv/bin/python - 2>&1 <<'PYTHON'
+import sys
+from gipo_envs import UserError, gl
+try:
+    gl.choose()
+except UserError as error:
+    sys.exit(str(error))
+PYTHON
+    ); then return; fi
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing libosmesa6 (OpenGL without a display)"
+        { apt-get install -y -qq libosmesa6 || { apt-get update -qq && apt-get install -y -qq libosmesa6; }; } \
+            >/dev/null 2>&1 && return
+    fi
+    say "note: $problem"
+    say "note: without it training on state observations works; videos and camera observations do not"
+}
+
+extras=$(printf '%s\n' "$@" | sort -u | paste -sd, -)
+stamp=.venv/.gipo_vla
+python=$(find_python)
+# dev stays installed once it was: extras add up.
+if [ -f "$stamp" ]; then
+    extras=$(printf '%s,%s' "$extras" "$(head -n 1 "$stamp")" | tr , '\n' | sed '/^$/d' | sort -u | paste -sd, -)
+fi
+state=$(printf '%s\n' "$extras"; cat pyproject.toml constraints.txt scripts/setup.sh | cksum)
+if [ -x .venv/bin/python ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ]; then exit 0; fi
+
+say "setting up .venv with $python${extras:+ ($extras)}; the first time this takes a few minutes"
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+install_torch
+.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".${extras:+[$extras]}"
+install_gl
+printf '%s\n' "$state" >"$stamp"
