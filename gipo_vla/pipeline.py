@@ -135,6 +135,8 @@ class Pipeline:
         self.iteration = 0
         """Iterations done."""
         self.recent: deque[EpisodeRecord] = deque(maxlen=RECENT_EPISODES)
+        self.env_steps = 0
+        """Env steps over all ranks, at the end of the last iteration."""
         self.updates_done: list[dict[str, float]] = []
         """Metrics of the updates of the iteration under way; its length is the cursor in the schedule."""
         rollout = config.rollout
@@ -337,6 +339,7 @@ class Pipeline:
         episodes = [record for own, *_ in gathered for record in own]
         self.recent.extend(episodes)
         totals = [sum(column) for column in list(zip(*gathered))[1:]]
+        self.env_steps = totals[0]
         row: dict[str, float | int | None] = {
             "iteration": self.iteration,
             "env_steps": totals[0],

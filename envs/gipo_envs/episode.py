@@ -104,8 +104,10 @@ def check_reset_arguments(spec: EnvironmentSpec, initial_state: int, seed: int, 
 
 
 def check_actions(actions: NDArray[np.float32], action_size: int) -> NDArray[np.float32]:
-    """Actions as float32 (K, A) with K >= 1."""
+    """Actions as finite float32 (K, A) with K >= 1 (MuJoCo answers NaN by silently resetting itself)."""
     actions = np.asarray(actions, dtype=np.float32)
     if actions.ndim != 2 or actions.shape[0] < 1 or actions.shape[1] != action_size:
         raise ValueError(f"actions must have shape (K >= 1, {action_size}), got {actions.shape}")
+    if not np.isfinite(actions).all():
+        raise ValueError("actions must be finite")
     return actions

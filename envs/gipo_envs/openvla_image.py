@@ -13,7 +13,8 @@ training). Leaving out a step costs success, so all of them are here:
 The arithmetic follows TensorFlow's kernels operation by operation in float32 (``scale_and_translate_op.cc``,
 ``crop_and_resize_op.cc``), because a sum in another order rounds some values to their neighbour.
 
-Source: ``experiments/robot/libero/libero_utils.py`` and ``experiments/robot/openvla_utils.py`` of OpenVLA-OFT.
+Source: ``experiments/robot/libero/libero_utils.py`` and ``experiments/robot/openvla_utils.py`` of
+OpenVLA-OFT.
 
 Shape suffixes: H height, W width, S side of the result.
 """

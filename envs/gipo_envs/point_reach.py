@@ -183,7 +183,7 @@ class PointReach:
 
 
 def _prepare(actions: NDArray[np.float32]) -> list[list[float]]:
-    prepared: list[list[float]] = np.clip(actions, -1.0, 1.0).tolist()
+    prepared: list[list[float]] = actions.clip(-1.0, 1.0).tolist()
     return prepared
 
 

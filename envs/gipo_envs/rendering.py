@@ -80,12 +80,14 @@ class Renderer:
         return np.ascontiguousarray(picture[::-1])  # OpenGL's first row is the bottom one
 
     def close(self) -> None:
-        """Free all OpenGL resources, drawings before the context that they live in."""
+        """Free all OpenGL resources, drawings before the context that they live in; not to be used again."""
         self._gl_context.make_current()
         for drawing in self._drawings.values():
             drawing.context.free()
         self._drawings.clear()
-        self._gl_context.free()
+        # Deleted, not only freed: MuJoCo's contexts free themselves once more when the interpreter, and
+        # the modules that they need for it, are gone.
+        del self._gl_context
 
 
 def shared() -> Renderer:

@@ -1,7 +1,10 @@
 """A run's folder: choosing it, refusing one that is taken, and what lies where.
 
-    config.yaml  metrics.jsonl  timings.jsonl  evaluations.jsonl  evaluation.json
-    checkpoints/  videos/  learning_curve.png  finished.json (alone marks a finished run)
+    config.yaml        settings; launch.json: what started it
+    metrics.jsonl      one flat object an iteration, decided by the seed; timings.jsonl: clock readings
+    evaluations.jsonl  evaluations under way; evaluation.json: the final one
+    checkpoints/  videos/  learning_curve.png  report.html
+    finished.json      alone marks a finished run
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 
 from gipo_envs.errors import UserError
 
+from gipo_vla.checkpoint import folder as folders
 from gipo_vla.config import Config
 
 SPARE_BYTES = 64 * 2**20
@@ -35,9 +39,13 @@ class RunFolder:
         self.videos = path / "videos"
         self.learning_curve = path / "learning_curve.png"
         self.finished = path / "finished.json"
+        self.launch = path / "launch.json"
 
     def holds_run(self) -> bool:
         return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
+
+    def has_checkpoint(self) -> bool:
+        return bool(folders.names(self.checkpoints))
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
         """Replace a file as a whole, so that no reader sees half of it."""
@@ -46,8 +54,13 @@ class RunFolder:
         os.replace(temporary, path)
 
 
+def runs_root() -> Path:
+    """Where runs without a ``run_dir`` go, below the current folder."""
+    return Path("runs")
+
+
 def default_path(config: Config) -> Path:
-    return Path("runs") / f"{config.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return runs_root() / f"{config.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def create(config: Config, bytes_needed: int = SPARE_BYTES) -> RunFolder:

@@ -33,7 +33,8 @@ from gipo_vla.config import Config, to_yaml
 from gipo_vla.distributed import group
 from gipo_vla.learner.learner import Learner
 from gipo_vla.policies.base import Policy
-from gipo_vla.replay.ring import SegmentRing
+from gipo_vla.replay.ring import SegmentRing, read
+from gipo_vla.replay.segment import Arrays, iterate, oldest_version
 from gipo_vla.rollout.actor import Actor, EpisodeRecord
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Run(Protocol):
 
     config: Config
     iteration: int
+    env_steps: int
     updates_done: list[dict[str, float]]
     recent: deque[EpisodeRecord]
     policy: Policy
@@ -68,7 +70,7 @@ def save(checkpoints: Path, run: Run, extra: dict[str, Any]) -> Path:
         folders.prepare(checkpoints, name)
     group.barrier()
     partial = folders.partial_folder(checkpoints, name)
-    _save_rank(partial / f"rank-{rank:05d}", run)
+    _save_rank(partial / _rank_name(rank), run)
     optimizer = run.learner.optimizer_tensors()
     if rank == 0:
         save_policy(run.policy, partial)
@@ -83,6 +85,7 @@ def save(checkpoints: Path, run: Run, extra: dict[str, Any]) -> Path:
         (partial / "config.yaml").write_text(to_yaml(run.config))
         values = {
             "iteration": run.iteration,
+            "env_steps": run.env_steps,
             "updates_done": run.updates_done,
             "recent": [asdict(record) for record in run.recent],
             "world_size": group.world_size(),
@@ -108,7 +111,12 @@ def _save_rank(folder: Path, run: Run) -> None:
 
 @torch.no_grad()
 def load(folder: Path, run: Run) -> dict[str, Any]:
-    """Bring a new pipeline of the same settings and number of ranks to a checkpoint; returns run.json."""
+    """Bring a new pipeline of the same settings to a checkpoint; returns run.json.
+
+    At the number of ranks that wrote it the run continues to the bit. At another number, parameters and
+    optimiser are exact, the replay is dealt out anew, and every simulator begins an episode that was not
+    played before.
+    """
     assert isinstance(run.policy, nn.Module) and isinstance(run.behaviour, nn.Module)
     values: dict[str, Any] = json.loads((folder / "run.json").read_text())
     load_policy(run.policy, folder)
@@ -117,12 +125,46 @@ def load(folder: Path, run: Run) -> dict[str, Any]:
     behaviour = dict(run.behaviour.named_parameters())
     for name, tensor in load_file(folder / "behaviour.safetensors").items():
         behaviour[name].copy_(tensor)
-    run.iteration = values["iteration"]
+    run.iteration, run.env_steps = values["iteration"], values["env_steps"]
     run.updates_done = values["updates_done"]
     run.recent.extend(EpisodeRecord(**record) for record in values["recent"])
-    own = folder / f"rank-{group.rank():05d}"
-    rank_values = json.loads((own / "rank.json").read_text())
-    run.replay.load(own / "replay")
-    run.replay_rng.bit_generator.state = rank_values["replay_rng"]
-    run.actor.load_state(load_arrays(own / "actor.safetensors"), rank_values)
+    if values["world_size"] == group.world_size():
+        _load_rank(folder / _rank_name(group.rank()), run)
+    else:
+        _deal_out(folder, values["world_size"], run)
     return values
+
+
+def _load_rank(own: Path, run: Run) -> None:
+    values = json.loads((own / "rank.json").read_text())
+    run.replay.load(own / "replay")
+    run.replay_rng.bit_generator.state = values["replay_rng"]
+    run.actor.load_state(load_arrays(own / "actor.safetensors"), values)
+
+
+def _deal_out(folder: Path, world_before: int, run: Run) -> None:
+    """Share out the segments of another number of ranks; groups stay on one rank."""
+    rank, world = group.rank(), group.world_size()
+    before = [json.loads((folder / _rank_name(r) / "rank.json").read_text()) for r in range(world_before)]
+    segments: list[Arrays] = []
+    for r in range(world_before):
+        segments += iterate(read(folder / _rank_name(r) / "replay", run.replay.layout))
+    # Oldest first over all ranks, so that the ring's order stays that of age.
+    segments.sort(key=oldest_version)
+    for index, segment in enumerate(segments):
+        owner = int(segment["group"]) if segment["group"] >= 0 else index
+        if owner % world == rank:
+            run.replay.add(segment)
+    actor = run.actor
+    # The totals of the run go on, on the first rank.
+    if rank == 0:
+        for name in ("env_steps", "decisions", "dropped_segments"):
+            setattr(actor, name, sum(own[name] for own in before))
+        actor.pool.faults = sum(own["faults"] for own in before)
+    actor.version = before[0]["version"]
+    played = max(plan["episode"] for own in before for plan in own["following"])
+    actor.begin_episode_number(played + 1)
+
+
+def _rank_name(rank: int) -> str:
+    return f"rank-{rank:05d}"

@@ -16,7 +16,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
 from gipo_envs.errors import UserError
+
+_ALONE = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+}
+"""What torchrun would have set for a single process."""
+_set_by_start: list[str] = []
 
 
 def choose_device(setting: str) -> torch.device:
@@ -39,9 +50,9 @@ def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> N
     alone = "RANK" not in os.environ
     if alone:
         # Otherwise DeepSpeed looks for mpi4py.
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ["MASTER_PORT"] = str(_free_port())
+        own = _ALONE | {"MASTER_PORT": str(_free_port())}
+        os.environ.update(own)
+        _set_by_start.extend(own)
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
@@ -76,9 +87,12 @@ def _free_port() -> int:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, and the environment as ``start`` found it."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    # Child processes, and a group started later, would take them for torchrun's.
+    while _set_by_start:
+        os.environ.pop(_set_by_start.pop(), None)
 
 
 def rank() -> int:

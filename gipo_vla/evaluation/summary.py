@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gipo_envs import EnvironmentSpec
@@ -39,7 +39,7 @@ def by_task(spec: EnvironmentSpec, results: Sequence[EpisodeResult]) -> dict[str
 
 
 def evaluation_json(
-    spec: EnvironmentSpec, headline: str, results: dict[str, Sequence[EpisodeResult]]
+    spec: EnvironmentSpec, headline: str, results: Mapping[str, Sequence[EpisodeResult]]
 ) -> dict[str, Any]:
     """evaluation.json: the headline mode on top, every other mode under its name."""
     other = {mode: by_task(spec, own) for mode, own in results.items() if mode != headline}

@@ -66,10 +66,10 @@ class MicroBatch:
 
 def count_valid(segments: Arrays) -> tuple[int, int]:
     """Valid transitions and valid tokens of drawn segments."""
-    length, chunk, dims = segments["tokens"].shape[1:4]
+    length, _, dims = segments["tokens"].shape[1:4]
     mask = np.arange(length) < segments["length"][:, None]
     transitions = int(mask.sum())
-    return transitions, int((segments["executed"] * mask).sum()) * dims  # type: ignore[operator]
+    return transitions, int((segments["executed"] * mask).sum()) * dims
 
 
 def split(
@@ -111,13 +111,13 @@ def _micro_batch(
         behaviour_logits=rows("logits") if "logits" in part else None,
         temperature=rows("temperature"),
         token_mask=tensor(token_mask),
-        lag=tensor((version - part["version"][mask]).astype(np.float32)),  # type: ignore[operator]
-        lag_iterations=tensor((iteration - part["iteration"][mask]).astype(np.float32)),  # type: ignore[operator]
+        lag=tensor((version - part["version"][mask]).astype(np.float32)),
+        lag_iterations=tensor((iteration - part["iteration"][mask]).astype(np.float32)),
         following={
             name: tensor(part[OBSERVATION_PREFIX + name][np.arange(count), part["length"]]) for name in names
         },
         mask=tensor(mask),
-        rewards=tensor(part["rewards"] * np.float32(reward_scale)),  # type: ignore[operator]
+        rewards=tensor(part["rewards"] * np.float32(reward_scale)),
         executed=tensor(part["executed"], torch.int64),
         terminated=tensor(part["terminated"]),
         stored_values=tensor(part["values"]),

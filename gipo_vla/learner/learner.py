@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gipo_envs.errors import UserError
 from torch import Tensor, nn
 
+from gipo_envs.errors import UserError
 from gipo_vla.config import LearnerSettings
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
 from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
@@ -196,7 +196,10 @@ class Learner:
             observed=extra_pass,
         )
         if extra_pass:
-            self.normalizer.observe(self._moments_by_extra_pass(update.micro_batches))
+            moments = self._moments_by_extra_pass(update.micro_batches)
+            # An update that will be skipped must leave nothing behind in the statistics.
+            if moments.isfinite().all():
+                self.normalizer.observe(moments)
         return update
 
     @torch.no_grad()
@@ -238,7 +241,9 @@ class Learner:
         evaluation: Evaluation = self.engine(batch.observations, batch.tokens, batch.temperature)
         credit = self._credit(batch, evaluation)
         update.moments += advantage_moments(credit.advantages, batch.mask)
-        advantages = self.normalizer.normalize(credit.advantages)[batch.mask]
+        # Without statistics the very first batch was not finite: neither is this loss, and it is skipped.
+        normalize = self.normalizer.normalize if self.normalizer.ready else (lambda raw: raw)
+        advantages = normalize(credit.advantages)[batch.mask]
 
         objective = objective_loss(
             evaluation.log_probs, batch.behaviour_log_probs, advantages, batch.token_mask, self.objective

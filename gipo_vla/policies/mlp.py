@@ -4,7 +4,7 @@ Separate actor and critic trunks (a shared one lets the value loss move the poli
 dimension, one action a decision. Inputs are normalised with running statistics of the first iterations,
 which then freeze: while they move, the log-ratio of old data moves with them.
 
-Shape suffixes: B batch, S state, K steps of a chunk, D action dimensions, V bins.
+Shapes: B batch, S state, K steps of a chunk, D action dimensions, V bins; logits are (B, K, D, V).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
-from gipo_envs import EnvironmentSpec
-from gipo_envs.errors import UserError
 from torch import Tensor, nn
 
+from gipo_envs import EnvironmentSpec
+from gipo_envs.errors import UserError
 from gipo_vla.policies.base import (
     Decision,
     Evaluation,
@@ -88,6 +88,7 @@ class MlpPolicy(nn.Module):
         self.critic, width = _trunk(inputs, settings.hidden)
         self.value_head = nn.Linear(width, 1)
         nn.init.zeros_(self.value_head.bias)
+        self.bin_centres: Tensor
         self.register_buffer("bin_centres", torch.linspace(-1.0, 1.0, self.bins), persistent=False)
 
     def _inputs(self, observations: Observations) -> Tensor:
@@ -112,24 +113,24 @@ class MlpPolicy(nn.Module):
         greedy: bool = False,
     ) -> Decision:
         inputs = self._inputs(observations)
-        logits_BKDV = self._logits(inputs).float() / temperature
+        logits = self._logits(inputs).float() / temperature
         if not greedy:
-            tokens = sample_tokens(logits_BKDV, generator)
+            tokens = sample_tokens(logits, generator)
         elif self.settings.greedy == "mode":
-            tokens = logits_BKDV.argmax(-1)
+            tokens = logits.argmax(-1)
         else:
-            mean = (torch.softmax(logits_BKDV, -1) * self.bin_centres).sum(-1)
+            mean = (torch.softmax(logits, -1) * self.bin_centres).sum(-1)
             tokens = ((mean + 1) / 2 * (self.bins - 1)).round().long().clamp(0, self.bins - 1)
-        return Decision(tokens, token_log_probs(logits_BKDV, tokens), self._values(inputs), logits_BKDV)
+        return Decision(tokens, token_log_probs(logits, tokens), self._values(inputs), logits)
 
     def evaluate(self, observations: Observations, tokens: Tensor, temperature: Tensor) -> Evaluation:
         inputs = self._inputs(observations)
-        logits_BKDV = self._logits(inputs).float() / temperature.reshape(-1, 1, 1, 1)
+        logits = self._logits(inputs).float() / temperature.reshape(-1, 1, 1, 1)
         return Evaluation(
-            token_log_probs(logits_BKDV, tokens),
-            token_entropies(logits_BKDV),
+            token_log_probs(logits, tokens),
+            token_entropies(logits),
             self._values(inputs),
-            logits_BKDV,
+            logits,
         )
 
     forward = evaluate

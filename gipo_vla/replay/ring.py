@@ -15,11 +15,11 @@ from collections import deque
 from pathlib import Path
 
 import numpy as np
-from gipo_envs.errors import UserError
 from numpy.typing import NDArray
 
+from gipo_envs.errors import UserError
 from gipo_vla.replay.samplers import Sampler
-from gipo_vla.replay.segment import Arrays, SegmentLayout, oldest_version
+from gipo_vla.replay.segment import Arrays, SegmentLayout, iterate, oldest_version
 
 
 class SegmentRing:
@@ -120,21 +120,29 @@ class SegmentRing:
         """Replace the contents by what ``save`` wrote; the limits stay this ring's own.
 
         Raises:
-            UserError: the files are of another layout (another policy, chunk or segment length).
+            UserError: see ``read``.
         """
-        summary = json.loads((folder / "replay.json").read_text())
-        stored: Arrays = {}
-        for name, field in self.layout.fields.items():
-            path = folder / f"{name.replace('/', '.')}.npy"
-            stored[name] = np.load(path, allow_pickle=False)
-            if stored[name].shape[1:] != field.shape or stored[name].dtype != field.dtype:
-                raise UserError(
-                    f"{path} holds {stored[name].dtype} {stored[name].shape[1:]} a segment, this run "
-                    f"{field.dtype} {field.shape}: it was written with another policy or segment length"
-                )
         self._order.clear()
         self._free = list(range(self.slots - 1, -1, -1))
         self.transitions = 0
-        for index in range(summary["segments"]):
-            self.add({name: array[index] for name, array in stored.items()})
-        self.added = summary["added"]
+        for segment in iterate(read(folder, self.layout)):
+            self.add(segment)
+        self.added = json.loads((folder / "replay.json").read_text())["added"]
+
+
+def read(folder: Path, layout: SegmentLayout) -> Arrays:
+    """The segments that a ring's ``save`` wrote, oldest first.
+
+    Raises:
+        UserError: the files are of another layout (another policy, chunk or segment length).
+    """
+    stored: Arrays = {}
+    for name, field in layout.fields.items():
+        path = folder / f"{name.replace('/', '.')}.npy"
+        stored[name] = np.load(path, allow_pickle=False)
+        if stored[name].shape[1:] != field.shape or stored[name].dtype != field.dtype:
+            raise UserError(
+                f"{path} holds {stored[name].dtype} {stored[name].shape[1:]} a segment, this run "
+                f"{field.dtype} {field.shape}: it was written with another policy or segment length"
+            )
+    return stored

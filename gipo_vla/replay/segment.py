@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from gipo_envs import EnvironmentSpec
 from numpy.typing import NDArray
 
-Arrays = dict[str, NDArray[np.generic]]
+from gipo_envs import EnvironmentSpec
+
+Arrays = dict[str, NDArray[Any]]
 
 OBSERVATION_PREFIX = "observation/"
 

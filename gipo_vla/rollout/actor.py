@@ -15,7 +15,7 @@ Shape suffixes: n environments that arrived, L segment length, K chunk, A action
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ class Actor:
         """Env steps executed so far by this rank."""
         self.decisions = 0
         self.dropped_segments = 0
-        """Segments lost with a failed worker."""
+        """Segments lost with a failed worker, with those of the groups it spoilt."""
         self._open = layout.allocate(pool.envs)
         self._position = np.zeros(pool.envs, np.int64)
         """Transitions in each open segment."""
@@ -103,8 +103,6 @@ class Actor:
         self._ready = np.arange(pool.envs)
         """Environments whose observation waits for a decision."""
         self._under_way = False
-        self._decision: Arrays = {}
-        """What was decided last, one row an environment."""
         pool.begin(first_plans)
 
     # -------------------------------------------------------------------------------------------- stepping
@@ -168,7 +166,7 @@ class Actor:
         self._position[slots] += 1
         terminated, truncated = arrays["terminated"][slots], arrays["truncated"][slots]
         done = terminated | truncated
-        env_steps = arrays["executed"][slots] * self.pool.spec.action_repeat  # type: ignore[operator]
+        env_steps = arrays["executed"][slots] * self.pool.spec.action_repeat
         self.env_steps += int(env_steps.sum())
         self._steps[slots] += env_steps
         self._return[slots] += arrays["rewards"][slots].sum(-1)
@@ -210,8 +208,8 @@ class Actor:
         for name, array in segment.items():
             if array.ndim and name != "length":  # rows of an earlier, longer segment
                 array[length + (1 if name.startswith(OBSERVATION_PREFIX) else 0) :] = 0
-        segment["length"] = np.int32(length)  # type: ignore[assignment]
-        segment["start"] = np.int32(self._start[slot])  # type: ignore[assignment]
+        segment["length"] = np.int32(length)
+        segment["start"] = np.int32(self._start[slot])
         for name, value in (
             ("task", plan.task),
             ("env", plan.env),
@@ -220,12 +218,14 @@ class Actor:
         ):
             segment[name] = np.asarray(value, self.layout.fields[name].dtype)
         if not episode_ended:
-            segment["terminated"] = segment["truncated"] = np.bool_(False)  # type: ignore[assignment]
+            segment["terminated"] = segment["truncated"] = np.bool_(False)
         self._start[slot] += length
         self._position[slot] = 0
         if self.on_group is None or plan.group < 0:
             self._closed.append(segment)
-        elif plan.group not in self._lost_groups:
+        elif plan.group in self._lost_groups:
+            self.dropped_segments += 1
+        else:
             self._groups.setdefault(plan.group, {}).setdefault(plan.env, []).append(segment)
 
     def _close_episode(self, slot: int) -> None:
@@ -267,7 +267,7 @@ class Actor:
         group = self._plans[slot].group
         if group >= 0:
             self._lost_groups.add(group)
-            self._groups.pop(group, None)
+            self.dropped_segments += sum(len(own) for own in self._groups.pop(group, {}).values())
             self._finished_members.pop(group, None)
         self._begin_episode(slot)
 
@@ -277,7 +277,9 @@ class Actor:
         """Segments closed since the last call, in environment order (groups stay together)."""
         closed, self._closed = self._closed, []
         if self.on_group is None:
-            closed.sort(key=lambda segment: (int(segment["env"]), int(segment["episode"]), int(segment["start"])))
+            closed.sort(
+                key=lambda segment: (int(segment["env"]), int(segment["episode"]), int(segment["start"]))
+            )
         else:
             closed.sort(key=lambda segment: int(segment["group"]))
         return closed
@@ -288,6 +290,21 @@ class Actor:
         return sorted(episodes, key=lambda record: (record.env, record.episode))
 
     # ------------------------------------------------------------------------------------------- run state
+
+    def begin_episode_number(self, episode: int) -> None:
+        """Drop what is open and begin this episode number in every environment.
+
+        For a run that goes on with another number of environments: earlier numbers were played already.
+        """
+        assert not self._under_way
+        self._closed, self._episodes = [], []
+        self._groups, self._finished_members, self._lost_groups = {}, {}, set()
+        self.pool.begin(
+            [self.pool.next_plan(replace(plan, episode=episode - 1)) for plan in self._plans]
+        )
+        for slot in range(self.pool.envs):
+            self._begin_episode(slot)
+        self._ready = np.arange(self.pool.envs)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Everything needed to go on elsewhere, as arrays and plain values; nothing may be under way."""

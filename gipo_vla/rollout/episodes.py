@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+
 from gipo_envs import EnvironmentSpec
 
 
@@ -81,7 +82,8 @@ class TrainingEpisodes:
         rng = generator(self.seed, Role.EPISODE, group, episode)
         task = int(rng.integers(len(self.spec.tasks)))
         initial_state = int(rng.integers(*self.spec.training_keys))
-        own = generator(self.seed, Role.EPISODE, self.envs + env, episode)
+        # The last number keeps the key apart from any group's, whatever the number of environments.
+        own = generator(self.seed, Role.EPISODE, env, episode, 1)
         limit = self.spec.step_limit
         if self.stagger and episode == 0:
             repeat = self.spec.action_repeat

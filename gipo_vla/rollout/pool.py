@@ -9,28 +9,27 @@ Per vector step a worker gets one short message; actions, observations and rewar
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
-from gipo_envs import EnvironmentSettings, EnvironmentSpec
 from numpy.typing import NDArray
 
+from gipo_envs import EnvironmentSettings, EnvironmentSpec
 from gipo_vla.rollout.episodes import EpisodePlan
+from gipo_vla.rollout.process import WorkerError, WorkerProcess
 from gipo_vla.rollout.shared_arrays import SharedArrays
 from gipo_vla.rollout.worker import PLAN_FIELDS, WorkerSetup, shared_shapes
 
+FAULTS_IN_A_ROW = 5
+"""A worker that had to be replaced this often without one step between is given up."""
 
-class WorkerError(RuntimeError):
-    """A worker raised an exception (its traceback is the message) or could not be started."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,6 @@ class SimulatorState:
     actions: NDArray[np.float32]
     """(N, A) executed since the reset."""
     following: EpisodePlan
-
-
-@dataclass
-class _Process:
-    """One worker process; replaced as a whole when it fails."""
-
-    process: subprocess.Popen[bytes]
-    connection: Connection
-    busy_since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,116 +84,83 @@ class WorkerPool:
         self.plans: list[EpisodePlan] = []
         """The episode under way in each environment."""
         self._following: list[EpisodePlan] = []
-        self._actions = np.zeros((self.envs, spec.actions_limit, spec.action_size), np.float32)
-        self._action_counts = np.zeros(self.envs, np.int64)
-        self._processes: list[_Process] = []
+        self._faults_in_a_row = [0] * workers
+        self._processes: list[WorkerProcess] = []
         try:
             # All start at once: importing a simulator takes seconds.
-            for slots in self._slots:
-                self._processes.append(self._start(slots))
             for worker in range(workers):
-                self._expect_start(worker)
+                self._processes.append(self._start(worker))
+            for process in self._processes:
+                self._expect_start(process)
         except BaseException:
             self.close()
             raise
 
     # ------------------------------------------------------------------------------------ life of a worker
 
-    def _start(self, slots: tuple[int, ...]) -> _Process:
-        ours, theirs = socket.socketpair()
-        environment = dict(os.environ)
-        # One simulator a process and one process a core: more threads only take turns.
-        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gipo_vla.rollout.worker", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(), self.arrays.descriptor),
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-        theirs.close()
-        connection = Connection(ours.detach())
-        connection.send(WorkerSetup(self.settings, self.arrays.shapes, self.arrays.descriptor, slots))
-        return _Process(process, connection, busy_since=time.monotonic())
+    def _start(self, worker: int) -> WorkerProcess:
+        memory, slots = self.arrays.descriptor, self._slots[worker]
+        setup = WorkerSetup(self.settings, self.arrays.shapes, memory, slots)
+        return WorkerProcess(worker, setup, self.timeout)
 
-    def _expect_start(self, worker: int) -> None:
-        if not self._answer(worker):
-            raise WorkerError(f"simulator worker {worker} did not start (exit status and message above)")
-
-    def _answer(self, worker: int) -> bool:
-        """Wait for a worker's answer; False if it died or hung. Raises what it raised."""
-        entry = self._processes[worker]
-        deadline = (entry.busy_since or time.monotonic()) + self.timeout
-        try:
-            if not entry.connection.poll(max(0.0, deadline - time.monotonic())):
-                return False
-            state, self._last_answer = entry.connection.recv()
-        except (EOFError, ConnectionResetError, BrokenPipeError):
-            return False
-        entry.busy_since = None
-        if state == "failed":
-            raise WorkerError(f"simulator worker {worker} failed:\n{self._last_answer}")
-        return True
-
-    def _request(self, worker: int, *message: Any) -> None:
-        entry = self._processes[worker]
-        entry.busy_since = time.monotonic()
-        try:
-            entry.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # _answer will find it dead
+    @staticmethod
+    def _expect_start(process: WorkerProcess) -> None:
+        if not process.answer().alive:
+            raise WorkerError(f"simulator worker {process.number} did not start (its message is above)")
 
     def _call(self, worker: int, *message: Any) -> Any:
         """Request and answer; a worker that fails here is a hard error."""
-        self._request(worker, *message)
-        if not self._answer(worker):
-            raise WorkerError(f"simulator worker {worker} died or hung during {message[0]}")
-        return self._last_answer
+        self._processes[worker].request(*message)
+        return self._expect_answer(self._processes[worker], message[0])
 
     def _call_all(self, *message: Any) -> list[Any]:
         """The same request to every worker at once; their answers."""
-        for worker in range(len(self._processes)):
-            self._request(worker, *message)
-        answers = []
-        for worker in range(len(self._processes)):
-            if not self._answer(worker):
-                raise WorkerError(f"simulator worker {worker} died or hung during {message[0]}")
-            answers.append(self._last_answer)
-        return answers
+        for process in self._processes:
+            process.request(*message)
+        return [self._expect_answer(process, message[0]) for process in self._processes]
+
+    @staticmethod
+    def _expect_answer(process: WorkerProcess, request: str) -> Any:
+        answer = process.answer()
+        if not answer.alive:
+            raise WorkerError(f"simulator worker {process.number} died or hung during {request}")
+        return answer.value
 
     def _replace(self, worker: int) -> None:
         """Put a fresh process in the place of one that died or hung; its environments begin new episodes."""
-        self.faults += 1
-        self._stop(self._processes[worker], patience=0.0)
-        self._processes[worker] = self._start(self._slots[worker])
-        self._expect_start(worker)
+        self._respawn(worker)
         for slot in self._slots[worker]:
             self._begin(slot, self._following[slot])
         self._call(worker, "reset", self._slots[worker])
         for slot in self._slots[worker]:
             self._plan_following(slot)
 
-    @staticmethod
-    def _stop(entry: _Process, patience: float) -> None:
-        try:
-            entry.connection.send(("close",))
-        except OSError:
-            pass
-        try:
-            entry.process.wait(patience)
-        except subprocess.TimeoutExpired:
-            entry.process.kill()
-            entry.process.wait()
-        entry.connection.close()
+    def _respawn(self, worker: int) -> None:
+        """Put a fresh process in the place of one that died or hung; it has no episodes yet."""
+        self.faults += 1
+        self._faults_in_a_row[worker] += 1
+        what = self._processes[worker].stop(patience=0.1)
+        if self._faults_in_a_row[worker] > FAULTS_IN_A_ROW:
+            raise WorkerError(f"simulator worker {worker} {what}, {FAULTS_IN_A_ROW + 1} times in a row")
+        _log.warning("simulator worker %d %s; it is replaced", worker, what)
+        self._processes[worker] = self._start(worker)
+        self._expect_start(self._processes[worker])
+
+    def _everywhere(self, request: str) -> None:
+        """Have every worker bring its environments to the written plans; one that fails is replaced."""
+        for process, slots in zip(self._processes, self._slots):
+            process.request(request, slots)
+        for worker, slots in enumerate(self._slots):
+            if not self._processes[worker].answer().alive:
+                self._respawn(worker)
+                self._call(worker, request, slots)
 
     def close(self) -> None:
         """Stop every worker. Safe to call twice."""
-        for entry in self._processes:
-            try:
-                entry.connection.send(("close",))
-            except OSError:
-                pass
-        for entry in self._processes:
-            self._stop(entry, patience=2.0)
+        for process in self._processes:
+            process.ask_to_stop()
+        for process in self._processes:
+            process.stop(patience=2.0)
         self._processes.clear()
         self.arrays.close()
 
@@ -215,7 +172,7 @@ class WorkerPool:
 
     @property
     def process_ids(self) -> list[int]:
-        return [entry.process.pid for entry in self._processes]
+        return [process.pid for process in self._processes]
 
     def modules(self) -> list[list[str]]:
         """Names of the modules that each worker has imported."""
@@ -237,7 +194,7 @@ class WorkerPool:
             self.plans.append(plan)
             self._following.append(plan)
         self.plans[slot] = plan
-        self._action_counts[slot] = 0
+        self.arrays["history_length"][slot] = 0
         self._write_plan(slot, plan)
 
     def _plan_following(self, slot: int) -> None:
@@ -251,23 +208,16 @@ class WorkerPool:
         self.arrays["active"][:] = True
         for slot, plan in enumerate(plans):
             self._begin(slot, plan)
-        self._broadcast("reset")
+        self._everywhere("reset")
         for slot in range(self.envs):
             self._plan_following(slot)
-
-    def _broadcast(self, request: str) -> None:
-        for worker, slots in enumerate(self._slots):
-            self._request(worker, request, slots)
-        for worker in range(len(self._slots)):
-            if not self._answer(worker):
-                raise WorkerError(f"simulator worker {worker} died or hung during {request}")
 
     def snapshot(self) -> list[SimulatorState]:
         """The state of every simulator; nothing may be under way."""
         return [
             SimulatorState(
                 self.plans[slot],
-                self._actions[slot, : self._action_counts[slot]].copy(),
+                self.arrays["history"][slot, : self.arrays["history_length"][slot]].copy(),
                 self._following[slot],
             )
             for slot in range(self.envs)
@@ -275,22 +225,23 @@ class WorkerPool:
 
     def restore(self, states: Sequence[SimulatorState]) -> None:
         """Bring every simulator to a state of ``snapshot``, to the bit, by replaying its actions."""
+        self._settle()
         for slot, state in enumerate(states):
             self._begin(slot, state.plan)
             count = len(state.actions)
-            self._actions[slot, :count] = state.actions
-            self._action_counts[slot] = count
-        # Round-robin, so that the workers replay side by side.
-        for slots in zip(*self._slots):
-            for worker, slot in enumerate(slots):
-                self._request(worker, "restore", slot, states[slot].actions)
-            for worker in range(len(slots)):
-                if not self._answer(worker):
-                    raise WorkerError(f"simulator worker {worker} died or hung during restore")
+            self.arrays["history"][slot, :count] = state.actions
+            self.arrays["history_length"][slot] = count
+        self._everywhere("restore")
         for slot, state in enumerate(states):
             self._following[slot] = state.following
             self._write_plan(slot, state.following)
         self.arrays["active"][:] = True
+
+    def _settle(self) -> None:
+        """Throw away the answers of requests under way (an exception may have left some)."""
+        for worker in self._busy():
+            if not self._processes[worker].answer().alive:
+                self._respawn(worker)
 
     @contextmanager
     def borrowed(self, next_plan: Callable[[EpisodePlan], EpisodePlan]) -> Iterator[None]:
@@ -320,25 +271,38 @@ class WorkerPool:
         chosen = np.arange(self.envs) if slots is None else slots
         self.arrays["actions"][chosen] = actions
         wanted = set(chosen.tolist())
-        for worker, own in enumerate(self._slots):
+        for process, own in zip(self._processes, self._slots):
             if wanted.intersection(own):
-                self._request(worker, "step")
+                process.request("step")
 
     def wait(self) -> Arrival:
         """Results of every worker that is stepping."""
-        return self._collect(worker for worker, entry in enumerate(self._processes) if entry.busy_since)
+        return self._collect(self._busy())
 
     def wait_ready(self) -> Arrival:
-        """Results of the workers that are done; waits for the first."""
-        busy = {e.connection: w for w, e in enumerate(self._processes) if e.busy_since is not None}
-        ready = wait(list(busy), timeout=self.timeout)
-        return self._collect([busy[connection] for connection in ready] if ready else busy.values())
+        """Results of the workers that are done; waits for the first. Workers that hung count as lost, also
+        while others go on answering."""
+        busy = self._busy()
+        done: set[int] = set()
+        while busy and not done:
+            now = time.monotonic()
+            connections = {self._processes[worker].connection: worker for worker in busy}
+            ready = set(wait(list(connections), timeout=max(0.0, min(busy.values()) - now)))
+            now = time.monotonic()
+            done = {worker for connection, worker in connections.items() if connection in ready}
+            done |= {worker for worker, deadline in busy.items() if deadline <= now}
+        return self._collect(done)
+
+    def _busy(self) -> dict[int, float]:
+        """Deadlines of the workers that are stepping."""
+        return {p.number: p.deadline for p in self._processes if p.deadline is not None}
 
     def _collect(self, workers: Iterable[int]) -> Arrival:
         slots: list[int] = []
         lost: list[int] = []
         for worker in sorted(workers):
-            if self._answer(worker):
+            if self._processes[worker].answer().alive:
+                self._faults_in_a_row[worker] = 0
                 slots += [slot for slot in self._slots[worker] if self.arrays["active"][slot]]
             else:
                 self._replace(worker)
@@ -349,16 +313,16 @@ class WorkerPool:
 
     def _note_executed(self, slots: NDArray[np.int64]) -> None:
         """Remember the actions; where an episode ended, the worker has already begun the following one."""
-        executed = self.arrays["executed"]
-        done = self.arrays["terminated"] | self.arrays["truncated"]  # type: ignore[operator]
+        executed, length = self.arrays["executed"], self.arrays["history_length"]
+        done = self.arrays["terminated"] | self.arrays["truncated"]
         for slot in slots.tolist():
             if done[slot]:
                 self._begin(slot, self._following[slot])
                 self._plan_following(slot)
             else:
-                at, count = self._action_counts[slot], int(executed[slot])  # type: ignore[call-overload]
-                self._actions[slot, at : at + count] = self.arrays["actions"][slot, :count]
-                self._action_counts[slot] += count
+                at, count = int(length[slot]), int(executed[slot])
+                self.arrays["history"][slot, at : at + count] = self.arrays["actions"][slot, :count]
+                length[slot] = at + count
 
     # --------------------------------------------------------------------------------------------- extras
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ Shape = tuple[tuple[int, ...], str]
 _ALIGNMENT = 64  # a cache line, so that two workers never write to the same one
 
 
-class SharedArrays(Mapping[str, NDArray[np.generic]]):
+class SharedArrays(Mapping[str, NDArray[Any]]):
     """A mapping from names to arrays over one shared memory file."""
 
     def __init__(self, shapes: dict[str, Shape], descriptor: int | None = None) -> None:
@@ -32,15 +33,15 @@ class SharedArrays(Mapping[str, NDArray[np.generic]]):
         size = max(size, 1)
         self.descriptor = _anonymous_file(size) if descriptor is None else descriptor
         self._memory = mmap.mmap(self.descriptor, size)
-        self._arrays: dict[str, NDArray[np.generic]] = {
+        self._arrays: dict[str, NDArray[Any]] = {
             name: np.ndarray(shape, dtype, self._memory, offsets[name])
             for name, (shape, dtype) in shapes.items()
         }
 
-    def __getitem__(self, name: str) -> NDArray[np.generic]:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         return self._arrays[name]
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 
     def __len__(self) -> int:

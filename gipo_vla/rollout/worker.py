@@ -21,10 +21,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-from gipo_envs import ChunkResult, Environment, EnvironmentSettings, EnvironmentSpec, Observation, make
-from gipo_envs.benchmark import BareLoop
 from numpy.typing import NDArray
 
+from gipo_envs import ChunkResult, Environment, EnvironmentSettings, EnvironmentSpec, Observation, make
+from gipo_envs.benchmark import BareLoop
 from gipo_vla.rollout.shared_arrays import Shape, SharedArrays
 
 
@@ -54,6 +54,9 @@ def shared_shapes(spec: EnvironmentSpec, envs: int, chunk: int) -> dict[str, Sha
         "success_at_end": ((envs,), "bool"),
         "terminated": ((envs,), "bool"),
         "truncated": ((envs,), "bool"),
+        # Actions since the reset, kept by the pool: what restoring replays.
+        "history": ((envs, spec.actions_limit, spec.action_size), "float32"),
+        "history_length": ((envs,), "int64"),
     }
     shapes |= {f"plan/{name}": ((envs,), "int64") for name in PLAN_FIELDS}
     for name, array in spec.observation.items():
@@ -79,7 +82,7 @@ class Worker:
             if not self.arrays["active"][slot]:
                 continue
             environment = self.environments[slot]
-            result = environment.step_chunk(self.arrays["actions"][slot])  # type: ignore[arg-type]
+            result = environment.step_chunk(self.arrays["actions"][slot])
             self._write_result(slot, result)
             if result.terminated or result.truncated:
                 self._write_observation("final", slot, result.observation)
@@ -91,12 +94,14 @@ class Worker:
         for slot in slots:
             self._reset(slot)
 
-    def on_restore(self, slot: int, actions: NDArray[np.float32]) -> None:
-        """Put an environment where the planned episode was after ``actions`` (N, A)."""
-        self._reset(slot)
-        if len(actions):
-            self.environments[slot].replay(actions)
-            self._write_observation("observation", slot, self.environments[slot].observe())
+    def on_restore(self, slots: tuple[int, ...]) -> None:
+        """Put environments where the planned episodes were after the actions of ``history``."""
+        for slot in slots:
+            self._reset(slot)
+            length = int(self.arrays["history_length"][slot])
+            if length:
+                self.environments[slot].replay(self.arrays["history"][slot, :length])
+                self._write_observation("observation", slot, self.environments[slot].observe())
 
     def on_film(
         self, slot: int, actions: NDArray[np.float32], height: int, width: int, every: int

@@ -11,8 +11,9 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-Metrics = Mapping[str, float | int | None]
+Metrics = Mapping[str, Any]
 
 
 class JsonLines:

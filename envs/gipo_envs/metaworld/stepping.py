@@ -100,7 +100,7 @@ class FastSawyer(SawyerXYZEnv):
 
     def prepare(self, actions: NDArray[np.float32]) -> list[PreparedAction]:
         """Actions (K, 4) for ``advance``: ``set_xyz_action``'s clipping and scaling, all rows at once."""
-        displacements = (np.clip(actions[:, :3], -1, 1) * self.action_scale).tolist()
+        displacements = (actions[:, :3].clip(-1, 1) * self.action_scale).tolist()
         return [
             PreparedAction(x, y, z, gripper, raw)
             for (x, y, z), gripper, raw in zip(displacements, actions[:, 3].tolist(), actions)
@@ -128,7 +128,7 @@ class FastSawyer(SawyerXYZEnv):
         observation[18:36] = self._prev_obs
         observation[36:] = self._target_pos
         self._prev_obs = frame
-        np.clip(observation, self._observation_low, self._observation_high, out=observation)
+        observation.clip(self._observation_low, self._observation_high, out=observation)
         self._last_stable_obs = observation
         reward, info = self.evaluate_state(observation, action.raw)
         return float(reward), bool(info["success"])

@@ -1,0 +1,13 @@
+"""Reports on finished and running runs, made from their folders alone.
+
+    write_run_report(folder)             report.html of one run, at the end of its training
+    write_report(folders, destination)   the same page over any number of runs
+
+What is where: ``runs`` reads folders, ``grouping`` finds what distinguishes the runs, ``statistics`` has the
+aggregates and their intervals, ``comparison`` decides what is compared, ``results`` makes the tables,
+``curves`` and ``snapshots`` draw, ``page`` writes the HTML.
+"""
+
+from gipo_vla.reporting.build import Report, write_report, write_run_report
+
+__all__ = ["Report", "write_report", "write_run_report"]

@@ -1,0 +1,168 @@
+"""Finding run folders and reading what they hold.
+
+A run folder is one that holds ``metrics.jsonl``. ``config.yaml``, ``evaluation.json`` (held-out episodes at
+the end) and ``evaluations.jsonl`` (held-out episodes on the way) are used where they exist, so the small
+data of a finished run that is kept without its checkpoints reads like the run itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from gipo_envs.errors import UserError
+
+from gipo_vla.telemetry.metrics import read_json_lines
+
+Row = dict[str, Any]
+Value = str | float | int | bool | None
+
+ROWS_KEPT = 2000
+"""Iterations of one run that are kept in memory, evenly spread: curves need no more, and hundreds of long
+runs fit."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its folder tells it."""
+
+    name: str
+    """Path below the folder that the user named, or that folder's own name."""
+    config: Mapping[str, Value]
+    """Flat: ``objective.sigma`` -> 0.5. Lists as JSON text."""
+    rows: Sequence[Row]
+    """Lines of metrics.jsonl; never empty."""
+    evaluation: Row | None = None
+    evaluations: Sequence[Row] = ()
+    finished: bool = False
+    """finished.json exists."""
+    settings: Row = field(default_factory=dict)
+    """config.yaml as it is nested on disk."""
+
+    @property
+    def seed(self) -> Value:
+        return self.config.get("seed")
+
+    @property
+    def iterations(self) -> int:
+        """Iterations done."""
+        return int(self.rows[-1]["iteration"])
+
+    @property
+    def complete(self) -> bool:
+        """It did all iterations that it was set; small data kept without finished.json counts by that."""
+        planned = self.config.get("iterations")
+        return self.finished or (isinstance(planned, int) and self.iterations >= planned)
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks trained on, sorted."""
+        if self.evaluation and self.evaluation.get("tasks"):
+            return tuple(sorted(self.evaluation["tasks"]))
+        logged = {name.split("/")[1] for name in self.rows[-1] if name.startswith("task/")}
+        if logged:
+            return tuple(sorted(logged))
+        task = self.settings.get("env", {}).get("task", "task")
+        return tuple(sorted(map(str, task))) if isinstance(task, list) else (str(task),)
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Every run in ``folders`` at any depth, sorted by name, and remarks on those that could not be used.
+
+    Raises:
+        UserError: a folder does not exist or holds no run, or no run has any metrics.
+    """
+    found: dict[Path, str] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: name a run folder, or a folder that contains some")
+        own = list(_run_folders(folder))
+        if not own:
+            raise UserError(f"{folder} contains no run: no folder in it holds a metrics.jsonl")
+        for path in own:
+            name = path.relative_to(folder).as_posix() if path != folder else path.resolve().name
+            found.setdefault(path.resolve(), name)
+    runs, remarks = [], []
+    for path, name in found.items():
+        run = read_run(path, name)
+        if run is None:
+            remarks.append(f"{name} is left out: its metrics.jsonl holds no iteration yet")
+        else:
+            runs.append(run)
+    if not runs:
+        raise UserError(
+            f"metrics.jsonl of {', '.join(sorted(found.values())[:3])} is empty: there is nothing to report "
+            "before the first iteration has ended"
+        )
+    return sorted(runs, key=lambda run: run.name), sorted(remarks)
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    for path, below, files in os.walk(folder):
+        if "metrics.jsonl" in files:
+            below.clear()  # nothing inside a run folder is another run
+            yield Path(path)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+
+
+def read_run(folder: Path, name: str | None = None) -> Run | None:
+    """Read one run folder; None where metrics.jsonl holds no iteration.
+
+    Raises:
+        UserError: a file cannot be understood.
+    """
+    rows = read_json_lines(folder / "metrics.jsonl")
+    if not rows:
+        return None
+    if not {"iteration", "env_steps"} <= rows[0].keys():
+        raise UserError(f"{folder / 'metrics.jsonl'} has no iteration and env_steps: it is not a run's")
+    name = name or folder.resolve().name
+    settings = _read(folder / "config.yaml") or {"experiment": name}
+    return Run(
+        name=name,
+        config=flatten(settings),
+        rows=thin(rows, ROWS_KEPT),
+        evaluation=_read(folder / "evaluation.json"),
+        evaluations=read_json_lines(folder / "evaluations.jsonl"),
+        finished=(folder / "finished.json").exists(),
+        settings=settings,
+    )
+
+
+def _read(path: Path) -> Row | None:
+    """A YAML or JSON file that holds a mapping; None if there is none."""
+    if not path.exists():
+        return None
+    try:
+        text = path.read_text()
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings: expected key: value lines")
+    return values
+
+
+def thin(rows: Sequence[Row], limit: int) -> list[Row]:
+    """At most ``limit`` rows, evenly spread, the first and the last among them."""
+    if len(rows) <= limit:
+        return list(rows)
+    return [rows[round(index * (len(rows) - 1) / (limit - 1))] for index in range(limit)]
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
+    """Nested settings with dotted keys; lists become JSON text, so that every value can be compared."""
+    flat: dict[str, Value] = {}
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = json.dumps(value) if isinstance(value, list) else value
+    return flat

@@ -1,0 +1,80 @@
+"""A table, and its three faces: CSV for programs, HTML for the page, rich for the console."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import rich.table
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named columns and rows of text and numbers; None where there is nothing."""
+
+    name: str
+    """Stem of the CSV file."""
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Cell]]
+
+
+def write_csv(table: Table, folder: Path) -> Path:
+    """``folder/name.csv``; six significant digits, nothing in empty cells, the same bytes everywhere."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows([_exact(cell) for cell in row] for row in table.rows)
+    path = folder / f"{table.name}.csv"
+    path.write_text(text.getvalue(), encoding="utf-8")
+    return path
+
+
+def _exact(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+
+
+def _readable(cell: Cell) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:.3f}" if 1e-3 <= abs(cell) < 100 or cell == 0 else f"{cell:,.3g}"
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _heading(column: str) -> str:
+    return column.replace("_", " ")
+
+
+def to_html(table: Table) -> str:
+    """A ``<table>`` with three significant digits, numbers to the right."""
+    head = "".join(f"<th>{html.escape(_heading(column))}</th>" for column in table.columns)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{'' if isinstance(cell, str) else ' class=number'}>{html.escape(_readable(cell))}</td>"
+            for cell in row
+        )
+        + "</tr>\n"
+        for row in table.rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+
+
+def to_rich(table: Table) -> rich.table.Table:
+    """For the console."""
+    view = rich.table.Table(title=table.title, title_justify="left")
+    for index, column in enumerate(table.columns):
+        text = any(isinstance(row[index], str) for row in table.rows)
+        view.add_column(_heading(column), justify="left" if text else "right")
+    for row in table.rows:
+        view.add_row(*map(_readable, row))
+    return view

@@ -1,0 +1,55 @@
+"""The table that a run begins with: what is active, what it costs, how old its data will be."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from gipo_vla.config import Config
+from gipo_vla.distributed import group
+from gipo_vla.pipeline import Plans
+from gipo_vla.policies.base import Policy
+from gipo_vla.telemetry.console import settings_table
+
+
+def print_plans(settings: Config, policy: Policy, plans: Plans, device: torch.device) -> None:
+    """Print the table on stderr."""
+    assert isinstance(policy, torch.nn.Module)
+    spec, lag, memory = plans.spec, plans.staleness, plans.memory
+    ranks, rollout, learner = group.world_size(), settings.rollout, settings.learner
+    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    tasks = spec.tasks[0] if len(spec.tasks) == 1 else f"{len(spec.tasks)} tasks"
+    rows = {
+        "environment": f"{settings.env.family} {tasks}, {settings.env.reward} reward, "
+        f"{spec.step_limit} env steps, actions held {spec.action_repeat}",
+        "instruction": spec.instructions[0] + (" ..." if len(spec.tasks) > 1 else ""),
+        "policy": f"{settings.policy.name}, {trainable:,} trainable parameters, chunk {policy.chunk} x "
+        f"{policy.action_dims} tokens of {policy.bins}",
+        "objective": _values(settings.objective),
+        "regularizers": _values(settings.regularizers) or "none",
+        "credit": _values(settings.credit),
+        "rollout": f"{ranks} rank(s) x {rollout.workers} workers x {rollout.envs_per_worker} environments, "
+        f"{plans.steps} vector steps an iteration, collect {rollout.collect}",
+        "learner": f"DeepSpeed on {device}, {learner.updates} updates an iteration of "
+        f"{learner.batch_segments} segments x {settings.replay.segment_length}, learning rates "
+        f"{learner.policy_learning_rate:g} / {learner.value_learning_rate:g}",
+        "replay": f"{settings.replay.capacity:,} transitions = {lag.iterations_held:.1f} iterations, "
+        f"{memory.expected / 2**20:,.1f} MB a rank (at most {memory.worst / 2**20:,.0f})",
+        "expected lag": f"mean {lag.mean_lag_iterations:.1f} iterations ({lag.mean_lag_updates:.0f} updates), "
+        f"greatest {lag.max_lag_iterations:.1f} ({lag.max_lag_updates:.0f}); every transition is used "
+        f"{lag.samples_per_transition:.1f} times",
+        "run folder": str(settings.run_dir),
+    }
+    settings_table(f"gipo_vla  {settings.experiment}  seed {settings.seed}", list(rows.items()))
+
+
+def _values(section: Any) -> str:
+    """Settings as words; those that are off are left out."""
+    values = dataclasses.asdict(section)
+    name = values.pop("name", "")
+    shown = [f"{key} {value}" for key, value in values.items() if value not in (None, 0.0)]
+    if not name:  # regularizers: estimators say nothing without their coefficients
+        shown = [text for text in shown if "coefficient" in text]
+    return " ".join([name, ", ".join(shown)]).strip()

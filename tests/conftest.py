@@ -1,0 +1,74 @@
+"""What all tests share: markers, one thread, tiny runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: tests run side by side, and more threads than cores only take turns.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import torch
+
+from gipo_vla import config
+from gipo_vla.config import Config
+from gipo_vla.distributed import group
+
+MakeConfig = Callable[..., Config]
+
+TINY = (
+    "experiment=point_reach",
+    "iterations=2",
+    "policy.hidden=[16]",
+    "policy.bins=16",
+    "rollout.workers=1",
+    "rollout.envs_per_worker=4",
+    "rollout.env_steps=160",
+    "replay.capacity=640",
+    "replay.segment_length=10",
+    "learner.updates=2",
+    "learner.batch_segments=4",
+    "learner.micro_batch_segments=2",
+    "eval.episodes_per_task=4",
+    "eval.video=false",
+    "telemetry.wandb=off",
+)
+"""A run of a second or two."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("medium", "slow")):
+            item.add_marker("fast")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_overrides() -> tuple[str, ...]:
+    """Overrides of ``gipo_vla.train`` that make a run tiny."""
+    return TINY
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> MakeConfig:
+    """``make_config("key=value", ...)``: a tiny run on point_reach with these settings; its ``run_dir`` is
+    ``tmp_path / "run"``."""
+
+    def make(*overrides: str) -> Config:
+        return config.load("train", [*TINY, f"run_dir={tmp_path / 'run'}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def process_group() -> None:
+    """A process group of this process alone."""
+    group.start(torch.device("cpu"))
