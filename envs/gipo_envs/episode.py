@@ -43,16 +43,18 @@ class Episode(Generic[PreparedAction]):
         self._sparse = sparse
         self._advance = advance
         self._step_limit = 0
+        self._end_on_success = spec.end_on_success
         self._steps = 0
         self._succeeded = False
         self._over = True
 
-    def start(self, step_limit: int | None) -> None:
-        """Begin an episode of at most ``step_limit`` env steps (``spec.step_limit`` when None)."""
+    def start(self, step_limit: int | None, end_on_success: bool | None = None) -> None:
+        """Begin an episode; None stands for the spec's own."""
         limit = self._spec.step_limit if step_limit is None else step_limit
         if not 1 <= limit <= self._spec.step_limit:
             raise ValueError(f"step_limit of an episode must be 1 to {self._spec.step_limit}, got {limit}")
         self._step_limit = limit
+        self._end_on_success = self._spec.end_on_success if end_on_success is None else end_on_success
         self._steps = 0
         self._succeeded = False
         self._over = False
@@ -78,7 +80,7 @@ class Episode(Generic[PreparedAction]):
                 held_reward += float(first_success) if self._sparse else dense_reward
                 if success_now:
                     held_success = self._succeeded = True
-                    if self._spec.end_on_success:
+                    if self._end_on_success:
                         terminated = True
                         break
                 if self._steps >= self._step_limit:

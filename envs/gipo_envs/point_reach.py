@@ -86,11 +86,16 @@ class PointReach:
         return self._spec
 
     def reset(
-        self, initial_state: int, seed: int, task: int = 0, step_limit: int | None = None
+        self,
+        initial_state: int,
+        seed: int,
+        task: int = 0,
+        step_limit: int | None = None,
+        end_on_success: bool | None = None,
     ) -> Observation:
         """See the protocol. ``seed`` changes nothing: the dynamics draw no number."""
         check_reset_arguments(self._spec, initial_state, seed, task)
-        self._episode.start(step_limit)
+        self._episode.start(step_limit, end_on_success)
         self._task = task
         name = self._spec.tasks[task]
         self._pushing = name == "push"

@@ -51,10 +51,13 @@ class EnvironmentSpec:
     action_repeat: int
     """Env steps for which each action is held."""
     end_on_success: bool
+    """A training episode terminates at its first success."""
     reward_scale: float
     """Multiply rewards by this for learning (returns of about 1); metrics stay unscaled."""
     frames_per_second: float
     """Control steps a second of simulated time, for videos."""
+    evaluation_ends_on_success: bool = False
+    """As in a published evaluation protocol that ends episodes so; success at the end then says nothing."""
     training_keys: tuple[int, int] = (0, EVALUATION_KEYS_START)
     """Half-open range of initial-state keys for training."""
     evaluation_keys: tuple[int, int] = (EVALUATION_KEYS_START, 2 * EVALUATION_KEYS_START)
@@ -93,7 +96,12 @@ class Environment(Protocol):
     def spec(self) -> EnvironmentSpec: ...
 
     def reset(
-        self, initial_state: int, seed: int, task: int = 0, step_limit: int | None = None
+        self,
+        initial_state: int,
+        seed: int,
+        task: int = 0,
+        step_limit: int | None = None,
+        end_on_success: bool | None = None,
     ) -> Observation:
         """Start an episode.
 
@@ -103,6 +111,8 @@ class Environment(Protocol):
             task: index into ``spec.tasks``.
             step_limit: env steps after which this episode is truncated; ``spec.step_limit`` by default
                 (a pool staggers first episodes with it).
+            end_on_success: for this episode; ``spec.end_on_success`` by default (an evaluation of success
+                at the end of the episode does not end on success, however the policy was trained).
         """
         ...
 

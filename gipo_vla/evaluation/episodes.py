@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def _play_round(
     generator: torch.Generator,
 ) -> None:
     queue = deque(plans)
-    idle = EpisodePlan(plans[0].task, plans[0].initial_state, plans[0].seed, plans[0].step_limit, episode=-2)
+    idle = replace(plans[0], episode=-2)
     names = tuple(pool.spec.observation)
 
     with pool.borrowed(lambda _: queue.popleft() if queue else idle):

@@ -42,6 +42,7 @@ class EpisodePlan:
     initial_state: int
     seed: int
     step_limit: int
+    end_on_success: bool = False
     env: int = -1
     """Global env id."""
     episode: int = -1
@@ -96,6 +97,7 @@ class TrainingEpisodes:
             # Members of a group start alike, so whatever else the simulator draws is shared too.
             seed=int((rng if self.group_size > 1 else own).integers(2**31)),
             step_limit=limit,
+            end_on_success=self.spec.end_on_success,
             env=env,
             episode=episode,
             group=episode * groups + group if self.group_size > 1 else -1,
@@ -107,7 +109,9 @@ def evaluation_plans(spec: EnvironmentSpec, episodes_per_task: int) -> list[Epis
     first, stop = spec.evaluation_keys
     assert episodes_per_task <= stop - first
     return [
-        EpisodePlan(task, first + index, index, spec.step_limit, episode=index)
+        EpisodePlan(
+            task, first + index, index, spec.step_limit, spec.evaluation_ends_on_success, episode=index
+        )
         for task in range(len(spec.tasks))
         for index in range(episodes_per_task)
     ]

@@ -40,7 +40,7 @@ class WorkerSetup:
     """Rows of the shared arrays that this worker serves."""
 
 
-PLAN_FIELDS = ("task", "initial_state", "seed", "step_limit")
+PLAN_FIELDS = ("task", "initial_state", "seed", "step_limit", "end_on_success")
 
 
 def shared_shapes(spec: EnvironmentSpec, envs: int, chunk: int) -> dict[str, Shape]:
@@ -125,10 +125,9 @@ class Worker:
         return sorted(sys.modules)
 
     def _reset(self, slot: int) -> None:
-        task, initial_state, seed, step_limit = (
-            int(self.arrays[f"plan/{name}"][slot]) for name in PLAN_FIELDS
-        )
-        observation = self.environments[slot].reset(initial_state, seed, task, step_limit)
+        plan = {name: int(self.arrays[f"plan/{name}"][slot]) for name in PLAN_FIELDS}
+        plan["end_on_success"] = bool(plan["end_on_success"])
+        observation = self.environments[slot].reset(**plan)
         self._write_observation("observation", slot, observation)
 
     def _write_result(self, slot: int, result: ChunkResult) -> None:

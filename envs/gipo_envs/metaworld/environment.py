@@ -43,11 +43,16 @@ class MetaWorldEnvironment:
         return self._simulations[self._task]
 
     def reset(
-        self, initial_state: int, seed: int, task: int = 0, step_limit: int | None = None
+        self,
+        initial_state: int,
+        seed: int,
+        task: int = 0,
+        step_limit: int | None = None,
+        end_on_success: bool | None = None,
     ) -> Observation:
         """See the protocol. ``seed`` changes nothing: beyond the initial state Meta-World draws no number."""
         check_reset_arguments(self._spec, initial_state, seed, task)
-        self._episode.start(step_limit)
+        self._episode.start(step_limit, end_on_success)
         self._task = task
         self.simulation.reset(initial_state)
         return self.observe()
