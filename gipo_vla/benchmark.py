@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from gipo_envs.errors import UserError, nearest
 from rich.table import Table
 
+from gipo_envs.errors import UserError, nearest
 from gipo_vla import cli, config
 from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device
@@ -88,7 +88,9 @@ def rollout(settings: Config, repeats: int, seconds: float) -> dict[str, Any]:
         "pool_ratio": round(statistics.median(row[1] / row[0] for row in rows), 3),
         "rollout_ratio": round(statistics.median(row[2] / row[0] for row in rows), 3),
     }
-    table = Table(title=f"rollout: {spec.tasks[0]}, {settings.rollout.workers} workers, {pool.envs} environments")
+    table = Table(
+        title=f"rollout: {spec.tasks[0]}, {settings.rollout.workers} workers, {pool.envs} environments"
+    )
     for name in ("", "env steps a second", "beside the bare loop"):
         table.add_column(name, justify="left" if not name else "right")
     table.add_row("the simulator's own step, resets not counted", f"{bare:,.0f}", "1.00")
@@ -128,9 +130,7 @@ class _Collection:
         self.replay = SegmentRing(layout, settings.replay.capacity, 8 << 30, samplers.uniform)
         generator = torch.Generator(device).manual_seed(0)
         first = episodes.first(range(pool.envs))
-        self.actor = Actor(
-            policy, pool, first, layout, settings.rollout.temperature, generator, device
-        )
+        self.actor = Actor(policy, pool, first, layout, settings.rollout.temperature, generator, device)
 
     def rate(self, seconds: float) -> float:
         before, began = self.actor.env_steps, time.perf_counter()

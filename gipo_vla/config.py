@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from gipo_envs import EnvironmentSettings
-from gipo_envs.errors import UserError, nearest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -29,6 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from gipo_envs import EnvironmentSettings
+from gipo_envs.errors import UserError, nearest
 from gipo_vla.credit.gae import GaeSettings
 from gipo_vla.credit.group import GroupSettings
 from gipo_vla.objectives.gipo import GipoSettings
@@ -370,7 +370,9 @@ def override(base: Config, overrides: Sequence[str]) -> Config:
         key, value = parsed.key_or_group, parsed.value()
         if key in available:
             if value not in available[key]:
-                raise UserError(f"{key}={value}: there is no such {key}; {nearest(str(value), available[key])}")
+                raise UserError(
+                    f"{key}={value}: there is no such {key}; {nearest(str(value), available[key])}"
+                )
             values[key] = OmegaConf.load(config_folder() / key / f"{value}.yaml")
             continue
         if key not in known and OmegaConf.select(values, key, default=_MISSING) is _MISSING:

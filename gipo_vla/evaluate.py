@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gipo_envs import gl
-from gipo_envs.errors import UserError
 from torch import nn
 
+from gipo_envs import gl
+from gipo_envs.errors import UserError
 from gipo_vla import cli, config
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint.policy_files import POLICY_FILE, load_policy
@@ -69,7 +69,9 @@ def find_checkpoint(path: Path) -> Path:
             raise UserError(f"checkpoint={path} is damaged: {error}") from error
         return path
     if not (path / "checkpoints").is_dir():
-        raise UserError(f"checkpoint={path} holds no checkpoints/: give a run folder or one of its checkpoints")
+        raise UserError(
+            f"checkpoint={path} holds no checkpoints/: give a run folder or one of its checkpoints"
+        )
     found, problems = folders.newest_valid(path / "checkpoints")
     for problem in problems:
         console.print(f"passed over a damaged checkpoint: {problem}")

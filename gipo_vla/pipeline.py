@@ -15,14 +15,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from gipo_envs import EnvironmentSpec, make_spec
-from gipo_envs.errors import UserError
 from torch import nn
 
+from gipo_envs import EnvironmentSpec, make_spec
+from gipo_envs.errors import UserError
 from gipo_vla.config import Config
 from gipo_vla.credit import base as credits
 from gipo_vla.credit.normalization import AdvantageNormalizer
@@ -57,6 +58,16 @@ def dispatch_schedule(steps: int, micro_batches: int) -> list[int]:
     return counts
 
 
+def per_action(settings: Any, action_repeat: int) -> Any:
+    """Credit settings whose discount is that of an action, from the one of an env step.
+
+    The rewards of the env steps for which one action is held arrive added up.
+    """
+    if not hasattr(settings, "gamma"):
+        return settings
+    return replace(settings, gamma=settings.gamma**action_repeat)
+
+
 @dataclass(frozen=True)
 class Plans:
     """What follows from the settings alone, printed before anything is started."""
@@ -88,8 +99,7 @@ def plan(config: Config, policy: Policy, spec: EnvironmentSpec, world: int) -> P
         policy.chunk,
         policy.action_dims,
         policy.bins,
-        store_logits=config.regularizers.kl_behaviour == "exact"
-        and config.regularizers.kl_behaviour_coefficient > 0,
+        store_logits=config.regularizers.kl_behaviour == "exact",
     )
     steps = vector_steps(config, spec, policy.chunk, world)
     new = steps * world * config.rollout.workers * config.rollout.envs_per_worker
@@ -143,7 +153,7 @@ class Pipeline:
         self.policy = policy
         self.behaviour = policy.twin()
         reference = policy.twin() if config.regularizers.kl_reference_coefficient > 0 else None
-        self.credit = credits.create(config.credit)
+        self.credit = credits.create(per_action(config.credit, plans.spec.action_repeat))
         stored_values = getattr(config.credit, "values", "recomputed") == "stored"
         self.learner = Learner(
             policy,
@@ -264,9 +274,7 @@ class Pipeline:
         settings, micro_batches = self.config.learner, self.learner.micro_batches
         schedule = dispatch_schedule(self.plans.steps, settings.updates * micro_batches)
         factor = self.learner.set_progress(self.iteration + index / settings.updates)
-        segments = self.replay.sample(
-            self.learner.segments_per_rank, self.replay_rng, self.learner.version
-        )
+        segments = self.replay.sample(self.learner.segments_per_rank, self.replay_rng, self.learner.version)
         update = self.learner.begin(segments, self.iteration + 1)
         for micro_batch in range(micro_batches):
             self._advance(schedule[index * micro_batches + micro_batch])

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Self
 
 import torch
+
 from gipo_envs import gl
 from gipo_envs.errors import UserError
-
 from gipo_vla import config
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint import run_state

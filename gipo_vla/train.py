@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
 from gipo_envs import gl
 from gipo_envs.errors import UserError
-
 from gipo_vla import cli
 from gipo_vla.checkpoint.resume import Start, resolve
 from gipo_vla.checkpoint.run_folder import RunFolder, create

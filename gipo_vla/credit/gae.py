@@ -42,7 +42,8 @@ class GaeSettings:
 
     name: Literal["gae"] = "gae"
     gamma: float = 0.99
-    """Discount of an action step. Raise (0.995 to 1) for long tasks with a sparse reward."""
+    """Discount of an env step (where an action is held for several, the pipeline hands on their product).
+    Raise towards 1 for long tasks with a sparse reward."""
     gae_lambda: float = 0.95
     """Lambda of a decision. Lower it where the value is good and returns are noisy, 1 for pure returns."""
     values: Literal["recomputed", "stored"] = "recomputed"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gipo_envs import EnvironmentSpec
 from rich.table import Table
 from scipy.stats import binomtest
 
+from gipo_envs import EnvironmentSpec
 from gipo_vla.evaluation.episodes import EpisodeResult
 
 

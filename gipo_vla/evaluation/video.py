@@ -7,10 +7,10 @@ from pathlib import Path
 
 import imageio
 import numpy as np
-from gipo_envs import EnvironmentSpec
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from gipo_envs import EnvironmentSpec
 from gipo_vla.evaluation.episodes import EpisodeResult
 from gipo_vla.rollout.pool import WorkerPool
 
