@@ -10,6 +10,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,10 @@ class SharedArrays(Mapping[str, NDArray[Any]]):
         return len(self._arrays)
 
     def close(self) -> None:
-        """Close the descriptor; the memory goes when the last process's arrays are gone."""
+        """Give the memory back; where somebody still holds an array, when that is gone."""
+        self._arrays.clear()
+        with suppress(BufferError):
+            self._memory.close()
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
