@@ -1,8 +1,12 @@
-"""Measure this installation: ``python -m gipo_vla.benchmark rollout [overrides]``.
+"""Measure this installation: ``python -m gipo_vla.benchmark rollout|policy [overrides]``.
 
     rollout     env steps a second of the worker pool, alone and with policy, segmenting and replay, beside
                 the simulator's own step in as many processes; as ratios within one run
-    repeats=5 seconds=3 are the defaults: so many rounds of each measurement in turn, so many seconds each
+                (repeats=5 seconds=3: so many rounds of the measurements in turn, so many seconds each)
+    policy      a vision-language-action network: decisions a second of act, samples a second of evaluate and
+                backward, peak memory beside the plan, share of the device's matrix peak
+                (act_batch=16 micro_batch=8 seconds=3; policy=openvla_oft_7b policy.random_weights=true needs
+                no checkpoint)
 
 Prints a table for people and one line of JSON on stdout.
 """
@@ -13,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,6 +30,8 @@ from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.pipeline import build_policy, environment_spec, plan
 from gipo_vla.policies.base import Policy
+from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
+from gipo_vla.policies.registry import network_dtype
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.rollout.actor import Actor
@@ -37,23 +44,94 @@ def main(arguments: Sequence[str]) -> int:
     overrides = cli.handle_common_flags(arguments, "train", __doc__ or "")
     if overrides is None:
         return 0
-    benchmarks: dict[str, Callable[[Config, int, float], dict[str, Any]]] = {"rollout": rollout}
+    benchmarks: dict[str, Callable[[Config, Options], dict[str, Any]]] = {
+        "rollout": rollout,
+        "policy": policy,
+    }
     names = [text for text in overrides if "=" not in text]
     if len(names) != 1 or names[0] not in benchmarks:
         given = names[0] if names else ""
         raise UserError(f"which benchmark? {given!r} is none; {nearest(given, benchmarks)}")
-    own = dict(text.split("=", 1) for text in overrides if text.split("=")[0] in ("repeats", "seconds"))
-    rest = [text for text in overrides if "=" in text and text.split("=")[0] not in own]
+    own, rest = {}, []
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if key in (field.name for field in fields(Options)):
+            own[key] = value
+        elif separator:
+            rest.append(text)
     try:
-        repeats, seconds = int(own.get("repeats", 5)), float(own.get("seconds", 3))
+        options = Options(**{key: float(value) for key, value in own.items()})
     except ValueError:
-        raise UserError(f"repeats and seconds are numbers, not {own}") from None
-    print(json.dumps(benchmarks[names[0]](config.load("train", rest), repeats, seconds)))
+        raise UserError(f"{', '.join(own)} are numbers, not {', '.join(own.values())}") from None
+    print(json.dumps(benchmarks[names[0]](config.load("train", rest), options)))
     return 0
 
 
-def rollout(settings: Config, repeats: int, seconds: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Options:
+    """The command's own settings."""
+
+    repeats: float = 5
+    seconds: float = 3
+    act_batch: float = 16
+    """Observations in one call of act."""
+    micro_batch: float = 8
+    """Samples in one forward and backward."""
+
+
+def policy(settings: Config, options: Options) -> dict[str, Any]:
+    """The configured network on random observations; see ``policies.openvla_oft.benchmark``."""
+    if not isinstance(settings.policy, OpenVlaOftSettings):
+        raise UserError(
+            "benchmark policy measures vision-language-action networks: add policy=openvla_oft_tiny"
+        )
+    from gipo_vla.policies.openvla_oft.benchmark import benchmark_policy
+
+    torch.set_num_threads(settings.learner.threads)
+    device = choose_device(settings.learner.device)
+    spec = environment_spec(settings)
+    figures = benchmark_policy(
+        settings.policy,
+        device=device,
+        dtype=network_dtype(settings.learner.precision, device),
+        act_batch=int(options.act_batch),
+        micro_batch=int(options.micro_batch),
+        seconds=options.seconds,
+        temperature=settings.rollout.temperature,
+        action_size=spec.action_size,
+        proprio_size=8 if settings.policy.proprio else None,
+    )
+    result = {"benchmark": "policy", **asdict(figures)}
+    table = Table(title=f"policy: {figures.parameters:,} parameters, {figures.dtype} on {figures.device}")
+    for name in ("", "", "share of the matrix peak"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row(
+        f"act, {figures.act_batch} observations",
+        f"{figures.decisions_per_second:,.1f} decisions a second",
+        f"{figures.act_peak_share:.1%}",
+    )
+    table.add_row(
+        f"evaluate and backward, {figures.micro_batch} samples",
+        f"{figures.samples_per_second:,.1f} samples a second",
+        f"{figures.train_peak_share:.1%}",
+    )
+    table.add_row(
+        "peak memory" if device.type == "cuda" else "resident memory of the whole process",
+        f"{figures.peak_memory_bytes / 2**30:.2f} GiB, planned {figures.planned_memory_bytes / 2**30:.2f}",
+        "",
+    )
+    table.add_row(
+        "act and evaluate differ",
+        f"mean |log rho| {figures.log_ratio_mean:.1e}, max {figures.log_ratio_max:.1e}",
+        "",
+    )
+    console.print(table)
+    return result
+
+
+def rollout(settings: Config, options: Options) -> dict[str, Any]:
     """Three measurements in turn, ``repeats`` times; medians, and medians of the ratios round by round."""
+    repeats, seconds = int(options.repeats), options.seconds
     torch.set_num_threads(settings.learner.threads)
     spec = environment_spec(settings)
     device = choose_device(settings.learner.device)

@@ -37,6 +37,7 @@ from gipo_vla.objectives.ppo import PpoSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
 from gipo_vla.objectives.sapo import SapoSettings
 from gipo_vla.policies.mlp import MlpSettings
+from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -46,7 +47,7 @@ ObjectiveSettings = Annotated[
     GipoSettings | PpoSettings | SapoSettings | NoClipSettings, Field(discriminator="name")
 ]
 CreditSettings = Annotated[GaeSettings | GroupSettings, Field(discriminator="name")]
-PolicySettings = MlpSettings
+PolicySettings = Annotated[MlpSettings | OpenVlaOftSettings, Field(discriminator="name")]
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,9 @@ class LearnerSettings:
     zero_stage: Literal["auto", 0, 1, 2] = "auto"
     """DeepSpeed's ZeRO stage; auto: 1 on CPU, 2 on GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of a vision-language-action network; auto: bfloat16 on GPU, float32 on CPU. Heads, log-probs and small
+    policies are float32 always."""
     threads: Positive = 1
     """Torch's CPU threads a rank. More than one beside busy simulator workers is slower, not faster."""
 
@@ -231,10 +235,13 @@ def compose_yaml(name: str, overrides: Sequence[str]) -> DictConfig:
             raise UserError(_explain(error, name, overrides)) from error
 
 
+PATH_KEYS = {"run_dir", "resume", "env.assets", "checkpoint", "policy.checkpoint", "policy.base_checkpoint"}
+
+
 def _repair(text: str) -> str:
     """Quote values that Hydra's grammar would reject but a shell user writes naturally (paths)."""
     key, separator, value = text.partition("=")
-    if separator and key.lstrip("+") in {"run_dir", "resume", "env.assets", "checkpoint"} and value:
+    if separator and key.lstrip("+") in PATH_KEYS and value:
         quoted = value[0] in "'\"" or value == "null"
         return text if quoted else f"{key}='{value}'"
     return text
@@ -257,10 +264,10 @@ _MISSING = object()
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
+    for key in map(str, config):
         path = f"{prefix}{key}"
         yield path
-        value = OmegaConf.select(config, str(key), throw_on_missing=False)
+        value = OmegaConf.select(config, key, throw_on_missing=False)
         if isinstance(value, DictConfig):
             yield from _keys(value, f"{path}.")
 
@@ -373,7 +380,7 @@ def override(base: Config, overrides: Sequence[str]) -> Config:
                 raise UserError(
                     f"{key}={value}: there is no such {key}; {nearest(str(value), available[key])}"
                 )
-            values[key] = OmegaConf.load(config_folder() / key / f"{value}.yaml")
+            values[key] = compose_yaml("train", [f"{key}={value}"])[key]
             continue
         if key not in known and OmegaConf.select(values, key, default=_MISSING) is _MISSING:
             raise UserError(f"unknown setting {key!r}; {_nearest_key(key, known)}")

@@ -1,17 +1,53 @@
-"""A policy as a folder in the published OpenVLA-OFT layout.
+"""Write a trained policy as a published OpenVLA-OFT checkpoint.
 
-The folder holds merged weights that the original evaluation scripts load, the adapter in peft's format, the
+    python -m gipo_vla.export checkpoint=RUN_DIR out=FOLDER
+
+``checkpoint`` is a run folder (its newest usable checkpoint is taken) or one checkpoint's folder. The folder
+written holds merged weights that the original evaluation scripts load, the adapter in peft's format, the
 statistics, tokenizer and small heads, and in files of its own what the published layout has no place for.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from gipo_envs.errors import UserError
-from gipo_vla.policies.openvla_oft import ExportSummary, OpenVlaOftPolicy, export
+from gipo_vla import cli, config
+from gipo_vla.checkpoint.policy_files import load_policy
+from gipo_vla.evaluate import find_checkpoint
+from gipo_vla.pipeline import build_policy, environment_spec
+from gipo_vla.telemetry.console import console
+
+if TYPE_CHECKING:
+    from gipo_vla.policies.openvla_oft import ExportSummary
+
+
+def main(arguments: Sequence[str]) -> int:
+    overrides = cli.handle_common_flags(arguments, "train", __doc__ or "")
+    if overrides is None:
+        return 0
+    own = {key: value for key, _, value in (text.partition("=") for text in overrides)}
+    for key in ("checkpoint", "out"):
+        if not own.get(key):
+            raise UserError(f"{key} is missing: give checkpoint=RUN_DIR out=FOLDER")
+    if unknown := own.keys() - {"checkpoint", "out"}:
+        raise UserError(f"unknown setting {sorted(unknown)[0]!r}: export takes checkpoint and out")
+    checkpoint = find_checkpoint(Path(own["checkpoint"]))
+    settings = config.from_yaml(checkpoint / "config.yaml")
+    policy = build_policy(settings, environment_spec(settings), torch.device("cpu"))
+    assert isinstance(policy, nn.Module)
+    load_policy(policy, checkpoint)
+    summary = export_policy(policy, own["out"])
+    console.print(f"written to {own['out']}", soft_wrap=True)
+    print(json.dumps(asdict(summary), default=str))
+    return 0
 
 
 def export_policy(policy: nn.Module, folder: str | Path, base: str | Path | None = None) -> ExportSummary:
@@ -24,9 +60,15 @@ def export_policy(policy: nn.Module, folder: str | Path, base: str | Path | None
     Raises:
         UserError: the policy has no published layout, the folder is in use, or the base is gone.
     """
+    from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, export
+
     if not isinstance(policy, OpenVlaOftPolicy):
         raise UserError(
             f"export knows OpenVLA-OFT's layout only, and this run's policy is a {type(policy).__name__}: "
             "name a run with policy=openvla_oft_7b or policy=openvla_oft_tiny"
         )
     return export(policy, folder, base)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -150,8 +150,8 @@ class Pipeline:
         self.updates_done: list[dict[str, float]] = []
         """Metrics of the updates of the iteration under way; its length is the cursor in the schedule."""
         rollout = config.rollout
-        self.policy = policy
-        self.behaviour = policy.twin()
+        self.policy: Policy = policy
+        self.behaviour: Policy = policy.twin()
         reference = policy.twin() if config.regularizers.kl_reference_coefficient > 0 else None
         self.credit = credits.create(per_action(config.credit, plans.spec.action_repeat))
         stored_values = getattr(config.credit, "values", "recomputed") == "stored"
@@ -382,7 +382,7 @@ def build_policy(config: Config, spec: EnvironmentSpec, device: torch.device) ->
     """The configured policy with initial weights that depend on the seed alone (the same on every rank)."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(integer_seed(config.seed, Role.INITIALIZATION) % 2**63)
-        return policies.build(config.policy, spec, device)
+        return policies.build(config.policy, spec, device, config.learner.precision)
 
 
 def environment_spec(config: Config) -> EnvironmentSpec:

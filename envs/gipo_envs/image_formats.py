@@ -39,6 +39,7 @@ RAW = ImageFormat(apply=_identity, output_size=_same_size)
 
 FORMATS: dict[str, str] = {
     "raw": "gipo_envs.image_formats:RAW",
+    "openvla": "gipo_envs.openvla_image:OPENVLA_LIBERO",
 }
 """Format name -> ``module:attribute`` of its ``ImageFormat``, imported when first asked for."""
 

@@ -127,6 +127,8 @@ class Learner:
             eps=settings.adam_epsilon,
         )
         self.engine = self._engine(policy)
+        # Networks checkpoint activations only in training mode; none here has dropout.
+        self.engine.train()
 
     def _parameter_groups(self, policy: Policy) -> list[dict[str, Any]]:
         rates = {"policy": self.settings.policy_learning_rate, "value": self.settings.value_learning_rate}
@@ -279,6 +281,9 @@ class Learner:
             targets, value_errors = values.detach(), 0.0 * values
         value_loss = value_errors.sum() / update.transitions
         loss = policy_loss + self.settings.value_loss_coefficient * value_loss
+        # A loss that is not finite can have finite gradients (Huber's; a clamped advantage's): spoil them, so
+        # that DeepSpeed finds and skips the update on all ranks.
+        loss = loss + 0.0 * loss.detach() * values.sum()
         self.engine.backward(loss * (self.world * self.micro_batches))
         self.engine.step()
 

@@ -65,10 +65,15 @@ class Policy(Protocol):
     """D."""
     bins: int
     """Ids a token can take."""
-    normalizer: RunningNormalizer | None
-    """Statistics of ``observations["state"]`` that training updates over the first
-    ``normalizer_iterations`` iterations, shared with twins; None where inputs are normalised by constants."""
     normalizer_iterations: int
+    """Iterations over which ``normalizer`` learns."""
+
+    @property
+    def normalizer(self) -> RunningNormalizer | None:
+        """Statistics of ``observations["state"]`` that training updates in the first iterations; None where
+        inputs are normalised by constants. The one thing that moves in a twin between two copies of the
+        weights: both policies must see the same inputs."""
+        ...
 
     def act(
         self,

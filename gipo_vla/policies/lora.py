@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
 Tower = Literal["vision", "patch_embeddings", "projector", "language_model", "action_head"]
@@ -56,6 +57,9 @@ def inject(
     The adapters start as the identity. ``ranks`` overrides the rank of single modules, at the same scale
     alpha / rank.
     """
+    # Imported here: the settings above are read by every command, and peft brings transformers along.
+    from peft import LoraConfig, inject_adapter_in_model
+
     network.requires_grad_(False)
     ranks = {name: rank for name, rank in (ranks or {}).items() if rank != settings.rank}
     scale = settings.alpha / settings.rank
@@ -81,6 +85,8 @@ def inject(
 
 def adapted_modules(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """Name and module of every adapted layer."""
+    from peft.tuners.lora import LoraLayer
+
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module

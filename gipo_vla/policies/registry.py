@@ -5,14 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gipo_envs import EnvironmentSpec
 
+from gipo_envs import EnvironmentSpec
 from gipo_vla.policies.base import Policy
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
+from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 
 
-def build(settings: Any, spec: EnvironmentSpec, device: torch.device) -> Policy:
+def network_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype that ``learner.precision`` stands for."""
+    if precision == "auto":
+        precision = "float32" if device.type == "cpu" else "bfloat16"
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def build(settings: Any, spec: EnvironmentSpec, device: torch.device, precision: str = "auto") -> Policy:
     """The policy that ``settings`` belongs to, on ``device``."""
     if isinstance(settings, MlpSettings):
         return MlpPolicy(settings, spec).to(device)
+    if isinstance(settings, OpenVlaOftSettings):
+        # Imported here: transformers takes seconds that a small policy need not wait for.
+        from gipo_vla.policies.openvla_oft import build as build_openvla_oft
+
+        return build_openvla_oft(settings, spec, device, network_dtype(precision, device))
     raise TypeError(f"no policy has settings of type {type(settings).__name__}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
@@ -26,6 +27,7 @@ from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.policies.openvla_oft.prompt import TOKENIZER_FILE, read_tokenizer
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
+from gipo_vla.policies.value_heads import ValueHeadSettings
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def load(
     """The policy in a folder of the published layout, with every weight trainable and no tasks yet.
 
     ``set_instructions`` gives it tasks to act on. What the folder does not say is the published default:
-    chunks of 8, as many action dimensions as the statistics have (7 without).
+    chunks of 8, as many action dimensions as the statistics have (7 without any).
 
     Raises:
         UserError: the folder cannot be read or does not fit.
@@ -103,6 +105,7 @@ def load(
         action_queries=checkpoint.own.get("action_queries") or "zeros",
         full_vocabulary=full_vocabulary,
         training="full",
+        value=ValueHeadSettings(**checkpoint.own.get("value", {})),
     )
     return _assemble(settings, checkpoint, None, torch.device(device), dtype)
 
@@ -126,15 +129,18 @@ def _assemble(
             proprio_size = reading.proprio_size_of(checkpoint.proprio_file)
     elif settings.proprio and spec is not None:
         proprio_size = fitting.proprio_size(spec)
-    action_dims = spec.action_size if spec else len(statistics.action.low) if statistics else 7
+    if spec is not None:
+        action_dims = spec.action_size
+    else:
+        recorded = checkpoint.own.get("action_dims") if checkpoint is not None else None
+        action_dims = recorded or (len(statistics.action.low) if statistics else 7)
     network = network_on_meta(settings, settings.chunk * action_dims, proprio_size)
     extras: dict[str, torch.Tensor] = {}
     l1_head = None
     if checkpoint is None:
-        tokenizer = tiny_tokenizer(settings.architecture)
+        tokenizer: Tokenizer | None = tiny_tokenizer(settings.architecture)
     else:
-        has_own = (checkpoint.folder / TOKENIZER_FILE).is_file()
-        tokenizer = read_tokenizer(checkpoint.folder if has_own else checkpoint.tensors.folder)
+        tokenizer = _tokenizer(checkpoint, required=spec is not None)
         reading.read_weights(network, checkpoint.tensors, device, dtype, checkpoint.adapter)
         if proprio_size is not None and checkpoint.proprio_file is not None:
             reading.read_proprio_projector(network, checkpoint.proprio_file, device, dtype)
@@ -174,6 +180,15 @@ def _assemble(
     return policy
 
 
+def _tokenizer(checkpoint: Checkpoint, required: bool) -> Tokenizer | None:
+    """The folder's tokenizer, else its base's; a tool that brings its own token ids needs none."""
+    folders = [checkpoint.folder, checkpoint.tensors.folder]
+    found = next((folder for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)
+    if found is None and not required:
+        return None
+    return read_tokenizer(found or checkpoint.folder)
+
+
 def _restore_value_head(policy: OpenVlaOftPolicy, extras: dict[str, torch.Tensor]) -> None:
     """Take over an exported value head if it is of the kind that the settings ask for."""
     prefix = "value_head."
@@ -189,8 +204,10 @@ def _restore_value_head(policy: OpenVlaOftPolicy, extras: dict[str, torch.Tensor
 
 def _checkpoint_activations(network: OpenVlaOftNetwork) -> None:
     """Recompute each block's activations in the backward pass (the reentrant form would drop the gradients
-    of adapters, whose inputs need none)."""
+    of adapters, whose inputs need none). A tower without gradients keeps none to begin with."""
     for module in (network.language_model, network.vision.dino, network.vision.siglip):
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            continue
         # Renamed within transformers 5; the old name warns.
         enable = getattr(module, "activation_checkpointing_enable", None)
         (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})

@@ -27,6 +27,7 @@ from gipo_vla.policies.base import (
     token_entropies,
     token_log_probs,
 )
+from gipo_vla.policies.normalization import RunningNormalizer
 from gipo_vla.policies.openvla_oft.heads import L1ActionHead
 from gipo_vla.policies.openvla_oft.images import PixelNormalizer
 from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
@@ -40,7 +41,7 @@ class OpenVlaOftPolicy(nn.Module):
     """The policy protocol on an ``OpenVlaOftNetwork``. Made by ``build`` and ``load``, not directly."""
 
     bins = ACTION_IDS
-    normalizer = None
+    normalizer: RunningNormalizer | None = None
     normalizer_iterations = 0
     prompt_ids: Tensor
     prompt_mask: Tensor
@@ -50,7 +51,7 @@ class OpenVlaOftPolicy(nn.Module):
         settings: OpenVlaOftSettings,
         network: OpenVlaOftNetwork,
         action_dims: int,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         statistics: Statistics | None = None,
         statistics_entries: Mapping[str, Any] | None = None,
         l1_head: L1ActionHead | None = None,
@@ -87,7 +88,14 @@ class OpenVlaOftPolicy(nn.Module):
         """Tokenise every task's prompt; observations name one by their ``task``.
 
         All are padded to the longest, whatever tasks a batch holds, so that shapes never change.
+
+        Raises:
+            UserError: the checkpoint has no tokenizer, or another model's.
         """
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.settings.checkpoint} has no tokenizer.json: copy it from openvla/openvla-7b"
+            )
         self.instructions = tuple(instructions)
         architecture = self.settings.architecture
         rows = [prompt_ids(self.tokenizer, self.settings.prompt, text, architecture) for text in instructions]

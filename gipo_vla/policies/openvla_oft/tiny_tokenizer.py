@@ -31,7 +31,8 @@ target location object objects gripper arm red green blue yellow white black gra
 both one two them its counterclockwise clockwise safe gate vent bookshelf tray container kitchen
 living room study scene that is be for main end-effector pour wipe hang flip cover uncover fold
 unfold close-by away toward towards without against near far carry dunk nut other onto degrees
-turning closed drive thermos
+turning closed drive thermos forward net backward straight sliding behind beside upright corner hold
+holding release carefully
 """
 """The words of Meta-World's and LIBERO's instructions and of the published prompt. Append only: the place of
 a word is its id in every checkpoint trained so far."""

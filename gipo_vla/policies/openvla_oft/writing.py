@@ -15,7 +15,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     shards, parameters = _write_weights(policy, folder, source, shard_bytes)
     _write_configuration(policy, folder, source)
-    policy.tokenizer.save(str(folder / TOKENIZER_FILE))
+    if policy.tokenizer is not None:
+        policy.tokenizer.save(str(folder / TOKENIZER_FILE))
     _write_component(policy.network.proprio_projector, folder / "proprio_projector--latest_checkpoint.pt")
     _write_component(policy.l1_head, folder / "action_head--latest_checkpoint.pt")
     extras = {f"value_head.{name}": value for name, value in policy.value_head.state_dict().items()}
@@ -197,6 +198,8 @@ def _write_configuration(policy: OpenVlaOftPolicy, folder: Path, source: Checkpo
     config[OWN_SECTION] = {
         "architecture": dataclasses.asdict(settings.architecture),
         "unnorm_key": policy.statistics.key if policy.statistics else None,
+        "action_dims": policy.action_dims,
+        "value": asdict(settings.value),
         **{name: getattr(settings, name) for name in RECORDED_SETTINGS},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -396,6 +396,23 @@ def broken(published_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published_folder, tmp_path / "broken"))
 
 
+def test_hugging_face_ids(
+    monkeypatch: pytest.MonkeyPatch, published_folder: Path, io: dict[str, Tensor]
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(published_folder))
+    assert (logits_of(load("someone/model"), io) - io["img1_prop.action_logits_last256"]).abs().max() <= 2e-5
+
+    def fail(name: str, **_: Any) -> str:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(UserError) as error:
+        load("someone/model")
+    one_line(error, "'someone/model'", "no route to host")
+
+
 def test_truncated_shard(broken: Path) -> None:
     shard = broken / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1000])
@@ -521,7 +538,7 @@ def test_damaged_small_files(broken: Path) -> None:
     projector.write_bytes(whole)
     (broken / "tokenizer.json").unlink()
     with pytest.raises(UserError) as error:
-        load(broken)
+        load(broken).set_instructions(["open the drawer"])
     one_line(error, "tokenizer.json")
     (broken / "config.json").write_text("{")
     with pytest.raises(UserError) as error:

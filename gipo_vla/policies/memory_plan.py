@@ -1,0 +1,283 @@
+"""Device memory of an OpenVLA-OFT learner, from its settings alone and before any of it is spent.
+
+Parameters are counted exactly. Activations are what autograd keeps for the backward pass, term by term as the
+modules keep it (measured with saved-tensor hooks; the tests compare again): each comment names the tensors.
+Two facts dominate. With frozen weights a linear map keeps its input only for its adapter, so adapters in
+another dtype than the model keep a second, converted copy of every input (bfloat16 model, float32 adapters:
+60 % more). And with activation checkpointing only the input of each block stays, plus one block at a time.
+
+Shape suffixes: T tokens a sample, E width of the Llama, I its MLP's width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from gipo_vla.policies.openvla_oft.names import Layout, published_layout
+from gipo_vla.policies.openvla_oft.settings import (
+    ACTION_IDS,
+    REGISTER_TOKENS,
+    Architecture,
+    OpenVlaOftSettings,
+    TowerSettings,
+)
+from gipo_vla.policies.value_heads import ValueHeadSettings
+
+DtypeName = Literal["float32", "bfloat16"]
+BYTES = {"float32": 4, "bfloat16": 2}
+CUDA_OVERHEAD = 1 << 30
+"""CUDA context, cuBLAS workspaces and the communication library's buffers."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a rank does with the policy: the numbers that are not among the policy's settings."""
+
+    micro_batch: int
+    """Samples (decisions) in one forward and backward."""
+    act_batch: int = 0
+    """Samples in one forward without gradient."""
+    images: int = 1
+    proprio_size: int | None = None
+    action_dims: int = 7
+    prompt_tokens: int = 30
+    """Longest prompt, ``<s>`` included."""
+    dtype: DtypeName = "bfloat16"
+    """Of the model."""
+    ranks: int = 1
+    zero_stage: Literal[0, 1, 2] = 2
+    cuda: bool = True
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters by what happens to them."""
+
+    frozen: int
+    policy: int
+    """Trained, without the value head."""
+    value: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one device."""
+
+    frozen: int
+    """Weights shared by learner and behaviour policy."""
+    trainable: int
+    twin: int
+    """The behaviour policy's own copy of what trains."""
+    gradients: int
+    optimizer: int
+    """Adam's moments, and float32 copies of weights in bfloat16."""
+    activations: int
+    """Kept for the backward pass of one micro-batch."""
+    workspace: int
+    """Largest transient: one block's gradients (and recomputed activations), or acting."""
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, item.name) for item in fields(self))
+
+    def table(self) -> str:
+        """One line an item, in GiB."""
+        lines = [f"{item.name:<12}{getattr(self, item.name) / 2**30:9.2f} GiB" for item in fields(self)]
+        return "\n".join([*lines, f"{'total':<12}{self.total / 2**30:9.2f} GiB"])
+
+
+def plan_memory(settings: OpenVlaOftSettings, workload: Workload) -> MemoryPlan:
+    """Bytes on one rank's device for training the policy of these settings."""
+    counts = count_parameters(settings, workload)
+    model, adapter = BYTES[workload.dtype], _trainable_bytes(settings, workload)
+    trained = counts.policy * adapter + counts.value * 4
+    masters = counts.policy * 4 if adapter < 4 else 0
+    moments = 8 * (counts.policy + counts.value)
+    stage, ranks = workload.zero_stage, workload.ranks
+    tokens = tokens_per_sample(settings, workload)
+    block = llama_block_bytes(settings, model, adapter) * tokens
+    checkpointed = settings.activation_checkpointing
+    act = workload.act_batch * tokens * model * (6 * settings.architecture.hidden)
+    act += workload.act_batch * tokens * model * 3 * settings.architecture.intermediate
+    backward = workload.micro_batch * block * (2 if checkpointed else 1)
+    return MemoryPlan(
+        frozen=counts.frozen * model,
+        trainable=trained,
+        twin=trained,
+        gradients=trained // (ranks if stage == 2 else 1),
+        optimizer=(masters + moments) // (ranks if stage >= 1 else 1),
+        activations=workload.micro_batch * sample_activation_bytes(settings, workload),
+        workspace=max(backward, act),
+        overhead=CUDA_OVERHEAD if workload.cuda else 0,
+    )
+
+
+def tokens_per_sample(settings: OpenVlaOftSettings, workload: Workload) -> int:
+    """T: begin token and patches, proprio token, prompt, action positions, stop token."""
+    return (
+        workload.images * settings.architecture.patches
+        + int(workload.proprio_size is not None)
+        + workload.prompt_tokens
+        + settings.chunk * workload.action_dims
+        + int(settings.stop_token)
+    )
+
+
+# -------------------------------------------------------------------------------------------- parameters
+
+
+def count_parameters(settings: OpenVlaOftSettings, workload: Workload) -> ParameterCounts:
+    """Exact parameter counts of the policy that ``build`` makes."""
+    architecture = settings.architecture
+    layout = published_layout(architecture, settings.full_vocabulary)
+    network = sum(_live_size(layout, name) for name in layout)
+    width = architecture.hidden
+    if workload.proprio_size is not None:
+        network += (workload.proprio_size + 1) * width + (width + 1) * width
+    if settings.action_queries == "learned":
+        network += settings.chunk * workload.action_dims * width
+    value = value_head_parameters(width, settings.value)
+    if settings.training == "full":
+        return ParameterCounts(0, network, value)
+    return ParameterCounts(network, adapter_parameters(settings), value)
+
+
+def adapter_parameters(settings: OpenVlaOftSettings) -> int:
+    """Of the LoRA adapters: rank x (inputs + outputs) for every adapted matrix, q, k and v apart."""
+    layout = published_layout(settings.architecture, settings.full_vocabulary)
+    total = 0
+    for name, entry in layout.items():
+        if (
+            name.endswith(".weight")
+            and not entry.dead
+            and _part_of(name, entry.shape) in settings.lora.towers
+        ):
+            rows = entry.shape[0] if entry.rows is None else entry.rows[1] - entry.rows[0]
+            inputs = math.prod(entry.shape[1:])
+            total += settings.lora.rank * (len(entry.native) * inputs + rows)
+    return total
+
+
+def value_head_parameters(width: int, settings: ValueHeadSettings) -> int:
+    hidden = settings.width
+    if settings.kind == "token":
+        return (width + 1) * hidden + (hidden + 1) * (hidden // 4) + hidden // 4 + 1
+    norm, keys_values, query = 2 * width, (width + 1) * 2 * hidden, hidden
+    return norm + keys_values + query + (hidden + 1) * hidden + hidden + 1
+
+
+def _live_size(layout: Layout, name: str) -> int:
+    entry = layout[name]
+    if entry.dead:
+        return 0
+    rows = entry.shape[0] if entry.rows is None else entry.rows[1] - entry.rows[0]
+    return rows * math.prod(entry.shape[1:])
+
+
+def _part_of(name: str, shape: tuple[int, ...]) -> str | None:
+    """Which of the adapters' towers a published weight belongs to; None for norms and embeddings."""
+    if len(shape) == 4:
+        return "patch_embeddings"
+    if len(shape) != 2 or "embed_tokens" in name:
+        return None
+    if name.startswith("vision_backbone."):
+        return "vision"
+    if name.startswith("projector."):
+        return "projector"
+    return "action_head" if ".lm_head." in name else "language_model"
+
+
+def _trainable_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
+    """Bytes of one trained parameter of the policy: adapters are never wider than a float32 model."""
+    if settings.training == "full":
+        return BYTES[workload.dtype]
+    return 4 if workload.dtype == "float32" else BYTES[settings.lora.dtype]
+
+
+# ------------------------------------------------------------------------------------------- activations
+
+
+def sample_activation_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
+    """Kept for the backward pass of one sample."""
+    architecture = settings.architecture
+    model, adapter = BYTES[workload.dtype], _trainable_bytes(settings, workload)
+    tokens = tokens_per_sample(settings, workload)
+    full = settings.training == "full"
+    towers = settings.lora.towers
+    checkpointed = settings.activation_checkpointing
+    block = (
+        model * architecture.hidden if checkpointed else llama_block_bytes(settings, model, adapter)
+    ) * tokens
+    total = architecture.layers * block
+    in_vision = full or "vision" in towers or "patch_embeddings" in towers
+    if in_vision:
+        for tower, prefix in ((architecture.dino, 1 + REGISTER_TOKENS), (architecture.siglip, 0)):
+            kept = model * tower.width
+            if not checkpointed:
+                kept = tower_block_bytes(settings, tower, model, adapter)
+            total += workload.images * (architecture.patches + prefix) * tower.live_depth * kept
+    if in_vision or "projector" in towers:
+        total += (
+            workload.images * architecture.patches * _projector_bytes(settings, architecture, model, adapter)
+        )
+    if full or "patch_embeddings" in towers:
+        total += workload.images * 6 * architecture.image_size**2 * model
+    # Final norm: its input in float32; under full fine-tuning also before and after its weight.
+    total += tokens * architecture.hidden * (4 + (2 * model if full else 0))
+    # Heads, in float32: log-probs (of the tokens and for the entropy) and probabilities; the action head's
+    # input if it trains; what the value head's attention reads.
+    positions = settings.chunk * workload.action_dims
+    total += positions * 4 * 3 * ACTION_IDS
+    if full or "action_head" in towers:
+        total += positions * 4 * architecture.hidden
+    if settings.value.kind == "attention":  # states, their norm, keys and values
+        total += positions * 4 * (2 * architecture.hidden + 2 * settings.value.width)
+    return total
+
+
+def llama_block_bytes(settings: OpenVlaOftSettings, model: int, adapter: int) -> int:
+    """Of one Llama block, for one token."""
+    architecture, rank = settings.architecture, settings.lora.rank
+    width, inner = architecture.hidden, architecture.intermediate
+    key_value = width * architecture.key_value_heads // architecture.heads
+    kept = 2 * 4 * width + 2 * 4  # the input of both norms in float32, and its inverse root mean square
+    kept += model * (2 * width + 2 * key_value) + 4 * architecture.heads  # q, k, v, result; log-sum-exp
+    kept += model * 3 * inner  # gate, up, activated gate
+    if settings.training == "full":
+        kept += model * 2 * width * 2  # both norms before and after their weight
+        return kept + model * inner  # what goes down
+    if "language_model" not in settings.lora.towers:
+        return kept
+    kept += 7 * adapter * rank
+    if adapter == model:  # inputs of the adapters: shared by those that read the same
+        return kept + model * (2 * width + inner)
+    # converted for each adapter alone: three of q, k, v, one of o, two of gate and up, one of down
+    return kept + adapter * (6 * width + inner)
+
+
+def tower_block_bytes(settings: OpenVlaOftSettings, tower: TowerSettings, model: int, adapter: int) -> int:
+    """Of one block of a vision tower, for one token."""
+    width, inner, rank = tower.width, tower.mlp, settings.lora.rank
+    kept = model * (2 * width + 4) + 4 * tower.heads  # the input of both norms and its statistics
+    kept += model * (4 * width + inner)  # q, k, v, result; the MLP before its activation
+    if settings.training == "full":  # both norms' results, LayerScale's inputs, the MLP's activation
+        return kept + model * (4 * width + inner)
+    kept += 6 * adapter * rank
+    if adapter == model:
+        return kept + model * (2 * width + inner)
+    return kept + adapter * (5 * width + inner)
+
+
+def _projector_bytes(
+    settings: OpenVlaOftSettings, architecture: Architecture, model: int, adapter: int
+) -> int:
+    """Of the projector, for one patch: the three inputs and both values before the activation."""
+    vision, width = architecture.vision_width, architecture.hidden
+    inputs, before = vision + 4 * vision + width, 4 * vision + width
+    if settings.training == "lora" and "projector" not in settings.lora.towers:
+        return model * before
+    rank = 3 * settings.lora.rank if settings.training == "lora" else 0
+    return model * before + adapter * (inputs + rank)

@@ -1,0 +1,164 @@
+"""The plan against what is built and what autograd really keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gipo_envs.protocol import ArraySpec, EnvironmentSpec
+from gipo_vla.policies.lora import LoraSettings
+from gipo_vla.policies.memory_plan import (
+    Workload,
+    adapter_parameters,
+    count_parameters,
+    llama_block_bytes,
+    plan_memory,
+    sample_activation_bytes,
+    tokens_per_sample,
+)
+from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings, build
+from gipo_vla.policies.value_heads import ValueHeadSettings
+
+GIB = 2**30
+LIVE_LINEARS = ("vision", "projector", "language_model")
+EVERYTHING = (*LIVE_LINEARS, "patch_embeddings", "action_head")
+
+
+def small(**changes: Any) -> OpenVlaOftSettings:
+    return OpenVlaOftSettings(
+        architecture=Architecture(
+            image_size=56,
+            dino=TowerSettings(64, 4, 4, 256),
+            siglip=TowerSettings(72, 4, 4, 269),
+            hidden=192,
+            intermediate=512,
+            layers=4,
+            heads=4,
+            key_value_heads=4,
+            vocabulary=1088,
+            prompt_end=767,
+        ),
+        random_weights=True,
+        proprio=True,
+        **changes,
+    )
+
+
+def spec() -> EnvironmentSpec:
+    return EnvironmentSpec(
+        tasks=("task",),
+        instructions=("open the drawer and put the puck on the shelf",),
+        observation={
+            "images": ArraySpec((2, 56, 56, 3), "uint8"),
+            "proprio": ArraySpec((8,), "float32"),
+            "task": ArraySpec((), "int64"),
+        },
+        action_size=7,
+        step_limit=100,
+        action_repeat=1,
+        end_on_success=False,
+        reward_scale=1.0,
+        frames_per_second=20.0,
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": "full", "action_queries": "learned"},
+        {"lora": LoraSettings(rank=4, towers=EVERYTHING), "value": ValueHeadSettings("token", 64)},
+        {"lora": LoraSettings(rank=4)},
+    ],
+)
+def test_counts_are_exact(changes: dict[str, Any]) -> None:
+    settings = small(**changes)
+    policy = build(settings, spec())
+    counts = count_parameters(settings, Workload(1, images=2, proprio_size=8))
+    groups = {name: sum(p.numel() for _, p in group) for name, group in policy.parameter_groups().items()}
+    assert counts.policy == groups["policy"] and counts.value == groups["value"]
+    assert counts.frozen == sum(p.numel() for p in policy.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize(
+    ("dtype", "changes"),
+    [
+        ("float32", {"training": "full"}),
+        ("bfloat16", {"training": "full"}),
+        ("float32", {"lora": LoraSettings(rank=8)}),
+        ("bfloat16", {"lora": LoraSettings(rank=8, dtype="float32")}),
+        ("bfloat16", {"lora": LoraSettings(rank=8, dtype="bfloat16")}),
+        ("bfloat16", {"lora": LoraSettings(rank=8, dtype="bfloat16", towers=LIVE_LINEARS)}),
+        ("bfloat16", {"lora": LoraSettings(rank=8, dtype="float32", towers=LIVE_LINEARS)}),
+    ],
+)
+def test_activations_are_what_autograd_keeps(
+    dtype: Any, changes: dict[str, Any], checkpointing: bool
+) -> None:
+    torch.set_num_threads(1)
+    settings = small(activation_checkpointing=checkpointing, value=ValueHeadSettings(width=64), **changes)
+    policy = build(settings, spec(), dtype=getattr(torch, dtype))
+    batch = 2
+    observations = {
+        "images": torch.zeros(batch, 2, 56, 56, 3, dtype=torch.uint8),
+        "proprio": torch.zeros(batch, 8),
+        "task": torch.zeros(batch, dtype=torch.int64),
+    }
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in weights:
+            kept[pointer] = tensor  # holding it also keeps its address from being used again
+        return tensor
+
+    tokens = torch.zeros(batch, 8, 7, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        evaluation = policy(observations, tokens, torch.ones(batch))
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / batch
+    assert evaluation.log_probs.requires_grad
+    prompt = policy.prompt_ids.shape[1]
+    workload = Workload(batch, images=2, proprio_size=8, prompt_tokens=prompt, dtype=dtype, cuda=False)
+    planned = sample_activation_bytes(settings, workload)
+    assert planned == pytest.approx(measured, rel=0.08)
+
+
+def test_published_sizes_of_7b() -> None:
+    """One and two images at a prompt of 30 tokens; LoRA of rank 32."""
+    one, two = Workload(1), Workload(1, images=2)
+    bfloat16 = OpenVlaOftSettings(random_weights=True, lora=LoraSettings(dtype="bfloat16"))
+    assert tokens_per_sample(bfloat16, one) == 343 and tokens_per_sample(bfloat16, two) == 599
+    assert adapter_parameters(bfloat16) == 79_953_920
+    all_linears = OpenVlaOftSettings(random_weights=True, lora=LoraSettings(towers=LIVE_LINEARS))
+    assert adapter_parameters(all_linears) == 111_286_272
+
+    plan = plan_memory(all_linears, one)
+    # 14.05 GiB with what never runs: a block of each tower, the pooling, and the head's rows of words.
+    assert 13.6 < plan.frozen / GIB < 14.05
+    value = count_parameters(all_linears, one).value
+    learner = plan.trainable + plan.gradients + plan.optimizer - 16 * value
+    assert learner / GIB == pytest.approx(1.65, abs=0.01)
+
+    assert sample_activation_bytes(bfloat16, one) / GIB == pytest.approx(1.9, rel=0.1)
+    assert sample_activation_bytes(bfloat16, two) / GIB == pytest.approx(3.35, rel=0.1)
+    float32 = OpenVlaOftSettings(random_weights=True)
+    ratio = llama_block_bytes(float32, 2, 4) / llama_block_bytes(bfloat16, 2, 2)
+    assert 1.5 < ratio < 1.65
+    checkpointed = OpenVlaOftSettings(random_weights=True, activation_checkpointing=True)
+    assert sample_activation_bytes(checkpointed, one) / GIB == pytest.approx(0.09, abs=0.015)
+    assert sample_activation_bytes(checkpointed, two) / GIB == pytest.approx(0.16, abs=0.02)
+
+
+def test_ranks_share_optimizer_and_gradients() -> None:
+    settings = OpenVlaOftSettings(random_weights=True)
+    alone, shared = (plan_memory(settings, Workload(4, ranks=ranks)) for ranks in (1, 8))
+    assert shared.optimizer == alone.optimizer // 8 and shared.gradients == alone.gradients // 8
+    assert shared.frozen == alone.frozen and shared.trainable == alone.trainable
+    stage1 = plan_memory(settings, Workload(4, ranks=8, zero_stage=1))
+    assert stage1.gradients == alone.gradients and stage1.optimizer == shared.optimizer
+    assert alone.total == sum(int(part) for part in vars(alone).values())
+    assert "total" in alone.table() and len(alone.table().splitlines()) == 9
