@@ -14,7 +14,7 @@ from pathlib import Path
 from gipo_envs.errors import UserError
 from gipo_vla import cli
 from gipo_vla.reporting import Report, results, write_report
-from gipo_vla.reporting.table import to_rich
+from gipo_vla.reporting.table import show
 from gipo_vla.telemetry.console import console
 
 USAGE = """
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     report = write_report(folders, destination)
     for remark in report.comparison.remarks:
         console.print(f"note: {remark}", soft_wrap=True)
-    console.print(to_rich(results.readable(report.comparison)))
+    show(results.readable(report.comparison))
     console.print(f"report: {report.page}", soft_wrap=True)
     print(json.dumps(summary_json(report)))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ def compare(found: Sequence[Run], remarks: Sequence[str] = ()) -> Comparison:
         repeated = _repeated_replicates(one.runs)
         if repeated:
             remarks.append(f"{one.label}: {repeated} runs repeat a seed and count as if independent")
+    if len({_replicates(one.runs) for one in configurations}) > 1:
+        remarks.append(
+            "configurations differ in the tasks or seeds that they have: their means are over other things; "
+            "paired differences are over what two share"
+        )
     return Comparison(
         runs=tuple(run for one in configurations for run in one.runs),
         left_out=tuple(left_out),
@@ -77,7 +83,7 @@ def _without_copies(runs: Sequence[Run], remarks: list[str]) -> list[Run]:
     kept: dict[str, Run] = {}
     for run in runs:
         values = {key: value for key, value in run.config.items() if key not in ("run_dir", "resume")}
-        content = json.dumps([values, list(run.rows)], sort_keys=True)
+        content = hashlib.sha256(json.dumps([values, list(run.rows)], sort_keys=True).encode()).hexdigest()
         if content in kept:
             remarks.append(f"{run.name} is left out: a copy of {kept[content].name}")
         kept.setdefault(content, run)
@@ -85,7 +91,11 @@ def _without_copies(runs: Sequence[Run], remarks: list[str]) -> list[Run]:
 
 
 def _repeated_replicates(runs: Sequence[Run]) -> int:
-    return len(runs) - len({(run.tasks, run.seed) for run in runs})
+    return len(runs) - len(_replicates(runs))
+
+
+def _replicates(runs: Sequence[Run]) -> frozenset[tuple[tuple[str, ...], Value]]:
+    return frozenset((run.tasks, run.seed) for run in runs)
 
 
 def score_strata(

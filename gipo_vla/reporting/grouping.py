@@ -60,12 +60,14 @@ def group(runs: Sequence[Run]) -> tuple[list[str], list[Configuration]]:
         values = tuple((key, run.config[key]) for key in factors if key in run.config)
         members.setdefault(values, []).append(run)
     configurations = [
-        Configuration(dict(values), label(dict(values), factors) or plain_label(own), tuple(sorted(own, key=_by_replicate)))
+        Configuration(
+            dict(values),
+            label(dict(values), factors) or plain_label(own),
+            tuple(sorted(own, key=_by_replicate)),
+        )
         for values, own in members.items()
     ]
-    return factors, sorted(
-        configurations, key=lambda one: [_order(one.values.get(key)) for key in factors]
-    )
+    return factors, sorted(configurations, key=lambda one: [_order(one.values.get(key)) for key in factors])
 
 
 def varying_factors(runs: Sequence[Run]) -> list[str]:
@@ -98,7 +100,16 @@ def _follows(runs: Sequence[Run], key: str, classes: Mapping[str, str]) -> bool:
 
 
 def _rank(key: str) -> tuple[int, str]:
-    order = ("experiment", "objective.name", SIGMA, "objective.", "credit.", "regularizers.", CAPACITY, "replay.")
+    order = (
+        "experiment",
+        "objective.name",
+        SIGMA,
+        "objective.",
+        "credit.",
+        "regularizers.",
+        CAPACITY,
+        "replay.",
+    )
     for rank, prefix in enumerate(order):
         if key.startswith(prefix):
             return rank, key
@@ -127,12 +138,17 @@ def show(value: Value) -> str:
         return "none"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)
 
 
 def _text(value: Value) -> str:
     """Text for comparing: 1 and 1.0 are one value, True and 1 are two."""
-    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else repr(value)
+    return (
+        repr(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else repr(value)
+    )
 
 
 def _order(value: Value) -> tuple[int, float, str]:

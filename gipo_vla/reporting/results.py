@@ -31,8 +31,8 @@ def configurations(comparison: Comparison) -> Table:
                 one.label,
                 len(one.runs),
                 *_cells(score),
-                at_end.value if at_end else None,
-                _mean([summary.success_over_training(run) for run in one.runs]),
+                _value(at_end),
+                *_cells(score_estimate(one, comparison.source, "over_training")),
                 summary.regime_of(one.runs),
                 mean_over(one.runs, "staleness/lag_iterations_mean"),
                 mean_over(one.runs, "staleness/p95_abs_log_ratio"),
@@ -49,7 +49,9 @@ def configurations(comparison: Comparison) -> Table:
             "low_95",
             "high_95",
             "success_at_end_iqm",
-            "success_over_training",
+            "success_over_training_iqm",
+            "over_training_low_95",
+            "over_training_high_95",
             "regime",
             "mean_lag_iterations",
             "p95_abs_log_ratio",
@@ -57,6 +59,33 @@ def configurations(comparison: Comparison) -> Table:
         ),
         rows,
     )
+
+
+def readable(comparison: Comparison) -> Table:
+    """The same with intervals in words, for people."""
+    rows: list[list[Cell]] = [
+        [
+            one.label,
+            _in_words(score_estimate(one, comparison.source)),
+            _value(score_estimate(one, comparison.source, "over_training")),
+            summary.regime_of(one.runs),
+            mean_over(one.runs, "staleness/lag_iterations_mean"),
+            mean_over(one.runs, "staleness/p95_abs_log_ratio"),
+        ]
+        for one in comparison.configurations
+    ]
+    columns = ("configuration", "success", "over training", "regime", "lag", "P95")
+    return Table("readable", "Success (IQM), mean lag in iterations, P95 |log rho|", columns, rows)
+
+
+def _value(result: Estimate | None) -> float | None:
+    return result.value if result else None
+
+
+def _in_words(result: Estimate | None) -> str | None:
+    if result is None or result.low is None:
+        return f"{result.value:.2f}" if result else None
+    return f"{result.value:.2f} [{result.low:.2f}, {result.high:.2f}]"
 
 
 def runs(comparison: Comparison) -> Table:
@@ -70,8 +99,8 @@ def runs(comparison: Comparison) -> Table:
                     run.name,
                     one.label,
                     ", ".join(run.tasks),
-                    show(run.seed),
-                    *[show(run.config[key]) if key in run.config else None for key in comparison.factors],
+                    _setting(run, "seed"),
+                    *[_setting(run, key) for key in comparison.factors],
                     run.iterations,
                     run.rows[-1]["env_steps"],
                     run.rows[-1].get("updates"),
@@ -98,6 +127,14 @@ def runs(comparison: Comparison) -> Table:
         *summary.SETTLED,
     )
     return Table("runs", "Runs", columns, rows)
+
+
+def _setting(run: Run, key: str) -> Cell:
+    """A setting for programs: nothing where the run does not have it, ``none`` where it is null."""
+    if key not in run.config:
+        return None
+    value = run.config[key]
+    return show(value) if value is None or isinstance(value, bool) else value
 
 
 def success_per_task(comparison: Comparison) -> Table:
@@ -154,7 +191,11 @@ def lag(comparison: Comparison) -> Table:
     """Lag of the samples in iterations and in updates."""
     names = ("lag_iterations_mean", "lag_iterations_max", "lag_mean", "lag_p95", "lag_max")
     rows: list[list[Cell]] = [
-        [one.label, summary.regime_of(one.runs), *[mean_over(one.runs, f"staleness/{name}") for name in names]]
+        [
+            one.label,
+            summary.regime_of(one.runs),
+            *[mean_over(one.runs, f"staleness/{name}") for name in names],
+        ]
         for one in comparison.configurations
     ]
     columns = (
@@ -190,7 +231,9 @@ def has_sigma_and_capacity(comparison: Comparison) -> bool:
     return {SIGMA, CAPACITY} <= set(comparison.factors)
 
 
-def sigma_by_capacity(comparison: Comparison) -> tuple[list[str], list[float], dict[tuple[str, float], Configuration]]:
+def sigma_by_capacity(
+    comparison: Comparison,
+) -> tuple[list[str], list[float], dict[tuple[str, float], Configuration]]:
     """Rows (settings but the capacity: each sigma, and each objective that has none), columns, cells."""
     cells = {}
     for one in comparison.configurations:
@@ -217,13 +260,21 @@ def sigma_capacity(comparison: Comparison) -> Table:
                     int(column),
                     len(one.runs),
                     *_cells(score_estimate(one, comparison.source)),
+                    *_cells(score_estimate(one, comparison.source, "over_training")),
                     summary.regime_of(one.runs),
                 ]
             )
-    columns = ("settings", "sigma", "capacity", "runs", "success_iqm", "low_95", "high_95", "regime")
+    columns = (
+        "settings",
+        "sigma",
+        "capacity",
+        "runs",
+        "success_iqm",
+        "low_95",
+        "high_95",
+        "success_over_training_iqm",
+        "over_training_low_95",
+        "over_training_high_95",
+        "regime",
+    )
     return Table("sigma_capacity", "sigma x capacity", columns, rows)
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from gipo_envs.errors import UserError
 
+from gipo_envs.errors import UserError
 from gipo_vla.telemetry.metrics import read_json_lines
 
 Row = dict[str, Any]
@@ -87,7 +87,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             raise UserError(f"{folder} contains no run: no folder in it holds a metrics.jsonl")
         for path in own:
             name = path.relative_to(folder).as_posix() if path != folder else path.resolve().name
-            found.setdefault(path.resolve(), name)
+            if path.resolve() not in found:
+                found[path.resolve()] = _unused(name, folder, found.values())
     runs, remarks = [], []
     for path, name in found.items():
         run = read_run(path, name)
@@ -101,6 +102,16 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             "before the first iteration has ended"
         )
     return sorted(runs, key=lambda run: run.name), sorted(remarks)
+
+
+def _unused(name: str, folder: Path, taken: Iterable[str]) -> str:
+    """``name``, with more of its path before it where two folders hold runs of one name."""
+    taken = set(taken)
+    for part in reversed(folder.resolve().parts):
+        if name not in taken:
+            break
+        name = f"{part}/{name}"
+    return name
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

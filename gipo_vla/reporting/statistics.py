@@ -69,7 +69,9 @@ def estimate(strata: Sequence[Array], statistic: Statistic | None = None) -> Est
     return Estimate(float(curve.value[0]), low, high, curve.count)
 
 
-def estimate_curve(strata: Sequence[Array], statistic: Statistic | None = None) -> CurveEstimate:
+def estimate_curve(
+    strata: Sequence[Array], statistic: Statistic | None = None, resamples: int = RESAMPLES
+) -> CurveEstimate:
     """``estimate`` at every point of curves: strata of shape (seeds, points)."""
     of_all = statistic or _trimmed_mean
     together = np.concatenate(strata)
@@ -87,7 +89,7 @@ def estimate_curve(strata: Sequence[Array], statistic: Statistic | None = None) 
         vectorized=True,
         method="percentile",
         confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
+        n_resamples=resamples,
         batch=100,  # bounds memory: 100 resamples x runs x points
         random_state=np.random.default_rng(SEED),
     ).confidence_interval

@@ -14,7 +14,7 @@ STALE_P95_ABS_LOG_RATIO = 0.5
 """A regime is called stale when both are reached: the data are old, and the policy has moved since."""
 
 Source = Literal["evaluation", "training"]
-Score = Literal["success_once", "success_at_end"]
+Score = Literal["success_once", "success_at_end", "over_training"]
 
 SETTLED = (
     "staleness/lag_iterations_mean",
@@ -83,8 +83,12 @@ def task_scores(run: Run, source: Source, score: Score = "success_once") -> dict
     """Success rate on each task.
 
     From held-out episodes at the end of training, or (``training``) from the last 100 training episodes
-    of the run's last iterations; those know no ``success_at_end``.
+    of the run's last iterations; those know no ``success_at_end``. ``over_training`` is always of training
+    episodes, and one number for all tasks of a run.
     """
+    if score == "over_training":
+        success = success_over_training(run)
+        return {} if success is None else {", ".join(run.tasks): success}
     if source == "evaluation":
         assert run.evaluation is not None
         tasks = run.evaluation.get("tasks") or {run.tasks[0]: run.evaluation}

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import rich.box
 import rich.table
+from rich.console import Console
+
+from gipo_vla.telemetry.console import console
+
+PIPE_WIDTH = 140
 
 Cell = str | int | float | None
 
@@ -46,7 +52,9 @@ def _readable(cell: Cell) -> str:
     if cell is None:
         return "–"
     if isinstance(cell, float):
-        return f"{cell:.3f}" if 1e-3 <= abs(cell) < 100 or cell == 0 else f"{cell:,.3g}"
+        if cell != 0 and abs(cell) < 1e-3:
+            return f"{cell:.2g}"
+        return f"{cell:,.{0 if abs(cell) >= 100 else 1 if abs(cell) >= 10 else 3}f}"
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
@@ -71,10 +79,16 @@ def to_html(table: Table) -> str:
 
 def to_rich(table: Table) -> rich.table.Table:
     """For the console."""
-    view = rich.table.Table(title=table.title, title_justify="left")
+    view = rich.table.Table(title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
     for index, column in enumerate(table.columns):
         text = any(isinstance(row[index], str) for row in table.rows)
-        view.add_column(_heading(column), justify="left" if text else "right")
+        view.add_column(_heading(column), justify="left" if text else "right", no_wrap=True)
     for row in table.rows:
         view.add_row(*map(_readable, row))
     return view
+
+
+def show(table: Table) -> None:
+    """Print it for people; into a file or a pipe, which have no width, as wide as it needs."""
+    place = console if console.is_terminal else Console(stderr=True, highlight=False, width=PIPE_WIDTH)
+    place.print(to_rich(table))

@@ -1,0 +1,110 @@
+"""The report as one HTML file: no scripts, no external resources, figures inside as base64."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gipo_vla.reporting.table import Table, to_html
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; color: #1b1b1b;
+  background: #fff; max-width: 68rem; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .4rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
+p { max-width: 52rem; margin: .5rem 0; }
+.facts { color: #555; }
+.remarks { background: #fff7e0; border-left: 4px solid #e0a800; padding: .4rem .9rem; }
+figure { margin: 1rem 0; }
+figure img { max-width: 100%; height: auto; }
+figcaption { color: #555; font-size: .9rem; max-width: 52rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .86rem; margin: .6rem 0; }
+th, td { padding: .22rem .7rem; border-bottom: 1px solid #e4e4e4; text-align: left; vertical-align: top; }
+th { border-bottom: 2px solid #999; font-weight: 600; vertical-align: bottom; }
+td:first-child { min-width: 9rem; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+details { margin: .6rem 0; }
+summary { cursor: pointer; color: #333; }
+pre { font-size: .82rem; background: #f6f6f6; padding: .7rem; overflow-x: auto; }
+@media print { body { margin: 0; max-width: none; font-size: 11px; } h2, figure, tr { break-inside: avoid; }
+  h2 { break-after: avoid; } .scroll { overflow: visible; } }
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A drawn figure on disk."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what stands under it."""
+
+    title: str
+    text: str = ""
+    images: Sequence[Image] = ()
+    tables: Sequence[Table] = ()
+    folded: Sequence[Table] = ()
+    """Long tables that open on a click (and need no script for it)."""
+    verbatim: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report."""
+
+    title: str
+    facts: str
+    """One line under the title."""
+    remarks: Sequence[str] = ()
+    sections: Sequence[Section] = field(default_factory=list)
+
+
+def render(page: Page) -> str:
+    """The whole file."""
+    remarks = ""
+    if page.remarks:
+        items = "".join(f"<li>{html.escape(remark)}</li>" for remark in page.remarks)
+        remarks = f'<div class="remarks"><ul>{items}</ul></div>\n'
+    body = "\n".join(_section(section) for section in page.sections)
+    title = html.escape(page.title)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<h1>{title}</h1>\n<p class="facts">{html.escape(page.facts)}</p>\n'
+        f"{remarks}{body}\n</body>\n</html>\n"
+    )
+
+
+def _section(section: Section) -> str:
+    parts = [f"<section>\n<h2>{html.escape(section.title)}</h2>"]
+    if section.text:
+        parts.append(f"<p>{html.escape(section.text)}</p>")
+    parts += [_image(image) for image in section.images]
+    parts += [f'<div class="scroll">{to_html(table)}</div>' for table in section.tables]
+    parts += [
+        f"<details><summary>{html.escape(table.title)} ({len(table.rows)} rows, {table.name}.csv)</summary>"
+        f'<div class="scroll">{to_html(table)}</div></details>'
+        for table in section.folded
+    ]
+    if section.verbatim:
+        parts.append(f"<details><summary>Show</summary><pre>{html.escape(section.verbatim)}</pre></details>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _image(image: Image) -> str:
+    data = base64.b64encode(image.path.read_bytes()).decode("ascii")
+    caption = html.escape(image.caption)
+    return (
+        f'<figure><img alt="{html.escape(image.path.stem.replace("_", " "))}" '
+        f'src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    )

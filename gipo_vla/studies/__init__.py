@@ -1,0 +1,1 @@
+"""Stand-alone studies of the method; each is a command of its own."""

@@ -1,0 +1,118 @@
+"""Which runs count, and by which score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gipo_vla.reporting import results
+from gipo_vla.reporting.comparison import Comparison, compare, paired_difference, score_estimate, score_strata
+from gipo_vla.reporting.runs import read_runs
+
+Maker = Callable[..., Path]
+
+
+def read(folder: Path) -> Comparison:
+    return compare(*read_runs([folder]))
+
+
+def test_runs_under_way_do_not_count_beside_complete_ones(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path / "a", seed=0)
+    make_run(tmp_path / "b", seed=1, iterations=5)
+    comparison = read(tmp_path)
+    assert [run.name for run in comparison.runs] == ["a"]
+    assert [run.name for run in comparison.left_out] == ["b"]
+    assert comparison.remarks == ("1 of 2 runs have not ended and do not count",)
+
+
+def test_runs_under_way_count_where_none_is_complete(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path / "a", iterations=5)
+    comparison = read(tmp_path)
+    assert comparison.single and "no run has ended" in comparison.remarks[0]
+
+
+def test_a_copy_of_a_run_is_no_second_seed(tmp_path: Path, make_run: Maker) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path / name, seed=3, changes={"run_dir": name})
+    comparison = read(tmp_path)
+    assert len(comparison.runs) == 1 and comparison.remarks == ("b is left out: a copy of a",)
+
+
+def test_a_seed_that_was_run_twice_with_other_outcomes_is_remarked_on(
+    tmp_path: Path, make_run: Maker
+) -> None:
+    make_run(tmp_path / "a", seed=3, success=0.5)
+    make_run(tmp_path / "b", seed=3, success=0.6)
+    assert "1 runs repeat a seed" in read(tmp_path).remarks[0]
+
+
+def test_all_runs_are_scored_the_same_way(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path / "a", seed=0, success=0.5)
+    assert read(tmp_path).source == "evaluation"
+    make_run(tmp_path / "b", seed=1, success=0.7, evaluated=False)
+    comparison = read(tmp_path)
+    assert comparison.source == "training" and "only 1 of 2 runs" in comparison.remarks[0]
+    np.testing.assert_allclose(score_strata(comparison.configurations[0], "training")["reach"], [0.5, 0.7])
+
+
+def test_score_is_the_interquartile_mean_over_tasks_and_seeds(tmp_path: Path, make_run: Maker) -> None:
+    for task, scores in {"reach": (0.1, 0.3), "push": (0.5, 0.9)}.items():
+        for seed, success in enumerate(scores):
+            make_run(tmp_path / f"{task}{seed}", task=task, seed=seed, success=success)
+    comparison = read(tmp_path)
+    result = score_estimate(comparison.configurations[0], comparison.source)
+    assert result is not None and result.value == pytest.approx(0.4) and result.count == 4
+    assert result.low is not None
+    per_task = results.success_per_task(comparison)
+    assert [row[:4] for row in per_task.rows] == [
+        ["push", "gipo", 2, pytest.approx(0.7)],
+        ["reach", "gipo", 2, pytest.approx(0.2)],
+    ]
+
+
+def test_each_task_of_a_run_on_several_is_a_score(tmp_path: Path, make_run: Maker) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / str(seed), task=["push", "lift"], seed=seed)
+    comparison = read(tmp_path)
+    strata = score_strata(comparison.configurations[0], comparison.source)
+    assert {task: len(scores) for task, scores in strata.items()} == {"lift": 2, "push": 2}
+
+
+def test_paired_difference_is_over_shared_tasks_and_seeds(tmp_path: Path, make_run: Maker) -> None:
+    for seed, (gipo, ppo) in enumerate([(0.9, 0.5), (0.7, 0.5)]):
+        make_run(tmp_path / f"gipo{seed}", "gipo", seed=seed, success=gipo)
+        make_run(tmp_path / f"ppo{seed}", "ppo", seed=seed, success=ppo)
+    make_run(tmp_path / "ppo9", "ppo", seed=9, success=0.0)
+    comparison = read(tmp_path)
+    first, second = comparison.configurations
+    assert "configurations differ in the tasks or seeds" in comparison.remarks[0]
+    result = paired_difference(first, second, comparison.source)
+    assert result is not None and result.count == 2
+    assert (result.value, result.low, result.high) == pytest.approx((0.3, 0.2, 0.4))
+
+
+def test_sigma_by_capacity_has_a_row_for_objectives_without_sigma(tmp_path: Path, make_run: Maker) -> None:
+    for capacity in (1000, 20000):
+        for sigma in (0.2, 1.0):
+            changes = {"replay.capacity": capacity, "objective.sigma": sigma}
+            make_run(tmp_path / f"gipo{capacity}-{sigma}", changes=changes)
+        make_run(tmp_path / f"ppo{capacity}", "ppo", changes={"replay.capacity": capacity})
+    comparison = read(tmp_path)
+    rows, columns, cells = results.sigma_by_capacity(comparison)
+    assert rows == ["gipo, sigma 0.2", "gipo, sigma 1", "ppo"]
+    assert columns == [1000, 20000] and len(cells) == 6
+    runs = results.runs(comparison)
+    column = runs.columns.index("replay.capacity")
+    assert [row[column] for row in runs.rows] == [1000, 20000] * 3
+    table = results.sigma_capacity(comparison)
+    assert [row[1:3] for row in table.rows] == [
+        [0.2, 1000],
+        [0.2, 20000],
+        [1.0, 1000],
+        [1.0, 20000],
+        [None, 1000],
+        [None, 20000],
+    ]
