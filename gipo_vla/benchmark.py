@@ -1,7 +1,8 @@
 """Measure this installation: ``python -m gipo_vla.benchmark rollout|policy [overrides]``.
 
     rollout     env steps a second of the worker pool, alone and with policy, segmenting and replay, beside
-                the simulator's own step in as many processes; as ratios within one run
+                the simulator's own step in as many processes; as ratios within one run. env=libero_spatial:
+                beside LIBERO's own environment with cameras drawn once a chunk, and naively in every step
                 (repeats=5 seconds=3: so many rounds of the measurements in turn, so many seconds each)
     policy      a vision-language-action network: decisions a second of act, samples a second of evaluate and
                 backward, peak memory beside the plan, share of the device's matrix peak
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from rich.table import Table
 
 from gipo_envs.errors import UserError, nearest
@@ -63,8 +65,26 @@ def main(arguments: Sequence[str]) -> int:
         options = Options(**{key: float(value) for key, value in own.items()})
     except ValueError:
         raise UserError(f"{', '.join(own)} are numbers, not {', '.join(own.values())}") from None
-    print(json.dumps(benchmarks[names[0]](config.load("train", rest), options)))
+    print(json.dumps(benchmarks[names[0]](_settings(rest), options)))
     return 0
+
+
+def _settings(overrides: list[str]) -> Config:
+    """Without an experiment, an environment stands for itself, not for what the default one makes of it."""
+    given = dict(text.partition("=")[::2] for text in overrides)
+    if "env" not in given or "experiment" in given:
+        return config.load("train", overrides)
+    defaults = {}
+    if given["env"].startswith("libero_"):
+        defaults = {"env.task": "0", "rollout.envs_per_worker": "2"}
+        if "policy" not in given:  # a small policy that takes the images along and leaves the time to others
+            defaults |= {"policy.chunk": "8", "env.observations": "[images,proprio,state]"}
+            defaults |= {"replay.segment_length": "8"}
+    missing = [f"{key}={value}" for key, value in defaults.items() if key not in given]
+    values = OmegaConf.to_container(config.compose_yaml("train", ["~experiment", *missing, *overrides]))
+    assert isinstance(values, dict)
+    named = {str(key): value for key, value in values.items()}
+    return config.from_dict({"experiment": "benchmark", "iterations": 1, **named})
 
 
 @dataclass(frozen=True)
@@ -130,7 +150,7 @@ def policy(settings: Config, options: Options) -> dict[str, Any]:
 
 
 def rollout(settings: Config, options: Options) -> dict[str, Any]:
-    """Three measurements in turn, ``repeats`` times; medians, and medians of the ratios round by round."""
+    """The measurements in turn, ``repeats`` times; medians, and medians of the ratios round by round."""
     repeats, seconds = int(options.repeats), options.seconds
     torch.set_num_threads(settings.learner.threads)
     spec = environment_spec(settings)
@@ -149,33 +169,54 @@ def rollout(settings: Config, options: Options) -> dict[str, Any]:
         episodes.following,
     ) as pool:
         collect = _Collection(settings, pool, policy, plans.layout, episodes, device)
-        rows = []
+        # What there is to compare with depends on whether the simulator draws for every step it makes.
+        draws = "images" in spec.observation and settings.env.family.startswith("libero_")
+        rates: dict[str, list[float]] = {
+            "bare": [],
+            "pool": [],
+            "rollout": [],
+            **({"naive": []} if draws else {}),
+        }
         for _ in range(repeats):
-            bare = sum(pool.bare_step_rates(seconds))
-            rows.append((bare, _pool_rate(pool, seconds), collect.rate(seconds)))
-    bare, alone, full = (statistics.median(column) for column in zip(*rows))
-    result = {
+            if draws:
+                rates["naive"].append(sum(pool.bare_step_rates(seconds)))
+            rates["bare"].append(sum(pool.bare_step_rates(seconds, policy.chunk)))
+            rates["pool"].append(_pool_rate(pool, seconds))
+            rates["rollout"].append(collect.rate(seconds))
+    workers = settings.rollout.workers
+    result: dict[str, Any] = {
         "benchmark": "rollout",
         "task": spec.tasks[0],
-        "workers": settings.rollout.workers,
+        "workers": workers,
         "envs": pool.envs,
+        "chunk": policy.chunk,
         "repeats": repeats,
-        "bare_env_steps_per_second": round(bare),
-        "pool_env_steps_per_second": round(alone),
-        "rollout_env_steps_per_second": round(full),
-        "pool_ratio": round(statistics.median(row[1] / row[0] for row in rows), 3),
-        "rollout_ratio": round(statistics.median(row[2] / row[0] for row in rows), 3),
     }
-    table = Table(
-        title=f"rollout: {spec.tasks[0]}, {settings.rollout.workers} workers, {pool.envs} environments"
-    )
-    for name in ("", "env steps a second", "beside the bare loop"):
+    for name, measured in rates.items():
+        result[f"{name}_env_steps_per_second"] = round(statistics.median(measured), 1)
+    for name in ("pool", "rollout"):
+        result[f"{name}_ratio"] = _median_ratio(rates[name], rates["bare"])
+    for name in ("bare", "pool", "rollout") if draws else ():
+        result[f"{name}_to_naive_ratio"] = _median_ratio(rates[name], rates["naive"])
+    table = Table(title=f"rollout: {spec.tasks[0]}, {workers} workers, {pool.envs} environments")
+    for name in ("", "env steps a second", "a core", "beside the bare loop"):
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row("the simulator's own step, resets not counted", f"{bare:,.0f}", "1.00")
-    table.add_row("worker pool, resets included", f"{alone:,.0f}", f"{result['pool_ratio']:.2f}")
-    table.add_row("with policy, segments, replay", f"{full:,.0f}", f"{result['rollout_ratio']:.2f}")
+    drawn = f", drawn once in {policy.chunk}" if draws else ""
+    lines = {
+        "bare": f"the simulator's own step{drawn}, without resets",
+        "pool": "worker pool, resets included",
+        "rollout": "with policy, segments, replay",
+        "naive": "the simulator's own step, two cameras drawn in each, without resets",
+    }
+    for name, measured in rates.items():
+        rate, ratio = statistics.median(measured), _median_ratio(measured, rates["bare"])
+        table.add_row(lines[name], f"{rate:,.1f}", f"{rate / workers:,.1f}", f"{ratio:.2f}")
     console.print(table)
     return result
+
+
+def _median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    return round(statistics.median(n / d for n, d in zip(numerators, denominators)), 3)
 
 
 def _pool_rate(pool: WorkerPool, seconds: float) -> float:

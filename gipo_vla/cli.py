@@ -10,29 +10,39 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from gipo_envs.errors import UserError
 
 
+class RunStoppedError(RuntimeError):
+    """A run that had to end through no mistake in its settings; one line, exit status 1."""
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a command on ``sys.argv`` and exit with its status."""
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     try:
         status = main(sys.argv[1:]) or 0
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 2
+    except (UserError, RunStoppedError) as error:
+        # The ranks of a machine see the same: one of them says it.
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
     except BaseException as error:
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or isinstance(error, SystemExit):
+        if alone or isinstance(error, SystemExit):
             raise
-        # A rank that dies slowly leaves the others hanging in a collective call.
         sys.excepthook(type(error), error, error.__traceback__)
-        sys.stderr.flush()
-        os._exit(1)
-    sys.stdout.flush()
-    sys.stderr.flush()
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    if status and not alone:
+        # A rank that takes its time to leave keeps the others waiting in a collective call.
+        os._exit(status)
     sys.exit(status)
 
 

@@ -3,32 +3,28 @@
 ``load("train", overrides)`` composes the YAML files, applies the command line's overrides and validates the
 result against the dataclasses below. Whatever is wrong is a ``UserError`` of one line: an unknown key or
 value names the nearest ones that exist.
-
-Why the compose API instead of ``@hydra.main``: the run folder, the messages and the exit status are ours
-(every rank of a torchrun must agree on one run folder, which Hydra's own cannot promise).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from hydra import compose, initialize_config_dir
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from gipo_envs import EnvironmentSettings
 from gipo_envs.errors import UserError, nearest
+from gipo_vla.composing import MISSING, compose_yaml, groups, known_keys, nearest_key, repair
 from gipo_vla.credit.gae import GaeSettings
 from gipo_vla.credit.group import GroupSettings
 from gipo_vla.objectives.gipo import GipoSettings
@@ -40,7 +36,7 @@ from gipo_vla.policies.mlp import MlpSettings
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 
 Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[int, Field(ge=0)]
 
 ObjectiveSettings = Annotated[
@@ -48,6 +44,8 @@ ObjectiveSettings = Annotated[
 ]
 CreditSettings = Annotated[GaeSettings | GroupSettings, Field(discriminator="name")]
 PolicySettings = Annotated[MlpSettings | OpenVlaOftSettings, Field(discriminator="name")]
+Settings = TypeVar("Settings")
+"""Settings of a whole run of some kind."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,12 @@ class RolloutSettings:
     group_size: Positive = 1
     """Episodes that share one task and initial state, for group-relative credits (8 is usual there)."""
     worker_timeout_s: PositiveFloat = 120.0
-    """A worker that answers nothing for this long counts as hung."""
+    """A worker that answers nothing for this long counts as hung, and is replaced."""
+    max_worker_faults: NonNegative = 10
+    """Replaced workers of one rank that are tolerated within ``worker_fault_window``; beyond that the run
+    saves a checkpoint and stops."""
+    worker_fault_window: Positive = 20
+    """Iterations."""
     max_collection_rounds: Positive = 50
     """Rounds of extra collection, when too little may be drawn, after which the run stops."""
 
@@ -124,7 +127,7 @@ class LearnerSettings:
     adam_epsilon: PositiveFloat = 1e-8
     max_nonfinite_updates: Positive = 10
     """Updates in a row that may be skipped for a loss or gradient that is not finite."""
-    zero_stage: Literal["auto", 0, 1, 2] = "auto"
+    zero_stage: Literal["auto", 1, 2] = "auto"
     """DeepSpeed's ZeRO stage; auto: 1 on CPU, 2 on GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -154,6 +157,8 @@ class CheckpointSettings:
     """None: only at the end."""
     keep: Positive = 2
     """Newest checkpoints kept."""
+    keep_every: Positive | None = None
+    """Also keep every so-manieth of the checkpoints of ``every_iterations``, for later evaluations."""
 
 
 @dataclass(frozen=True)
@@ -192,113 +197,35 @@ class Config:
     """None: runs/<experiment>-<task>-<date>."""
     resume: str | None = None
     """A run folder to continue."""
+    init_from: str | None = None
+    """A run folder (of sft or train), or one of its checkpoints, whose policy this run starts from."""
 
 
-# ---------------------------------------------------------------------------------------------- composing
+# ------------------------------------------------------------------------------------------------ checking
 
 
-def config_folder() -> Path:
-    """The folder of YAML files: inside the package when installed from a wheel, else beside it."""
-    installed = Path(__file__).parent / "configs"
-    return installed if (installed / "train.yaml").is_file() else Path(__file__).parent.parent / "configs"
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
-def groups() -> dict[str, list[str]]:
-    """Config groups and the options of each."""
-    folder = config_folder()
-    return {
-        group.name: sorted(file.stem for file in group.glob("*.yaml"))
-        for group in sorted(folder.iterdir())
-        if group.is_dir() and any(group.glob("*.yaml"))
-    }
-
-
-def compose_yaml(name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose ``configs/<name>.yaml`` with overrides, without checking types.
-
-    Raises:
-        UserError: an override that is not ``key=value``, an unknown key or option of a group.
-    """
-    overrides = [_repair(text) for text in overrides]
-    for text in overrides:
-        if not re.match(r"^[~+]{0,2}[\w./@]+(=|$)", text) or ("=" not in text and not text.startswith("~")):
-            raise UserError(f"{text!r} is not an override: write key=value, for instance seed=1 (see --help)")
-    with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
-        available = groups()
-        for text in overrides:
-            key, _, value = text.lstrip("+~").partition("=")
-            if key in available and value and value not in available[key]:
-                raise UserError(f"{key}={value}: there is no such {key}; {nearest(value, available[key])}")
-        try:
-            return compose(name, list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_explain(error, name, overrides)) from error
-
-
-PATH_KEYS = {"run_dir", "resume", "env.assets", "checkpoint", "policy.checkpoint", "policy.base_checkpoint"}
-
-
-def _repair(text: str) -> str:
-    """Quote values that Hydra's grammar would reject but a shell user writes naturally (paths)."""
-    key, separator, value = text.partition("=")
-    if separator and key.lstrip("+") in PATH_KEYS and value:
-        quoted = value[0] in "'\"" or value == "null"
-        return text if quoted else f"{key}='{value}'"
-    return text
-
-
-def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
-    """One line for an error of Hydra's, with the nearest keys where a key is unknown."""
-    plain = compose(name)
-    known = sorted(_keys(plain))
-    for text in overrides:
-        key = text.lstrip("+~").partition("=")[0]
-        if key in groups() or text.startswith("+"):
-            continue
-        if OmegaConf.select(plain, key, default=_MISSING) is _MISSING and key not in known:
-            return f"unknown setting {key!r}; {_nearest_key(key, known)}"
-    return " ".join(str(error).split())
-
-
-_MISSING = object()
-
-
-def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in map(str, config):
-        path = f"{prefix}{key}"
-        yield path
-        value = OmegaConf.select(config, key, throw_on_missing=False)
-        if isinstance(value, DictConfig):
-            yield from _keys(value, f"{path}.")
-
-
-def _nearest_key(key: str, known: Sequence[str]) -> str:
-    """The nearest setting by whole path, else by last part."""
-    if difflib.get_close_matches(key, known, n=1, cutoff=0.6):
-        return nearest(key, known)
-    last = key.rpartition(".")[2]
-    tails = {path.rpartition(".")[2]: path for path in known}
-    matches = difflib.get_close_matches(last, list(tails), n=3, cutoff=0.6)
-    if matches:
-        return "nearest: " + ", ".join(tails[match] for match in matches)
-    return "top level: " + ", ".join(path for path in known if "." not in path)
-
-
-_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
-
-
-def from_dict(values: dict[str, Any]) -> Config:
-    """Typed settings from plain values.
+def typed(values: Any, kind: type[Settings]) -> Settings:
+    """Settings of a class (a training run's are ``Config``) from values as YAML or OmegaConf has them.
 
     Raises:
         UserError: naming the first key that does not fit, its value and what was expected.
     """
+    values = OmegaConf.to_container(OmegaConf.create(_listed(values)), resolve=True)
     try:
-        config = _ADAPTER.validate_python(values)
+        config: Settings = _adapter(kind).validate_python(values)
     except ValidationError as error:
         raise UserError(_first_problem(error, values)) from error
-    _check_relations(config)
+    if isinstance(config, Config):
+        _check_relations(config)
     return config
+
+
+def from_dict(values: Any) -> Config:
+    """A training run's settings; see ``typed``."""
+    return typed(values, Config)
 
 
 def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
@@ -321,7 +248,8 @@ def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
         parent: Any = values
         for part in path[:-1]:
             parent = parent[part]
-        return f"unknown setting {key!r}"
+        where = "; it belongs to python -m gipo_vla.sft" if path[0] in {"sft", "demonstrations"} else ""
+        return f"unknown setting {key!r}{where}"
     if problem["type"] == "missing":
         return f"{key} is missing"
     if problem["type"] == "union_tag_invalid":
@@ -358,20 +286,18 @@ def _check_relations(config: Config) -> None:
 
 def load(name: str, overrides: Sequence[str]) -> Config:
     """Compose and check: what a command's arguments mean."""
-    values = OmegaConf.to_container(compose_yaml(name, overrides), resolve=True)
-    assert isinstance(values, dict)
-    return from_dict({str(key): value for key, value in values.items()})
+    return from_dict(compose_yaml(name, overrides))
 
 
-def override(base: Config, overrides: Sequence[str]) -> Config:
+def override(base: Settings, overrides: Sequence[str]) -> Settings:
     """A finished run's settings with overrides, as ``load`` applies them to a fresh composition."""
     values = OmegaConf.create(_listed(to_dict(base)))
     available = groups()
-    known = sorted(_keys(values))
+    known = sorted(known_keys(values))
     parser = OverridesParser.create()
     for text in overrides:
         try:
-            parsed = parser.parse_override(_repair(text))
+            parsed = parser.parse_override(repair(text))
         except HydraException as error:
             raise UserError(f"{text!r} is not an override: write key=value") from error
         key, value = parsed.key_or_group, parsed.value()
@@ -382,31 +308,39 @@ def override(base: Config, overrides: Sequence[str]) -> Config:
                 )
             values[key] = compose_yaml("train", [f"{key}={value}"])[key]
             continue
-        if key not in known and OmegaConf.select(values, key, default=_MISSING) is _MISSING:
-            raise UserError(f"unknown setting {key!r}; {_nearest_key(key, known)}")
+        if key not in known and OmegaConf.select(values, key, default=MISSING) is MISSING:
+            raise UserError(f"unknown setting {key!r}; {nearest_key(key, known)}")
         OmegaConf.update(values, key, value)
-    plain = OmegaConf.to_container(values, resolve=True)
-    assert isinstance(plain, dict)
-    return from_dict({str(key): value for key, value in plain.items()})
+    return typed(values, type(base))
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Plain values, the inverse of ``from_dict``."""
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values, the inverse of ``typed``."""
     return dataclasses.asdict(config)
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(_listed(to_dict(config))))
 
 
 def from_yaml(path: Path) -> Config:
-    """Read a run folder's config.yaml."""
+    """Read a training run's config.yaml."""
+    return from_dict(read_yaml(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """The mapping in a run folder's config.yaml.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    assert isinstance(values, dict)
-    return from_dict({str(key): value for key, value in values.items()})
+        values = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, DictConfig) or not values:
+        raise UserError(f"{path} holds no settings: expected key: value lines")
+    return values
 
 
 def _listed(values: Any) -> Any:
@@ -422,7 +356,7 @@ SESSION_KEYS = ("run_dir", "resume", "stop_after")
 """Settings that belong to a session rather than to the run; left out of the digest."""
 
 
-def digest(config: Config) -> str:
+def digest(config: Any) -> str:
     """Identifies a run's settings: a restart continues a folder only if this is the same."""
     values = {key: value for key, value in to_dict(config).items() if key not in SESSION_KEYS}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

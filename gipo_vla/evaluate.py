@@ -4,9 +4,9 @@
     python -m gipo_vla.evaluate checkpoint=runs/my-run eval.episodes_per_task=150 video=trained.mp4
     python -m gipo_vla.evaluate checkpoint=runs/my-run env.task=reach-v3 out=reach.json
 
-``checkpoint`` is a run folder (its newest usable checkpoint is taken) or one checkpoint's folder. The
-settings are those of the run; any of them can be overridden. Initial states are held out from training and
-the same for every policy. Prints a table, and one line of JSON (evaluation.json's) on stdout.
+``checkpoint`` is a run folder of train or sft (its newest usable checkpoint is taken) or one checkpoint's
+folder. The settings are those of the run; any of them can be overridden. Initial states are held out from
+training and the same for every policy. Prints a table, and one line of JSON (evaluation.json's) on stdout.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch import nn
 from gipo_envs import gl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
-from gipo_vla.checkpoint import folder as folders
-from gipo_vla.checkpoint.policy_files import POLICY_FILE, load_policy
-from gipo_vla.config import Config
+from gipo_vla.checkpoint.locate import find_checkpoint
+from gipo_vla.checkpoint.policy_files import load_policy
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.evaluation import summary, video
 from gipo_vla.evaluation.episodes import play
+from gipo_vla.imitation.settings import AnyRun, read_run
 from gipo_vla.pipeline import build_policy, environment_spec
 from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("checkpoint is missing: give checkpoint=RUN_DIR")
     rest = [text for text in overrides if text.partition("=")[0] not in OWN_KEYS]
     checkpoint = find_checkpoint(Path(own["checkpoint"]))
-    settings = config.override(config.from_yaml(checkpoint / "config.yaml"), rest)
+    settings = config.override(read_run(checkpoint / "config.yaml"), rest)
     evaluation = evaluate(settings, checkpoint, Path(own["video"]) if own.get("video") else None)
     console.print(summary.table(evaluation))
     if own.get("out"):
@@ -54,38 +54,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint's folder that a user means by ``path``.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    if not path.is_dir():
-        raise UserError(f"checkpoint={path} is no folder: give a run folder or one of its checkpoints")
-    if (path / POLICY_FILE).exists():
-        try:
-            folders.verify(path)
-        except folders.DamagedCheckpoint as error:
-            raise UserError(f"checkpoint={path} is damaged: {error}") from error
-        return path
-    if not (path / "checkpoints").is_dir():
-        raise UserError(
-            f"checkpoint={path} holds no checkpoints/: give a run folder or one of its checkpoints"
-        )
-    found, problems = folders.newest_valid(path / "checkpoints")
-    for problem in problems:
-        console.print(f"passed over a damaged checkpoint: {problem}")
-    return found
-
-
-def evaluate(settings: Config, checkpoint: Path, video_path: Path | None = None) -> dict[str, Any]:
+def evaluate(settings: AnyRun, checkpoint: Path, video_path: Path | None = None) -> dict[str, Any]:
     """Both modes over the held-out initial states; the content of evaluation.json."""
     spec = environment_spec(settings)
     if video_path or "images" in spec.observation:
         gl.choose()
     device = choose_device(settings.learner.device)
     torch.set_num_threads(settings.learner.threads)
-    policy = build_policy(settings, spec, device)
+    policy = build_policy(settings, spec, device, stored=checkpoint)
     assert isinstance(policy, nn.Module)
     load_policy(policy, checkpoint)
     plans = evaluation_plans(spec, settings.eval.episodes_per_task)

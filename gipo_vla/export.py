@@ -2,9 +2,10 @@
 
     python -m gipo_vla.export checkpoint=RUN_DIR out=FOLDER
 
-``checkpoint`` is a run folder (its newest usable checkpoint is taken) or one checkpoint's folder. The folder
-written holds merged weights that the original evaluation scripts load, the adapter in peft's format, the
-statistics, tokenizer and small heads, and in files of its own what the published layout has no place for.
+``checkpoint`` is a run folder of train or sft (its newest usable checkpoint is taken) or one checkpoint's
+folder. The folder written holds merged weights that the original evaluation scripts load, the adapter in
+peft's format, the statistics, tokenizer and small heads, and in files of its own what the published layout
+has no place for.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import torch
 from torch import nn
 
 from gipo_envs.errors import UserError
-from gipo_vla import cli, config
+from gipo_vla import cli
+from gipo_vla.checkpoint.locate import find_checkpoint
 from gipo_vla.checkpoint.policy_files import load_policy
-from gipo_vla.evaluate import find_checkpoint
+from gipo_vla.imitation.settings import read_run
 from gipo_vla.pipeline import build_policy, environment_spec
 from gipo_vla.telemetry.console import console
 
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := own.keys() - {"checkpoint", "out"}:
         raise UserError(f"unknown setting {sorted(unknown)[0]!r}: export takes checkpoint and out")
     checkpoint = find_checkpoint(Path(own["checkpoint"]))
-    settings = config.from_yaml(checkpoint / "config.yaml")
-    policy = build_policy(settings, environment_spec(settings), torch.device("cpu"))
+    settings = read_run(checkpoint / "config.yaml")
+    policy = build_policy(settings, environment_spec(settings), torch.device("cpu"), stored=checkpoint)
     assert isinstance(policy, nn.Module)
     load_policy(policy, checkpoint)
     summary = export_policy(policy, own["out"])

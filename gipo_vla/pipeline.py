@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,13 @@ from torch import nn
 
 from gipo_envs import EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
+from gipo_vla.checkpoint.policy_files import read_statistics
 from gipo_vla.config import Config
 from gipo_vla.credit import base as credits
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.distributed import group
+from gipo_vla.imitation import origins
+from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.learner.learner import Learner
 from gipo_vla.policies import registry as policies
 from gipo_vla.policies.base import Policy, copy_trainable
@@ -103,21 +107,37 @@ def plan(config: Config, policy: Policy, spec: EnvironmentSpec, world: int) -> P
     )
     steps = vector_steps(config, spec, policy.chunk, world)
     new = steps * world * config.rollout.workers * config.rollout.envs_per_worker
-    return Plans(
-        spec,
-        segment,
-        steps,
-        staleness_plan(
-            config.replay.capacity,
-            new,
-            config.learner.updates,
-            config.learner.batch_segments * length,
-            config.replay.max_lag,
-        ),
-        memory_plan(
-            segment, config.replay.capacity // world, int(config.replay.memory_limit_gb * 1e9), decisions
-        ),
+    staleness = staleness_plan(
+        config.replay.capacity,
+        new,
+        config.learner.updates,
+        config.learner.batch_segments * length,
+        config.replay.max_lag,
+        segment_iterations=length / steps,
     )
+    memory = memory_plan(
+        segment, config.replay.capacity // world, int(config.replay.memory_limit_gb * 1e9), decisions
+    )
+    _check_drawable(config, memory, world)
+    return Plans(spec, segment, steps, staleness, memory)
+
+
+def _check_drawable(config: Config, memory: MemoryPlan, world: int) -> None:
+    """Refuse limits under which a batch could never be drawn."""
+    needed, slots = config.learner.batch_segments // world, memory.worst // memory.per_segment
+    if slots < needed:
+        raise UserError(
+            f"replay.memory_limit_gb is {config.replay.memory_limit_gb:g}: room for {slots} segments of "
+            f"{memory.per_segment / 1e6:.3g} MB a rank, fewer than the {needed} of a batch; raise it or lower "
+            "learner.batch_segments"
+        )
+    updates, max_lag = config.learner.updates, config.replay.max_lag
+    if max_lag is not None and max_lag < updates - 1:
+        # New data enters between iterations only: at the last update it is this old.
+        raise UserError(
+            f"replay.max_lag is {max_lag} updates, but in an iteration of {updates} (learner.updates) even new "
+            f"data reaches {updates - 1}: raise it to that or more, or lower learner.updates"
+        )
 
 
 class Pipeline:
@@ -191,13 +211,22 @@ class Pipeline:
             self.episodes.following,
             rollout.worker_timeout_s,
         )
+        try:
+            self.actor = self._actor(stored_values)
+        except BaseException:
+            self.pool.close()
+            raise
+
+    def _actor(self, stored_values: bool) -> Actor:
+        """The actor, with the first episode of every environment begun."""
+        rollout, envs, device = self.config.rollout, self.pool.envs, self.device
         act_generator = torch.Generator(device)
-        act_generator.manual_seed(integer_seed(config.seed, Role.ACTION, self.rank))
-        self.actor = Actor(
+        act_generator.manual_seed(integer_seed(self.config.seed, Role.ACTION, self.rank))
+        return Actor(
             self.behaviour,
             self.pool,
             self.episodes.first(range(self.rank * envs, (self.rank + 1) * envs)),
-            plans.layout,
+            self.plans.layout,
             rollout.temperature,
             act_generator,
             device,
@@ -217,14 +246,15 @@ class Pipeline:
         """One iteration; returns its metrics (the same on every rank) and this rank's timings.
 
         Args:
-            should_stop: asked after every update (all ranks must answer alike). If true the iteration is
-                left there and None returned; the next call, also after a checkpoint, goes on with it.
+            should_stop: asked after every update and every round of collection without updates (all ranks
+                must answer alike). If true the iteration is left there and None returned; the next call,
+                also after a checkpoint, goes on with it.
         """
         began = time.perf_counter()
         steps_before = self.actor.env_steps
         self.actor.iteration = self.iteration + 1
-        if not self.updates_done:
-            self._collect_until_drawable()
+        if not self._collect_until_drawable(should_stop):
+            return None
         collected = time.perf_counter()
         while len(self.updates_done) < self.config.learner.updates:
             self.updates_done.append(self._update(len(self.updates_done)))
@@ -246,16 +276,24 @@ class Pipeline:
         }
         return metrics, timings
 
-    def _collect_until_drawable(self) -> None:
-        """Collect without training until every rank may draw a batch."""
+    def _collect_until_drawable(self, should_stop: Callable[[], bool]) -> bool:
+        """Collect without training until every rank may draw a batch for each update to come; False if asked
+        to stop before.
+
+        The versions of these updates count, not today's: within an iteration nothing new can be drawn, and a
+        rank that ran dry under the lag limit in its middle would leave the others waiting.
+        """
         needed = self.learner.segments_per_rank
+        to_come = self.config.learner.updates - len(self.updates_done)
         for _ in range(self.config.rollout.max_collection_rounds):
-            drawable = len(self.replay.drawable(self.learner.version))
-            if group.smallest(drawable, self.device) >= needed:
-                return
+            drawable = len(self.replay.drawable(self.learner.version + max(to_come - 1, 0)))
+            if to_come == 0 or group.smallest(drawable, self.device) >= needed:
+                return True
             self._advance(self.plans.steps)
             self.actor.finish()
             self._insert()
+            if should_stop():
+                return False
         raise UserError(
             f"after {self.config.rollout.max_collection_rounds} rounds of collection fewer than {needed} "
             f"segments a rank may be drawn: raise replay.max_lag ({self.config.replay.max_lag}) or "
@@ -378,14 +416,47 @@ def _mean(values: Sequence[float | bool]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def build_policy(config: Config, spec: EnvironmentSpec, device: torch.device) -> Policy:
-    """The configured policy with initial weights that depend on the seed alone (the same on every rank)."""
+def build_policy(
+    config: AnyRun,
+    spec: EnvironmentSpec,
+    device: torch.device,
+    stored: Path | None = None,
+    statistics: Mapping[str, Any] | None = None,
+) -> Policy:
+    """The configured policy, the same on every rank: with the weights of ``init_from``, else with initial
+    weights that depend on the seed alone.
+
+    Args:
+        stored: the checkpoint whose weights the caller is about to load, or the folder of this run's
+            checkpoints; then nothing is taken from ``init_from``, which may be gone by now.
+        statistics: of the demonstrations that the policy is about to be cloned from.
+
+    Raises:
+        UserError: settings, environment and what ``init_from`` names do not go together.
+    """
+    origin = None if stored is not None or config.init_from is None else origins.find(config)
+    source = stored or origin
+    if statistics is None and source is not None:
+        statistics = read_statistics(source)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(integer_seed(config.seed, Role.INITIALIZATION) % 2**63)
-        return policies.build(config.policy, spec, device, config.learner.precision)
+        policy = policies.build(
+            config.policy,
+            spec,
+            device,
+            config.learner.precision,
+            cloning=config.init_from is not None or isinstance(config, SftConfig),
+            statistics=statistics,
+        )
+    if origin is not None:
+        origins.load(policy, origin, config)
+    if config.init_from is not None:
+        # Weights and input statistics were learned together: moving the latter would undo the former.
+        policy.normalizer_iterations = 0
+    return policy
 
 
-def environment_spec(config: Config) -> EnvironmentSpec:
+def environment_spec(config: AnyRun) -> EnvironmentSpec:
     """The environment's spec; errors name the section of the settings."""
     try:
         return make_spec(config.env)

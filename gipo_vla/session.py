@@ -6,11 +6,12 @@ of the run.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Sequence
+from enum import IntEnum
 from pathlib import Path
-from typing import Self
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
@@ -21,6 +22,8 @@ from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint import run_state
 from gipo_vla.checkpoint.resume import launch_record
 from gipo_vla.checkpoint.run_folder import RunFolder
+from gipo_vla.checkpoint.writer import CheckpointWriter
+from gipo_vla.cli import RunStoppedError
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.distributed.signals import StopRequest
@@ -28,9 +31,18 @@ from gipo_vla.evaluation import summary, video
 from gipo_vla.evaluation.episodes import EpisodeResult, play
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
+from gipo_vla.rollout.faults import FaultWindow
 from gipo_vla.telemetry import plots, tracker
 from gipo_vla.telemetry.console import TrainingProgress, console
 from gipo_vla.telemetry.metrics import JsonLines, read_json_lines
+
+
+class Reason(IntEnum):
+    """Why a session ends before its last iteration. Ranks agree on the greatest that any of them has."""
+
+    NONE = 0
+    ASKED = 1
+    FAULTS = 2
 
 
 class Session:
@@ -46,90 +58,159 @@ class Session:
         self.settings, self.folder, self.pipeline = settings, folder, pipeline
         self.first = group.rank() == 0
         self.began = time.monotonic()
+        self.stop = StopRequest()
+        self.reason = Reason.NONE
         self.tracker: tracker.Tracker = tracker.NoTracker()
+        self.writer = _writer(settings, folder, pipeline.device)
+        self._saved: tuple[int, int] | None = None
+        """Iterations and updates of the state that the newest checkpoint holds."""
         tracker_id = None
         if resume_from is not None:
-            tracker_id = run_state.load(resume_from, pipeline).get("tracker_id")
+            tracker_id = self._go_on_from(resume_from)
+        rollout = settings.rollout
+        self.faults = FaultWindow(
+            rollout.max_worker_faults, rollout.worker_fault_window, pipeline.pool.faults
+        )
         if self.first:
-            done = pipeline.iteration
-            folder.finished.unlink(missing_ok=True)
-            folder.config.write_text(config.to_yaml(settings))
-            folder.write_json(folder.launch, launch_record())
-            self.metrics = JsonLines(folder.metrics, done)
-            self.timings = JsonLines(folder.timings, done)
-            self.evaluations = JsonLines(folder.evaluations, done)
-            self.tracker = tracker.start(
-                settings.telemetry, folder.path, config.to_dict(settings), tracker_id
-            )
+            self._open_files(tracker_id)
+
+    def _go_on_from(self, checkpoint: Path) -> str | None:
+        """Load a checkpoint; returns the tracker's run id."""
+        loaded = run_state.load(checkpoint, self.pipeline)
+        self.writer.newest = checkpoint.name
+        if not loaded.changes:
+            self._saved = self._state
+        for change in loaded.changes:
+            self._say(change)
+        return loaded.values["tracker_id"]
+
+    def _open_files(self, tracker_id: str | None) -> None:
+        settings, folder, done = self.settings, self.folder, self.pipeline.iteration
+        folder.finished.unlink(missing_ok=True)
+        folder.write_text(folder.config, config.to_yaml(settings))
+        folder.write_json(folder.launch, launch_record())
+        self.metrics = JsonLines(folder.metrics, done)
+        self.timings = JsonLines(folder.timings, done)
+        self.evaluations = JsonLines(folder.evaluations, done)
+        self.tracker = tracker.start(settings.telemetry, folder.path, config.to_dict(settings), tracker_id)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None or group.world_size() == 1:  # else the others may be elsewhere
+            self.writer.wait()
         if self.first:
-            for lines in (self.metrics, self.timings, self.evaluations):
+            for lines in self._lines():
                 lines.close()
+
+    def _lines(self) -> tuple[JsonLines, JsonLines, JsonLines]:
+        return self.metrics, self.timings, self.evaluations
+
+    def _say(self, line: str) -> None:
+        if self.first:
+            console.print(line, soft_wrap=True)
 
     # ------------------------------------------------------------------------------------------ iterations
 
     def run(self) -> bool:
-        """Iterations until the run's last, ``stop_after`` or a request to stop; whether it was the last."""
+        """Iterations until the run's last, ``stop_after`` or a request to stop; whether it was the last.
+
+        Raises:
+            RunStoppedError: too many simulator workers failed; there is a checkpoint.
+        """
         settings, pipeline = self.settings, self.pipeline
         last = min(settings.iterations, settings.stop_after or settings.iterations)
         log_every = settings.telemetry.log_every
         with (
-            StopRequest(pipeline.device) as stop,
+            self.stop,
             TrainingProgress(settings.iterations, pipeline.iteration, log_every, not self.first) as progress,
         ):
             while pipeline.iteration < last:
                 env_steps_before = pipeline.env_steps
-                done = pipeline.run_iteration(stop.agreed)
+                done = pipeline.run_iteration(self._should_stop)
                 if done is None:
-                    self.save()
-                    self._say_how_to_go_on()
-                    return False
-                row, timings = done
-                if self.first:
-                    self.metrics.write(row)
-                    self.timings.write({"iteration": pipeline.iteration, **timings})
-                    progress.update(row, timings)
-                    if pipeline.iteration % log_every == 0:
-                        self.tracker.log(row, pipeline.iteration)
+                    return self._leave()
+                self._write_down(*done, progress)
+                self.faults.end_iteration(pipeline.pool.faults)
                 every = settings.eval.every_env_steps
                 if every and env_steps_before // every < pipeline.env_steps // every:
                     self._evaluate_under_way()
                 every = settings.checkpoint.every_iterations
                 if every and pipeline.iteration % every == 0 and pipeline.iteration < last:
                     self.save()
-        if pipeline.iteration < settings.iterations:
-            self.save()
-            self._say_how_to_go_on()
-            return False
+            if pipeline.iteration < settings.iterations:
+                return self._leave()
         return True
 
-    def _say_how_to_go_on(self) -> None:
-        if self.first:
-            console.print(
-                f"stopped in iteration {self.pipeline.iteration + 1} of {self.settings.iterations}; go on with "
-                f"resume={self.folder.path}",
-                soft_wrap=True,
-            )
+    def _should_stop(self) -> bool:
+        """Asked between updates; a collective call, so that all ranks stop at the same one."""
+        self.writer.poll()
+        pool, own = self.pipeline.pool, Reason.NONE
+        if pool.given_up or self.faults.exceeded(pool.faults):
+            own = Reason.FAULTS
+        elif self.stop.asked:
+            own = Reason.ASKED
+        self.reason = Reason(group.largest(own, self.pipeline.device))
+        return self.reason != Reason.NONE
 
-    def save(self) -> Path | None:
-        """Write a checkpoint; on a full disk warn, keep the last good one and go on."""
+    def _write_down(self, row: dict[str, Any], timings: dict[str, float], progress: TrainingProgress) -> None:
+        if not self.first:
+            return
+        iteration = self.pipeline.iteration
+        self.metrics.write(row)
+        self.timings.write({"iteration": iteration, **timings})
+        progress.update(row, timings)
+        if iteration % self.settings.telemetry.log_every == 0:
+            self.tracker.log(row, iteration)
+
+    def _leave(self) -> bool:
+        """Save, and say how to go on; returns False for ``run``."""
+        self.save()
+        self.writer.wait()
+        where = f"stopped in iteration {self.pipeline.iteration + 1} of {self.settings.iterations}"
+        if self.writer.failed:
+            where += f", which could not be saved (the last checkpoint is {self.writer.newest or 'none'})"
+        how = f"go on with resume={self.folder.path}"
+        if self.reason == Reason.FAULTS:
+            raise RunStoppedError(f"{self._faults_in_words()}; {where}; {how}")
+        if self.writer.failed:
+            raise RunStoppedError(f"{where}; {how}")
+        self._say(f"{where}; {how}")
+        return False
+
+    def _faults_in_words(self) -> str:
+        """All ranks' faults; a collective call."""
+        pool, limit = self.pipeline.pool, self.faults
+        told = group.gather((limit.count(pool.faults), list(pool.given_up.values())))
+        lines = [line for _, lines in told for line in lines]
+        lines.append(
+            f"{max(count for count, _ in told)} simulator workers of one rank died or hung within "
+            f"{limit.iterations} iterations (rollout.max_worker_faults is {limit.limit})"
+        )
+        return "; ".join(lines)
+
+    # ---------------------------------------------------------------------------------------- checkpoints
+
+    @property
+    def _state(self) -> tuple[int, int]:
+        return self.pipeline.iteration, self.pipeline.learner.attempted
+
+    def save(self) -> None:
+        """Begin a checkpoint, unless there is one of this very state; on a full disk warn and go on."""
         self.pipeline.actor.finish()
-        try:
-            return run_state.save(self.folder.checkpoints, self.pipeline, {"tracker_id": self.tracker.id})
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            if self.first:
-                console.print(
-                    f"warning: no room for a checkpoint in {self.folder.checkpoints}; the last good one stays "
-                    "and the run goes on",
-                    soft_wrap=True,
-                )
-            return None
+        if self._saved == self._state and not self.writer.failed:
+            return
+        if self.first:
+            for lines in self._lines():
+                lines.sync()
+        run_state.begin(self.writer, self.pipeline, {"tracker_id": self.tracker.id})
+        self._saved = self._state
 
     # ------------------------------------------------------------------------------------------ evaluation
 
@@ -172,11 +253,12 @@ class Session:
     def finish(self) -> None:
         """After the last iteration: checkpoint, evaluation, plots, video, and finished.json."""
         settings, folder = self.settings, self.folder
-        checkpoint = self.save()
+        self.save()
         results = {
             mode: self._play(settings.eval.episodes_per_task, mode == "greedy")
             for mode in ("greedy", "sampled")
         }
+        self.writer.wait()
         if not self.first:
             return
         spec = self.pipeline.plans.spec
@@ -194,7 +276,7 @@ class Session:
         made = ["evaluation.json", "learning_curve.png"]
         if settings.eval.video and self._write_video(results[settings.eval.mode]):
             made.append("videos/")
-        if checkpoint is not None:
+        if not self.writer.failed:
             made.append("checkpoints/")
         self.tracker.finish({f"evaluation/{k}": v for k, v in evaluation.items() if isinstance(v, float)})
         seconds = time.monotonic() - self.began
@@ -205,7 +287,7 @@ class Session:
                 "env_steps": self.pipeline.env_steps,
                 "updates": self.pipeline.learner.version,
                 "session_seconds": round(seconds, 1),
-                "checkpoint": checkpoint.name if checkpoint else None,
+                "checkpoint": self.writer.newest,
                 "config_digest": config.digest(settings),
             },
         )
@@ -231,14 +313,26 @@ class Session:
         return True
 
 
-def newest_checkpoint(folder: RunFolder) -> Path:
-    """The checkpoint that every rank continues from; damaged ones are named and passed over."""
+def _writer(settings: Config, folder: RunFolder, device: torch.device) -> CheckpointWriter:
+    of = settings.checkpoint
+    milestone = of.keep_every * of.every_iterations if of.keep_every and of.every_iterations else None
+    return CheckpointWriter(folder.checkpoints, device, of.keep, milestone)
+
+
+def newest_checkpoint(folder: RunFolder) -> Path | None:
+    """The checkpoint that every rank continues from, None if none was ever completed. Damaged ones are named
+    and set aside.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
     problem, chosen = None, None
-    if group.rank() == 0:
+    if group.rank() == 0 and folder.has_checkpoint():
         try:
             chosen, damaged = folders.newest_valid(folder.checkpoints)
             for line in damaged:
                 console.print(f"warning: passed over a damaged checkpoint: {line}", soft_wrap=True)
+            folders.set_aside_newer(folder.checkpoints, chosen.name)
         except UserError as error:
             problem = str(error)
     problem, chosen = group.from_first((problem, chosen))

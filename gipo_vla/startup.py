@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gipo_envs import gl
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Plans
@@ -40,6 +41,7 @@ def print_plans(settings: Config, policy: Policy, plans: Plans, device: torch.de
         "expected lag": f"mean {lag.mean_lag_iterations:.1f} iterations ({lag.mean_lag_updates:.0f} updates), "
         f"greatest {lag.max_lag_iterations:.1f} ({lag.max_lag_updates:.0f}); every transition is used "
         f"{lag.samples_per_transition:.1f} times",
+        **({"rendering": "{}: {}".format(*gl.choose())} if "images" in spec.observation else {}),
         "run folder": str(settings.run_dir),
     }
     settings_table(f"gipo_vla  {settings.experiment}  seed {settings.seed}", list(rows.items()))

@@ -3,6 +3,7 @@
     python -m gipo_vla.train                                     the default experiment, on this machine
     torchrun --nproc-per-node=8 -m gipo_vla.train experiment=... one actor-learner a GPU
     python -m gipo_vla.train resume=RUN_DIR                      go on with a run
+    python -m gipo_vla.train run_dir=DIR resume=auto             begin it, or go on with it if it is there
 
 Ends with an evaluation on initial states that training never draws, a learning curve, a video of the
 trained policy, and one line that says where everything is.
@@ -10,30 +11,46 @@ trained policy, and one line that says where everything is.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from gipo_envs import gl
 from gipo_envs.errors import UserError
-from gipo_vla import cli
+from gipo_vla import cli, config
 from gipo_vla.checkpoint.resume import Start, resolve
 from gipo_vla.checkpoint.run_folder import RunFolder, create
-from gipo_vla.config import Config
 from gipo_vla.distributed import group
+from gipo_vla.distributed.signals import stop_with_launcher
 from gipo_vla.pipeline import Pipeline, build_policy, environment_spec, plan
 from gipo_vla.session import Session, newest_checkpoint
 from gipo_vla.startup import print_plans
 from gipo_vla.telemetry.console import console
+
+LEAVING_SECONDS = 120.0
+"""What a process that was just killed or preempted is given to let go of its run folder."""
 
 
 def main(arguments: Sequence[str]) -> int:
     overrides = cli.handle_common_flags(arguments, "train", __doc__ or "")
     if overrides is None:
         return 0
-    train(resolve(overrides))
+    os.umask(os.umask(0o022) | 0o002)  # nothing that a run writes is for everybody to change
+    stop_with_launcher()
+    try:
+        train(resolve(overrides))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise cli.RunStoppedError(
+            f"no room on the disk for {error.filename or 'the run'}: free some, then go on with "
+            "resume=RUN_DIR"
+        ) from error
     return 0
 
 
@@ -42,26 +59,44 @@ def train(start: Start) -> Path:
 
     Raises:
         UserError: before any worker is started, whatever is wrong with the settings or the machine.
+        RunStoppedError: the run had to end, with a checkpoint.
     """
+    torch.set_num_threads(start.settings.learner.threads)
+    device = group.choose_device(start.settings.learner.device)
+    group.start(device)
+    try:
+        path = _train(_agree_on_start(start), device)
+    except BaseException:
+        # The others may be waiting in a collective call, and so would the end of the group.
+        if group.world_size() == 1:
+            group.stop()
+        raise
+    group.stop()
+    return path
+
+
+def _train(start: Start, device: torch.device) -> Path:
     settings = start.settings
+    if start.finished:
+        assert start.folder is not None
+        _say(f"{start.folder.path} is finished: nothing to do")
+        return start.folder.path
     spec = environment_spec(settings)
     if "images" in spec.observation:
         gl.choose()
-    device = group.choose_device(settings.learner.device)
-    torch.set_num_threads(settings.learner.threads)
-    policy = build_policy(settings, spec, device)
+    begun = start.folder if start.folder and start.folder.has_checkpoint() else None
+    policy = build_policy(settings, spec, device, begun.checkpoints if begun else None)
     plans = plan(settings, policy, spec, group.world_size())
-    group.start(device)
-    try:
-        folder = start.folder or _agree_on_folder(settings)
+    folder, lock = _open_folder(start)
+    with lock:
         checkpoint = newest_checkpoint(folder) if start.folder else None
         settings = replace(settings, run_dir=str(folder.path))
         if group.rank() == 0:
             print_plans(settings, policy, plans, device)
-            if checkpoint:
-                console.print(f"going on from {checkpoint}", soft_wrap=True)
-            for change in start.changes:
-                console.print(f"changed since the run began: {change}", soft_wrap=True)
+        if start.folder:
+            _say(f"going on from {checkpoint or 'the start: there is no checkpoint yet'}")
+        for change in start.changes:
+            _say(f"changed since the run began: {change}")
         pipeline = Pipeline(settings, policy, plans, device)
         try:
             with Session(settings, folder, pipeline, checkpoint) as session:
@@ -69,23 +104,43 @@ def train(start: Start) -> Path:
                     session.finish()
         finally:
             pipeline.close()
-        return folder.path
-    finally:
-        group.stop()
+    return folder.path
 
 
-def _agree_on_folder(settings: Config) -> RunFolder:
-    """Rank 0 makes the folder; a refusal is raised on every rank."""
-    problem, path = None, None
+def _agree_on_start(start: Start) -> Start:
+    """One reading of the disk for all ranks: that of the first rank that found its run.
+
+    (On a network file system one machine may see a folder before another does; and after a restart only the
+    machine that held rank 0 knows the run folder as its own.)
+
+    Raises:
+        UserError: the ranks were started with different settings.
+    """
+    starts = group.gather(start)
+    if len({config.digest(other.settings) for other in starts}) > 1:
+        raise UserError("the ranks were started with different settings: give every machine the same command")
+    return next((other for other in starts if other.folder is not None), starts[0])
+
+
+def _open_folder(start: Start) -> tuple[RunFolder, IO[str]]:
+    """Rank 0 makes the folder and locks it; a refusal is raised on every rank."""
+    problem, path, lock = None, None, None
     if group.rank() == 0:
         try:
-            path = create(settings).path
+            folder = start.folder or create(start.settings)
+            lock = folder.lock(LEAVING_SECONDS if start.by_itself else 0.0)
+            path = folder.path
         except UserError as error:
             problem = str(error)
     problem, path = group.from_first((problem, path))
     if problem is not None:
         raise UserError(problem)
-    return RunFolder(path)
+    return RunFolder(path), lock or Path(os.devnull).open()
+
+
+def _say(line: str) -> None:
+    if group.rank() == 0:
+        console.print(line, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def context_class() -> Any:
         UserError: as ``choose``, or the backend's library fails to load.
     """
     backend, reason = choose()
+    if backend == "egl" and (device := egl_device()) is not None:
+        os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)
     try:
         if backend == "egl":
             from mujoco.egl import GLContext
@@ -75,6 +77,28 @@ def context_class() -> Any:
             f"{', '.join(BACKENDS)}"
         ) from error
     return GLContext
+
+
+def egl_device() -> int | None:
+    """Which GPU this process draws on: that of its rank, on a node where torchrun started several.
+
+    Simulator workers inherit torchrun's variables from the rank they belong to. None: MuJoCo's own choice,
+    the first GPU or what ``MUJOCO_EGL_DEVICE_ID`` says. EGL counts all GPUs of the machine or container,
+    whatever ``CUDA_VISIBLE_DEVICES`` says.
+    """
+    gpus = _nvidia_gpus()
+    if "MUJOCO_EGL_DEVICE_ID" in os.environ or int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < 2 or gpus < 2:
+        return None
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    device = rank
+    if all(number.strip().isdecimal() for number in visible):
+        device = int(visible[rank % len(visible)])
+    return device % gpus
+
+
+def _nvidia_gpus() -> int:
+    return sum(path.name[6:].isdecimal() for path in Path("/dev").glob("nvidia*"))
 
 
 def _requested(backend: str) -> Choice:

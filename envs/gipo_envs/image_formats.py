@@ -35,10 +35,18 @@ def _same_size(height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
+def _turn(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return frame[::-1, ::-1]
+
+
 RAW = ImageFormat(apply=_identity, output_size=_same_size)
+
+ROTATED = ImageFormat(apply=_turn, output_size=_same_size)
+"""What of LIBERO's published image path costs nothing: its turn by 180 degrees."""
 
 FORMATS: dict[str, str] = {
     "raw": "gipo_envs.image_formats:RAW",
+    "rotated": "gipo_envs.image_formats:ROTATED",
     "openvla": "gipo_envs.openvla_image:OPENVLA_LIBERO",
 }
 """Format name -> ``module:attribute`` of its ``ImageFormat``, imported when first asked for."""

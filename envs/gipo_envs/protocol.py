@@ -157,9 +157,10 @@ class EnvironmentSettings:
     """All that is needed to make an environment, in this process or in a worker."""
 
     family: str
-    """metaworld, point_reach or libero."""
-    task: str | tuple[str, ...]
-    """A task's name, several of them, or the name of a group (Meta-World: MT10, MT50)."""
+    """metaworld, point_reach, or a suite of LIBERO: libero_spatial, libero_object, libero_goal, libero_10,
+    libero_90."""
+    task: str | int | tuple[str | int, ...]
+    """A task's name or number, several of them, or a group's name (Meta-World: MT10, MT50; LIBERO: all)."""
     observations: tuple[Literal["state", "proprio", "images"], ...] = ("state",)
     camera: CameraSettings = field(default_factory=CameraSettings)
     reward: Literal["dense", "sparse"] = "dense"
@@ -171,4 +172,6 @@ class EnvironmentSettings:
     """Env steps; None: the family's own."""
     action_repeat: int = 1
     assets: str | None = None
-    """LIBERO's asset folder; None: the variable LIBERO_ASSETS."""
+    """LIBERO's asset folder; None: the variable LIBERO_ASSETS, else hf-libero's own download."""
+    train_on_evaluation_states: bool = False
+    """Train on the very initial states that are evaluated, for comparison with papers that did."""

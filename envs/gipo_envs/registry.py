@@ -20,6 +20,11 @@ from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec
 FAMILIES: dict[str, str] = {
     "metaworld": "gipo_envs.metaworld",
     "point_reach": "gipo_envs.point_reach",
+    "libero_spatial": "gipo_envs.libero",
+    "libero_object": "gipo_envs.libero",
+    "libero_goal": "gipo_envs.libero",
+    "libero_10": "gipo_envs.libero",
+    "libero_90": "gipo_envs.libero",
 }
 """Family name -> dotted name of its module."""
 

@@ -54,6 +54,7 @@ class Renderer:
         height: int,
         width: int,
         quality: Quality,
+        hidden_groups: tuple[int, ...] = (),
     ) -> NDArray[np.uint8]:
         """A picture (height, width, 3) of ``data``, top row first.
 
@@ -65,6 +66,7 @@ class Renderer:
             height: pixels.
             width: pixels.
             quality: see ``gipo_envs.protocol.CameraSettings``.
+            hidden_groups: groups of geoms that are not drawn, besides those that MuJoCo hides.
         """
         self._gl_context.make_current()
         key = (model_name, quality, height, width)
@@ -73,11 +75,20 @@ class Renderer:
         drawing = self._drawings[key]
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, drawing.context)
         everything = int(mujoco.mjtCatBit.mjCAT_ALL)
-        mujoco.mjv_updateScene(model, data, mujoco.MjvOption(), None, camera, everything, drawing.scene)
+        option = mujoco.MjvOption()
+        for group in hidden_groups:
+            option.geomgroup[group] = 0
+        mujoco.mjv_updateScene(model, data, option, None, camera, everything, drawing.scene)
         mujoco.mjr_render(drawing.viewport, drawing.scene, drawing.context)
         picture = np.empty((height, width, 3), np.uint8)
         mujoco.mjr_readPixels(picture, None, drawing.viewport, drawing.context)
         return np.ascontiguousarray(picture[::-1])  # OpenGL's first row is the bottom one
+
+    def forget(self, model_name: str) -> None:
+        """Free what drawing this model took; it may be drawn again."""
+        self._gl_context.make_current()
+        for key in [key for key in self._drawings if key[0] == model_name]:
+            self._drawings.pop(key).context.free()
 
     def close(self) -> None:
         """Free all OpenGL resources, drawings before the context that they live in; not to be used again."""

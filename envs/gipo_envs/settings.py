@@ -12,7 +12,13 @@ from typing import Any
 
 from gipo_envs import image_formats
 from gipo_envs.errors import UserError, nearest
-from gipo_envs.protocol import ArraySpec, CameraSettings, EnvironmentSettings, EnvironmentSpec
+from gipo_envs.protocol import (
+    EVALUATION_KEYS_START,
+    ArraySpec,
+    CameraSettings,
+    EnvironmentSettings,
+    EnvironmentSpec,
+)
 
 OBSERVATIONS = ("state", "proprio", "images")
 REWARDS = ("dense", "sparse")
@@ -38,6 +44,10 @@ class FamilyFacts:
     frames_per_second: float
     task_groups: Mapping[str, tuple[str, ...]]
     """Group name -> task names."""
+    evaluation_ends_on_success: bool = False
+    """See ``EnvironmentSpec``."""
+    evaluation_keys: tuple[int, int] = (EVALUATION_KEYS_START, 2 * EVALUATION_KEYS_START)
+    """See ``EnvironmentSpec``."""
 
 
 def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> EnvironmentSpec:
@@ -83,20 +93,26 @@ def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> Environment
         end_on_success=sparse if settings.end_on_success is None else settings.end_on_success,
         reward_scale=reward_scale,
         frames_per_second=facts.frames_per_second,
+        evaluation_ends_on_success=facts.evaluation_ends_on_success,
+        training_keys=facts.evaluation_keys
+        if settings.train_on_evaluation_states
+        else (0, EVALUATION_KEYS_START),
+        evaluation_keys=facts.evaluation_keys,
     )
 
 
-def resolve_tasks(task: str | tuple[str, ...], facts: FamilyFacts) -> tuple[str, ...]:
-    """Task names of a name, of several names, or of a group's name.
+def resolve_tasks(task: str | int | tuple[str | int, ...], facts: FamilyFacts) -> tuple[str, ...]:
+    """Task names of a name or number, of several, or of a group's name.
 
     Raises:
-        UserError: an unknown or repeated name, or none at all.
+        UserError: an unknown or repeated task, or none at all.
     """
     if isinstance(task, str) and task in facts.task_groups:
         return facts.task_groups[task]
-    names = (task,) if isinstance(task, str) else tuple(task)
-    if not names:
+    given = (task,) if isinstance(task, (str, int)) else tuple(task)
+    if not given:
         raise UserError("task is empty: name one task, several, or a group")
+    names = tuple(_task_name(one, facts) for one in given)
     known = {*facts.instructions, *(facts.task_groups if isinstance(task, str) else ())}
     for name in names:
         if name not in facts.instructions:
@@ -104,6 +120,16 @@ def resolve_tasks(task: str | tuple[str, ...], facts: FamilyFacts) -> tuple[str,
     if len(set(names)) < len(names):
         raise UserError(f"task names the same task twice: {', '.join(names)}")
     return names
+
+
+def _task_name(task: str | int, facts: FamilyFacts) -> str:
+    """A task's name, itself or by its number in the family's order (an argument of a command may be text)."""
+    if not str(task).isdecimal():
+        return str(task)
+    names = tuple(facts.instructions)
+    if int(task) >= len(names):
+        raise UserError(f"unknown task {task}: numbers are 0 to {len(names) - 1}")
+    return names[int(task)]
 
 
 def _images_shape(camera: CameraSettings, facts: FamilyFacts) -> tuple[int, ...]:

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from gipo_envs.errors import UserError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gipo_envs.errors import UserError
+
 POLICY_FILE = "policy.safetensors"
+STATISTICS_FILE = "dataset_statistics.json"
+"""In OpenVLA's format, for policies that normalise by their demonstrations' statistics."""
 
 
 def policy_tensors(policy: nn.Module) -> dict[str, Tensor]:
-    """Everything that training changes: trainable parameters and persistent buffers, on the CPU."""
-    buffers = policy.state_dict().keys() - dict(policy.named_parameters()).keys()
+    """Everything that training changes: trainable parameters and persistent buffers; copies on the CPU."""
     state = policy.state_dict()
-    trainable = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
-    return {name: state[name].detach().cpu().contiguous() for name in [*trainable, *sorted(buffers)]}
+    buffers = state.keys() - dict(policy.named_parameters(remove_duplicate=False)).keys()
+    return trainable_tensors(policy) | {name: _copy(state[name]) for name in sorted(buffers)}
+
+
+def trainable_tensors(policy: nn.Module, names: set[str] | None = None) -> dict[str, Tensor]:
+    """Copies on the CPU of the trainable parameters, or of those with these names (a twin's are frozen)."""
+    return {
+        name: _copy(parameter)
+        for name, parameter in policy.named_parameters()
+        if (parameter.requires_grad if names is None else name in names)
+    }
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def save_policy(policy: nn.Module, folder: Path) -> None:
@@ -44,3 +61,26 @@ def load_policy(policy: nn.Module, folder: Path) -> None:
                 f"{tuple(state[name].shape)}; was it written with another policy size?"
             )
         state[name].copy_(tensor)
+
+
+def statistics_of(policy: object) -> dict[str, Any] | None:
+    """What to write to ``STATISTICS_FILE``; None for a policy that normalises by nothing fixed."""
+    return getattr(policy, "statistics_entries", None) or None
+
+
+def read_statistics(folder: Path) -> dict[str, Any] | None:
+    """The statistics in a checkpoint, or in the newest of a folder of checkpoints that has some (they are the
+    same throughout a run); None if there are none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    candidates = [folder / STATISTICS_FILE, *sorted(folder.glob(f"[0-9]*/{STATISTICS_FILE}"), reverse=True)]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        return None
+    try:
+        entries: dict[str, Any] = json.loads(found.read_text())
+    except ValueError as error:
+        raise UserError(f"{found} is damaged: {error}") from error
+    return entries

@@ -1,28 +1,28 @@
 """A run's folder: choosing it, refusing one that is taken, and what lies where.
 
-    config.yaml        settings; launch.json: what started it
-    metrics.jsonl      one flat object an iteration, decided by the seed; timings.jsonl: clock readings
-    evaluations.jsonl  evaluations under way; evaluation.json: the final one
-    checkpoints/  videos/  learning_curve.png  report.html
-    finished.json      alone marks a finished run
+config.yaml        settings; launch.json: what started it
+metrics.jsonl      one flat object an iteration, decided by the seed; timings.jsonl: clock readings
+evaluations.jsonl  evaluations under way; evaluation.json: the final one
+checkpoints/  videos/  learning_curve.png  report.html
+finished.json      alone marks a finished run
 """
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 from gipo_envs.errors import UserError
-
 from gipo_vla.checkpoint import folder as folders
-from gipo_vla.config import Config
 
 SPARE_BYTES = 64 * 2**20
-"""Free disk below which a run is not begun: metrics, plots, a video and a small checkpoint need about this."""
+"""Free disk below which a run is not begun: metrics, plots, a video, a small checkpoint need about this."""
 
 
 class RunFolder:
@@ -48,10 +48,53 @@ class RunFolder:
         return bool(folders.names(self.checkpoints))
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
-        """Replace a file as a whole, so that no reader sees half of it."""
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(temporary, path)
+        """See ``write_text``."""
+        self.write_text(path, json.dumps(values, indent=2) + "\n")
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Replace a file as a whole, on disk: no reader and no crash ever sees half of it."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def lock(self, patience: float = 0.0) -> IO[str]:
+        """Keep other processes out as long as the returned file is open (also from another machine, where
+        the file system can do that).
+
+        Args:
+            patience: seconds to wait for a process that is about to leave or was just killed.
+
+        Raises:
+            UserError: another process has the folder.
+        """
+        deadline = time.monotonic() + patience
+        file = (self.path / ".lock").open("w")
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    file.close()
+                    raise UserError(
+                        f"run_dir={self.path} is being written by another process: wait for it, or choose "
+                        "another run_dir"
+                    ) from None
+                time.sleep(0.5)
+            except OSError:  # a file system without locks
+                return file
+
+
+class NamedRun(Protocol):
+    """Settings of a run of any kind."""
+
+    @property
+    def experiment(self) -> str: ...
+    @property
+    def run_dir(self) -> str | None: ...
 
 
 def runs_root() -> Path:
@@ -59,17 +102,23 @@ def runs_root() -> Path:
     return Path("runs")
 
 
-def default_path(config: Config) -> Path:
+def default_path(config: NamedRun) -> Path:
     return runs_root() / f"{config.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def create(config: Config, bytes_needed: int = SPARE_BYTES) -> RunFolder:
+def _unused(path: Path) -> Path:
+    """``path``, or with a number behind it: seeds are started in the same second."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
+
+
+def create(config: NamedRun, bytes_needed: int = SPARE_BYTES) -> RunFolder:
     """The folder of a new run.
 
     Raises:
         UserError: it holds a run already, cannot be written, or its disk is full.
     """
-    folder = RunFolder(Path(config.run_dir) if config.run_dir else default_path(config))
+    folder = RunFolder(Path(config.run_dir) if config.run_dir else _unused(default_path(config)))
     if folder.holds_run():
         raise UserError(
             f"run_dir={folder.path} already holds a run: choose another run_dir, or continue that one with "

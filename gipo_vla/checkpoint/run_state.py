@@ -1,14 +1,17 @@
 """Everything a run needs to go on, to the bit: what is written and how it is read back.
 
     config.yaml              composed settings
-    run.json                 iteration, cursor in the schedule, counters, running statistics
+    run.json                 iteration, cursor in the schedule, counters, running statistics, wandb id
     policy.safetensors       trainable tensors and normalisation statistics of the learner
-    behaviour.safetensors    those of the behaviour policy (it may lag behind the learner)
+    dataset_statistics.json  of the demonstrations, for policies that normalise by them
+    behaviour.safetensors    trainable tensors of the behaviour policy (it may lag behind the learner)
     optimizer.safetensors    float32 weights and moments by parameter name, for any number of ranks
     rank-00000/              one folder a rank
       replay/                segments held, one npy a field
-      actor.safetensors      open and closed segments, actions of every simulator since its reset
-      rank.json              episode plans, random generators, counters
+      actor.safetensors      open, closed and waiting segments; actions of every simulator since its reset
+      random.safetensors     torch's own random states
+      credit.safetensors     tensors of the credit's scorers
+      rank.json              episode plans, random generators, counters, scorers
 
 Nothing executes on load: safetensors, JSON, and npy without pickle.
 """
@@ -16,7 +19,8 @@ Nothing executes on load: safetensors, JSON, and npy without pickle.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,17 +29,27 @@ import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from gipo_vla.checkpoint import folder as folders
-from gipo_vla.checkpoint.policy_files import load_policy, save_policy
+from gipo_vla.checkpoint import state_tree
+from gipo_vla.checkpoint.policy_files import (
+    POLICY_FILE,
+    STATISTICS_FILE,
+    load_policy,
+    policy_tensors,
+    statistics_of,
+    trainable_tensors,
+)
+from gipo_vla.checkpoint.writer import CheckpointWriter, Content, Write, fits_in_memory
 from gipo_vla.config import Config, to_yaml
+from gipo_vla.credit.base import CreditAssigner
 from gipo_vla.distributed import group
 from gipo_vla.learner.learner import Learner
 from gipo_vla.policies.base import Policy
 from gipo_vla.replay.ring import SegmentRing, read
 from gipo_vla.replay.segment import Arrays, iterate, oldest_version
 from gipo_vla.rollout.actor import Actor, EpisodeRecord
+from gipo_vla.rollout.episodes import Role, generator, integer_seed
 
 if TYPE_CHECKING:
     from collections import deque
@@ -45,6 +59,7 @@ class Run(Protocol):
     """The parts of a pipeline that have a state."""
 
     config: Config
+    device: torch.device
     iteration: int
     env_steps: int
     updates_done: list[dict[str, float]]
@@ -52,70 +67,144 @@ class Run(Protocol):
     policy: Policy
     behaviour: Policy
     learner: Learner
+    credit: CreditAssigner
     actor: Actor
     replay: SegmentRing
     replay_rng: np.random.Generator
 
 
+# ------------------------------------------------------------------------------------------------- saving
+
+
 def save(checkpoints: Path, run: Run, extra: dict[str, Any]) -> Path:
-    """Write a checkpoint (a collective call); returns its folder.
+    """Write a checkpoint now and return its folder (a collective call); for tests and small tools.
+
+    Raises:
+        OSError: it could not be written; the reason is on the console.
+    """
+    writer = CheckpointWriter(checkpoints, run.device, run.config.checkpoint.keep)
+    begin(writer, run, extra)
+    writer.wait()
+    if writer.newest is None:
+        raise OSError(f"no checkpoint could be written in {checkpoints}")
+    return checkpoints / writer.newest
+
+
+def begin(writer: CheckpointWriter, run: Run, extra: dict[str, Any]) -> None:
+    """Copy the state and have it written while the run goes on (a collective call).
+
+    A replay too large for a second copy is written from where it is, and the run waits for it.
 
     Args:
         extra: further plain values for run.json (the tracker's run id).
     """
-    assert isinstance(run.policy, nn.Module) and isinstance(run.behaviour, nn.Module)
-    name = folders.name_of(run.iteration, run.learner.attempted)
-    rank = group.rank()
-    if rank == 0:
-        folders.prepare(checkpoints, name)
-    group.barrier()
-    partial = folders.partial_folder(checkpoints, name)
-    _save_rank(partial / _rank_name(rank), run)
-    optimizer = run.learner.optimizer_tensors()
-    if rank == 0:
-        save_policy(run.policy, partial)
-        trainable = {name for name, parameter in run.policy.named_parameters() if parameter.requires_grad}
-        behaviour = {
-            name: parameter.detach().cpu().contiguous()
-            for name, parameter in run.behaviour.named_parameters()
-            if name in trainable
-        }
-        save_file(behaviour, partial / "behaviour.safetensors")
-        save_file(optimizer, partial / "optimizer.safetensors")
-        (partial / "config.yaml").write_text(to_yaml(run.config))
-        values = {
-            "iteration": run.iteration,
-            "env_steps": run.env_steps,
-            "updates_done": run.updates_done,
-            "recent": [asdict(record) for record in run.recent],
-            "world_size": group.world_size(),
-            "learner": run.learner.counters(),
-        }
-        (partial / "run.json").write_text(json.dumps(values | extra, indent=1))
-    group.barrier()
-    if rank == 0:
-        folders.complete(checkpoints, name)
-        folders.prune(checkpoints, run.config.checkpoint.keep)
-    group.barrier()
-    return checkpoints / name
-
-
-def _save_rank(folder: Path, run: Run) -> None:
-    folder.mkdir()
-    run.replay.save(folder / "replay")
+    writer.wait()  # two copies at once are one too many
+    files: dict[str, Write] = {}
+    size = 0
+    for name, tensors in _shared_tensors(run).items():  # every rank takes part, the first one writes
+        if group.rank() == 0:
+            files[name] = tensors_writer(tensors)
+            size += sum(tensor.nbytes for tensor in tensors.values())
+    if group.rank() == 0:
+        files["config.yaml"] = text_writer(to_yaml(run.config))
+        if statistics := statistics_of(run.policy):
+            files[STATISTICS_FILE] = text_writer(json.dumps(statistics))
+        files["run.json"] = text_writer(json.dumps(_run_values(run) | extra, indent=1))
+    own = f"{_rank_name(group.rank())}/"
     arrays, values = run.actor.state()
-    save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "actor.safetensors")
-    values["replay_rng"] = run.replay_rng.bit_generator.state
-    (folder / "rank.json").write_text(json.dumps(values))
+    arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
+    plain, scorers = state_tree.split(run.credit.state_dict())
+    values |= {"replay_rng": run.replay_rng.bit_generator.state, "credit": plain}
+    files[own + "rank.json"] = text_writer(json.dumps(values))
+    files[own + "actor.safetensors"] = _arrays_writer(arrays)
+    files[own + "random.safetensors"] = tensors_writer(_random_states(run.device))
+    files[own + "credit.safetensors"] = tensors_writer(scorers)
+    size += sum(array.nbytes for array in arrays.values())
+    background = fits_in_memory(run.replay.held(copy=False).bytes, run.device)
+    held = run.replay.held(copy=background)
+    files[own + "replay"] = held.save
+    writer.begin(run.iteration, run.learner.attempted, Content(files, size + held.bytes), background)
+
+
+def _shared_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+    """What is the same on every rank, by file; copies on the CPU (a collective call)."""
+    assert isinstance(run.policy, nn.Module) and isinstance(run.behaviour, nn.Module)
+    optimizer = run.learner.optimizer_tensors()
+    if group.rank() > 0:
+        return {}
+    policy = policy_tensors(run.policy)
+    trainable = {name for name, parameter in run.policy.named_parameters() if parameter.requires_grad}
+    return {
+        POLICY_FILE: policy,
+        "behaviour.safetensors": trainable_tensors(run.behaviour, trainable),
+        "optimizer.safetensors": optimizer,
+    }
+
+
+def _run_values(run: Run) -> dict[str, Any]:
+    return {
+        "iteration": run.iteration,
+        "env_steps": run.env_steps,
+        "updates_done": run.updates_done,
+        "recent": [asdict(record) for record in run.recent],
+        "world_size": group.world_size(),
+        "environments_per_rank": run.actor.pool.envs,
+        "learner": run.learner.counters(),
+    }
+
+
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """Of torch's global generators. The run's own draws have generators of their own."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def text_writer(text: str) -> Write:
+    return lambda path: _write_text(path, text)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+
+
+def tensors_writer(tensors: dict[str, Tensor]) -> Write:
+    return lambda path: save_file(tensors, path)
+
+
+def _arrays_writer(arrays: Arrays) -> Write:
+    return lambda path: save_arrays(arrays, path)
+
+
+def _rank_name(rank: int) -> str:
+    return f"rank-{rank:05d}"
+
+
+# ------------------------------------------------------------------------------------------------ loading
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint brought."""
+
+    values: dict[str, Any]
+    """run.json."""
+    changes: tuple[str, ...] = ()
+    """A line for each thing that is not as it was; none: the run continues to the bit."""
 
 
 @torch.no_grad()
-def load(folder: Path, run: Run) -> dict[str, Any]:
-    """Bring a new pipeline of the same settings to a checkpoint; returns run.json.
+def load(folder: Path, run: Run) -> Loaded:
+    """Bring a new pipeline of the same settings to a checkpoint (a collective call).
 
-    At the number of ranks that wrote it the run continues to the bit. At another number, parameters and
-    optimiser are exact, the replay is dealt out anew, and every simulator begins an episode that was not
+    With as many ranks and environments as wrote it the run continues to the bit. With others, parameters
+    and optimiser are exact, the replay is dealt out anew, and every simulator begins an episode that was not
     played before.
+
+    Raises:
+        UserError: it was written with another policy or segment length.
     """
     assert isinstance(run.policy, nn.Module) and isinstance(run.behaviour, nn.Module)
     values: dict[str, Any] = json.loads((folder / "run.json").read_text())
@@ -128,34 +217,38 @@ def load(folder: Path, run: Run) -> dict[str, Any]:
     run.iteration, run.env_steps = values["iteration"], values["env_steps"]
     run.updates_done = values["updates_done"]
     run.recent.extend(EpisodeRecord(**record) for record in values["recent"])
-    if values["world_size"] == group.world_size():
-        _load_rank(folder / _rank_name(group.rank()), run)
-    else:
-        _deal_out(folder, values["world_size"], run)
-    return values
+    before = (values["world_size"], values["environments_per_rank"])
+    if before == (group.world_size(), run.actor.pool.envs):
+        _load_rank(folder, group.rank(), run)
+        return Loaded(values)
+    return Loaded(values, tuple(_deal_out(folder, *before, run)))
 
 
-def _load_rank(own: Path, run: Run) -> None:
+def _load_rank(folder: Path, rank: int, run: Run) -> None:
+    own = folder / _rank_name(rank)
     values = json.loads((own / "rank.json").read_text())
     run.replay.load(own / "replay")
     run.replay_rng.bit_generator.state = values["replay_rng"]
     run.actor.load_state(load_arrays(own / "actor.safetensors"), values)
+    _load_credit(own, values, run)
+    states = load_file(own / "random.safetensors")
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and run.device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], run.device)
 
 
-def _deal_out(folder: Path, world_before: int, run: Run) -> None:
-    """Share out the segments of another number of ranks; groups stay on one rank."""
-    rank, world = group.rank(), group.world_size()
-    before = [json.loads((folder / _rank_name(r) / "rank.json").read_text()) for r in range(world_before)]
-    segments: list[Arrays] = []
-    for r in range(world_before):
-        segments += iterate(read(folder / _rank_name(r) / "replay", run.replay.layout))
-    # Oldest first over all ranks, so that the ring's order stays that of age.
-    segments.sort(key=oldest_version)
-    for index, segment in enumerate(segments):
-        owner = int(segment["group"]) if segment["group"] >= 0 else index
-        if owner % world == rank:
-            run.replay.add(segment)
-    actor = run.actor
+def _load_credit(own: Path, values: dict[str, Any], run: Run) -> None:
+    run.credit.load_state_dict(state_tree.join(values["credit"], load_file(own / "credit.safetensors")))
+
+
+def _deal_out(folder: Path, world_before: int, envs_before: int, run: Run) -> list[str]:
+    """Share out the state of another number of ranks or environments; says what changed."""
+    rank, world, envs = group.rank(), group.world_size(), run.actor.pool.envs
+    folders = [folder / _rank_name(number) for number in range(world_before)]
+    before = [json.loads((own / "rank.json").read_text()) for own in folders]
+    stored = _deal_segments(folders, run.replay)
+    _load_credit(folders[rank % world_before], before[rank % world_before], run)
+    actor, learner = run.actor, run.learner
     # The totals of the run go on, on the first rank.
     if rank == 0:
         for name in ("env_steps", "decisions", "dropped_segments"):
@@ -164,7 +257,32 @@ def _deal_out(folder: Path, world_before: int, run: Run) -> None:
     actor.version = before[0]["version"]
     played = max(plan["episode"] for own in before for plan in own["following"])
     actor.begin_episode_number(played + 1)
+    # Streams that this run has not used yet.
+    ids = (rank, world, learner.attempted)
+    run.replay_rng = generator(run.config.seed, Role.REPLAY, *ids)
+    actor.generator.manual_seed(integer_seed(run.config.seed, Role.ACTION, *ids))
+    kept = sum(group.gather(len(run.replay)))
+    return [
+        f"ranks: {world_before} -> {world}, environments a rank: {envs_before} -> {envs}",
+        "parameters, optimizer, statistics and counters: exactly as they were",
+        f"replay: {kept} of {stored} segments kept, dealt out to {world} rank(s)",
+        f"simulators: all begin episode number {played + 1}; the unfinished episodes and segments of "
+        f"{world_before * envs_before} environments are dropped",
+        "random streams of actions and batches: new ones",
+    ]
 
 
-def _rank_name(rank: int) -> str:
-    return f"rank-{rank:05d}"
+def _deal_segments(folders: Sequence[Path], replay: SegmentRing) -> int:
+    """Fill this rank's ring with its share of all ranks' segments; returns how many there are.
+
+    Oldest first over all ranks, so that the ring's order stays that of age. Groups stay on one rank.
+    """
+    segments: list[Arrays] = []
+    for own in folders:
+        segments += iterate(read(own / "replay", replay.layout))
+    segments.sort(key=oldest_version)
+    for index, segment in enumerate(segments):
+        owner = int(segment["group"]) if segment["group"] >= 0 else index
+        if owner % group.world_size() == group.rank():
+            replay.add(segment)
+    return len(segments)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from gipo_envs.errors import UserError, nearest
 from numpy.typing import NDArray
 from torch import Tensor
+
+from gipo_envs.errors import UserError, nearest
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gipo_envs.errors import UserError
 from numpy.typing import NDArray
 
+from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditBatch, CreditOutput, GroupEpisode, register
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 

@@ -22,8 +22,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from gipo_envs.errors import UserError
 from torch import Tensor
+
+from gipo_envs.errors import UserError
 
 NormalizationMode = Literal["running", "exact", "none"]
 

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -56,14 +57,40 @@ def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> N
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    # DeepSpeed calls collectives by names that torch is about to retire; every rank would say so.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     deepspeed = import_deepspeed()
     if device.type == "cpu":
         # DeepSpeed would compile a shared-memory collective for 45 s; gloo's serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         torch.cuda.set_device(device)
+    _join_anew(device, timeout)
     deepspeed.init_distributed(
         dist_backend="gloo" if device.type == "cpu" else "nccl", timeout=timeout, verbose=False
+    )
+
+
+def _join_anew(device: torch.device, timeout: timedelta) -> None:
+    """Join torchrun's group under a name of this attempt's own.
+
+    After a restart the store that torchrun shares with its ranks still holds the addresses of the ranks that
+    died, and subgroups wait for those for ever. Across nodes an attempt has no common number: there
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (our launchers set it) gives every attempt a store of its own.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    one_node = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    if not (shared and one_node):
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "nccl",
+        store=dist.PrefixStore(f"gipo_vla-{attempt}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
     )
 
 
@@ -89,7 +116,8 @@ def _free_port() -> int:
 def stop() -> None:
     """Leave the process group, and the environment as ``start`` found it."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        # DeepSpeed's own, which also forgets the group that it derived from this one.
+        import_deepspeed().comm.destroy_process_group()
     # Child processes, and a group started later, would take them for torchrun's.
     while _set_by_start:
         os.environ.pop(_set_by_start.pop(), None)

@@ -1,28 +1,30 @@
 """Leave at a good moment when asked to.
 
-SIGTERM (a scheduler, torchrun) and the first SIGINT (Ctrl-C) only set a flag; all ranks agree on it after
-every update, save, and leave. A second SIGINT leaves at once; the simulators die with their parent.
+SIGTERM (a scheduler, torchrun) and the first SIGINT (Ctrl-C) only set a flag; the session has all ranks agree
+on it after every update, saves, and leaves. A second SIGINT leaves at once; the simulators die with their
+parent. A rank whose torchrun was killed gets a SIGTERM of its own.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
-import torch
-
-from gipo_vla.distributed import group
+_STDERR = 2
 
 
 class StopRequest:
     """A context within which SIGTERM and SIGINT ask for an orderly stop."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._asked = False
+    def __init__(self) -> None:
+        self.asked = False
+        """This process was asked to stop; others may not know yet."""
+        self._interrupts = 0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -40,15 +42,27 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
-            os.write(sys.stderr.fileno(), b"\nleaving at once; the last checkpoint is what remains\n")
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            _write("leaving at once; the last checkpoint is what remains")
             os._exit(130)
-        if not self._asked:
+        if not self.asked and int(os.environ.get("RANK", 0)) == 0:
             name = signal.Signals(number).name
-            message = f"\n{name}: saving after this update, then leaving (Ctrl-C again leaves at once)\n"
-            os.write(sys.stderr.fileno(), message.encode())
-        self._asked = True
+            _write(f"{name}: saving after this update, then leaving (Ctrl-C again leaves at once)")
+        self.asked = True
 
-    def agreed(self) -> bool:
-        """Whether any rank was asked to stop (a collective call)."""
-        return group.largest(int(self._asked), self._device) > 0
+
+def _write(line: str) -> None:
+    """Straight to the terminal: a signal may have interrupted any other way of printing."""
+    with suppress(OSError):
+        os.write(_STDERR, f"\n{line}\n".encode())
+
+
+def stop_with_launcher() -> None:
+    """Have Linux send SIGTERM to this process when the torchrun that started it is gone."""
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != launcher:  # it died before the call
+        os.kill(os.getpid(), signal.SIGTERM)

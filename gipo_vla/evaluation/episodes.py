@@ -87,7 +87,7 @@ def _play_round(
 def _add(pool: WorkerPool, slot: int, result: EpisodeResult) -> bool:
     """Add what a chunk led to; whether the episode is over."""
     arrays = pool.arrays
-    executed = int(arrays["executed"][slot])  # type: ignore[call-overload]
+    executed = int(arrays["executed"][slot])
     result.actions.append(arrays["actions"][slot, :executed].copy())
     result.episode_return += float(arrays["rewards"][slot].sum())
     result.env_steps += executed * pool.spec.action_repeat

@@ -15,7 +15,7 @@ over them), counted, and makes no new version.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +27,8 @@ from gipo_vla.config import LearnerSettings
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
 from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
 from gipo_vla.distributed import group
+from gipo_vla.learner import engine as engines
 from gipo_vla.learner.batch import MicroBatch, count_valid, split
-from gipo_vla.learner.optimizer import GroupClippedAdamW
 from gipo_vla.learner.schedule import learning_rate_factor
 from gipo_vla.objectives.base import ObjectiveSettings, objective_loss
 from gipo_vla.objectives.diagnostics import StalenessDiagnostics, staleness_metrics
@@ -121,50 +121,15 @@ class Learner:
         """Updates begun, skipped ones included."""
         self.skipped = 0
         self.skipped_in_a_row = 0
-        self.optimizer = GroupClippedAdamW(
-            self._parameter_groups(policy),
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_epsilon,
+        self.optimizer = engines.build_optimizer(
+            policy,
+            settings,
+            {"policy": settings.policy_learning_rate, "value": settings.value_learning_rate},
+            {"policy": settings.policy_gradient_clip, "value": settings.value_gradient_clip},
         )
-        self.engine = self._engine(policy)
-        # Networks checkpoint activations only in training mode; none here has dropout.
-        self.engine.train()
-
-    def _parameter_groups(self, policy: Policy) -> list[dict[str, Any]]:
-        rates = {"policy": self.settings.policy_learning_rate, "value": self.settings.value_learning_rate}
-        clips = {"policy": self.settings.policy_gradient_clip, "value": self.settings.value_gradient_clip}
-        return [
-            {
-                "name": name,
-                "params": [parameter for _, parameter in parameters],
-                "lr": rates[name],
-                "base_lr": rates[name],
-                "clip": clips[name],
-            }
-            for name, parameters in policy.parameter_groups().items()
-            if parameters
-        ]
-
-    def _engine(self, policy: nn.Module) -> Any:
-        stage = self.settings.zero_stage
-        if stage == "auto":
-            stage = 1 if self.device.type == "cpu" else 2
-        engine, *_ = group.import_deepspeed().initialize(
-            model=policy,
-            optimizer=self.optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": self.settings.micro_batch_segments,
-                "gradient_accumulation_steps": self.micro_batches,
-                "zero_optimization": {"stage": stage},
-                # torch's own AdamW: DeepSpeed's compile for 45 s first.
-                "zero_allow_untested_optimizer": True,
-                "gradient_clipping": 0.0,
-                "steps_per_print": 2**31,
-            },
+        self.engine = engines.build_engine(
+            policy, self.optimizer, settings, device, settings.micro_batch_segments, self.micro_batches
         )
-        self.optimizer.create_state()
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
-        return engine
 
     @property
     def version(self) -> int:
@@ -362,44 +327,18 @@ class Learner:
             s.schedule,
             s.final_learning_rate_fraction,
         )
-        for param_group in self.optimizer.param_groups:
-            param_group["lr"] = param_group["base_lr"] * factor
+        engines.scale_learning_rates(self.optimizer, factor)
         return factor
 
     # ------------------------------------------------------------------------------------------- run state
 
-    def _named_parameters(self) -> Iterator[tuple[str, str, nn.Parameter]]:
-        for group_name, parameters in self.policy.parameter_groups().items():
-            for name, parameter in parameters:
-                yield group_name, name, parameter
-
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """float32 weights and moments by parameter name, whole on every rank (a collective call)."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        return engines.optimizer_tensors(self.policy, self.optimizer)
 
-        tensors = {}
-        for _, name, parameter in self._named_parameters():
-            tensors[f"weight/{name}"] = safe_get_full_fp32_param(parameter)
-            for moment in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{moment}/{name}"] = safe_get_full_optimizer_state(parameter, moment)
-        for param_group in self.optimizer.param_groups:
-            tensors[f"step/{param_group['name']}"] = self.optimizer.state[param_group["params"][0]]["step"]
-        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-
-    @torch.no_grad()
     def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back ``optimizer_tensors``, at any number of ranks."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        for _, name, parameter in self._named_parameters():
-            weight = tensors[f"weight/{name}"].to(self.device)
-            parameter.copy_(weight)
-            safe_set_full_fp32_param(parameter, weight)
-            for moment in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameter, tensors[f"{moment}/{name}"].to(self.device), moment)
-        for param_group in self.optimizer.param_groups:
-            for parameter in param_group["params"]:
-                self.optimizer.state[parameter]["step"].copy_(tensors[f"step/{param_group['name']}"])
+        engines.load_optimizer_tensors(self.policy, self.optimizer, tensors, self.device)
 
     def counters(self) -> dict[str, Any]:
         """Plain values that go with the tensors."""
@@ -409,7 +348,6 @@ class Learner:
             "skipped_in_a_row": self.skipped_in_a_row,
             "total_iterations": self.total_iterations,
             "normalizer": self.normalizer.state_dict(),
-            "credit": self.credit.state_dict(),
         }
 
     def load_counters(self, values: Mapping[str, Any]) -> None:
@@ -419,7 +357,6 @@ class Learner:
         self.total_iterations = values["total_iterations"]
         self.engine.skipped_steps = self.skipped
         self.normalizer.load_state_dict(values["normalizer"])
-        self.credit.load_state_dict(values["credit"])
 
 
 def _std(count: int, total: float, squares: float) -> float:

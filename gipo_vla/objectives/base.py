@@ -21,8 +21,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from gipo_envs.errors import UserError, nearest
 from torch import Tensor
+
+from gipo_envs.errors import UserError, nearest
 
 LARGEST_EXPONENT = 60.0
 """exp(60) is 1e26: finite in float32, and so are sums of it over any batch and products with any advantage

@@ -23,9 +23,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gipo_envs.errors import UserError, nearest
 from torch import Tensor
 
+from gipo_envs.errors import UserError, nearest
 from gipo_vla.objectives.base import Surrogate, by_sign, finite_exp, register
 from gipo_vla.objectives.kernels import DEFAULT_LOG_RATIO_CLAMP, KERNELS, KernelName
 

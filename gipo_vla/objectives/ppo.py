@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from gipo_envs.errors import UserError
 from torch import Tensor
 
+from gipo_envs.errors import UserError
 from gipo_vla.objectives.base import Surrogate, finite_exp, register
 
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from gipo_envs.errors import UserError
 from torch import Tensor
+
+from gipo_envs.errors import UserError
 
 K3_LINEAR_FROM = 5.0
 """Log-ratio from which k3 goes on along its tangent."""

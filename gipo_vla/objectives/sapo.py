@@ -17,9 +17,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from gipo_envs.errors import UserError
 from torch import Tensor
 
+from gipo_envs.errors import UserError
 from gipo_vla.objectives.base import Surrogate, by_sign, register
 
 LARGEST_LOG_RATIO = math.log(1e6)

@@ -101,6 +101,11 @@ class Policy(Protocol):
         """Actions float32 (B, K, A) in [-1, 1] of tokens (B, K, D)."""
         ...
 
+    def encode(self, actions: Tensor) -> Tensor:
+        """Tokens int64 (B, K, D) whose actions are nearest to the given ones (B, K, A): what cloning aims
+        at."""
+        ...
+
     def twin(self) -> Self:
         """A second module tree: frozen tensors shared, trainable tensors copied."""
         ...

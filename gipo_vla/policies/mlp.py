@@ -119,8 +119,7 @@ class MlpPolicy(nn.Module):
         elif self.settings.greedy == "mode":
             tokens = logits.argmax(-1)
         else:
-            mean = (torch.softmax(logits, -1) * self.bin_centres).sum(-1)
-            tokens = ((mean + 1) / 2 * (self.bins - 1)).round().long().clamp(0, self.bins - 1)
+            tokens = self.encode((torch.softmax(logits, -1) * self.bin_centres).sum(-1))
         return Decision(tokens, token_log_probs(logits, tokens), self._values(inputs), logits)
 
     def evaluate(self, observations: Observations, tokens: Tensor, temperature: Tensor) -> Evaluation:
@@ -141,6 +140,10 @@ class MlpPolicy(nn.Module):
 
     def decode(self, tokens: Tensor) -> Tensor:
         return self.bin_centres[tokens]
+
+    @torch.no_grad()
+    def encode(self, actions: Tensor) -> Tensor:
+        return ((actions + 1) / 2 * (self.bins - 1)).round().long().clamp(0, self.bins - 1)
 
     def twin(self) -> Self:
         # The normaliser is shared on purpose: behaviour and learner must see the same inputs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,13 +20,33 @@ def network_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def build(settings: Any, spec: EnvironmentSpec, device: torch.device, precision: str = "auto") -> Policy:
-    """The policy that ``settings`` belongs to, on ``device``."""
+def build(
+    settings: Any,
+    spec: EnvironmentSpec,
+    device: torch.device,
+    precision: str = "auto",
+    cloning: bool = False,
+    statistics: Mapping[str, Any] | None = None,
+) -> Policy:
+    """The policy that ``settings`` belongs to, on ``device``.
+
+    Args:
+        cloning: its weights are cloned from demonstrations, or are about to be; see ``openvla_oft.build``.
+        statistics: of the demonstrations, as in ``dataset_statistics.json``, for policies that normalise by
+            them.
+    """
     if isinstance(settings, MlpSettings):
         return MlpPolicy(settings, spec).to(device)
     if isinstance(settings, OpenVlaOftSettings):
         # Imported here: transformers takes seconds that a small policy need not wait for.
         from gipo_vla.policies.openvla_oft import build as build_openvla_oft
 
-        return build_openvla_oft(settings, spec, device, network_dtype(precision, device))
+        return build_openvla_oft(
+            settings,
+            spec,
+            device,
+            network_dtype(precision, device),
+            cloning=cloning,
+            statistics=statistics,
+        )
     raise TypeError(f"no policy has settings of type {type(settings).__name__}")

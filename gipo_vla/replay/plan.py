@@ -32,23 +32,37 @@ def staleness_plan(
     updates_per_iteration: int,
     batch_transitions: int,
     max_lag: int | None = None,
+    segment_iterations: float = 0.0,
 ) -> StalenessPlan:
     """Expected and greatest lag under uniform sampling.
 
-    Segments finished in iteration i are drawn from i + 1 on, so the youngest lag is one iteration; the
-    oldest is ``capacity / transitions_per_iteration`` iterations older (or ``max_lag`` updates).
+    Segments finished in iteration i are drawn from i + 1 on, and leave when ``held`` iterations' worth of
+    newer ones are there: their ages are 1, 2 ... up to ``held``, a last part of an iteration counting as
+    such. In updates a lag is the age times the updates an iteration, on average, since acting and drawing
+    are both spread over their iterations; at most it is one iteration more.
+
+    Args:
+        max_lag: updates; nothing older is drawn.
+        segment_iterations: iterations that it takes to collect one segment; on average a transition waits
+            half of that until its segment is complete.
     """
-    held = capacity / transitions_per_iteration
-    oldest = 1 + held
-    if max_lag is not None:
-        oldest = min(oldest, max(1.0, max_lag / updates_per_iteration))
-    mean = (1 + oldest) / 2
+    held = max(capacity / transitions_per_iteration, 1.0)  # less than one holds the newest part of one
+    whole, part = int(held), held - int(held)
+    waiting = segment_iterations / 2
+    mean = (whole * (whole + 1) / 2 + part * (whole + 1)) / held + waiting
+    oldest = math.ceil(held) + math.ceil(segment_iterations)
+    mean_updates = mean * updates_per_iteration
+    oldest_updates = (oldest + 1) * updates_per_iteration - 1
+    if max_lag is not None and max_lag < oldest_updates:
+        # Lags are then spread from about half an iteration to the limit.
+        mean_updates = min(mean_updates, (updates_per_iteration / 2 + max_lag) / 2)
+        oldest_updates = max_lag
     return StalenessPlan(
-        iterations_held=held,
-        mean_lag_iterations=mean,
-        max_lag_iterations=oldest,
-        mean_lag_updates=mean * updates_per_iteration,
-        max_lag_updates=oldest * updates_per_iteration,
+        iterations_held=capacity / transitions_per_iteration,
+        mean_lag_iterations=mean_updates / updates_per_iteration,
+        max_lag_iterations=min(oldest, math.ceil(oldest_updates / updates_per_iteration)),
+        mean_lag_updates=mean_updates,
+        max_lag_updates=oldest_updates,
         samples_per_transition=updates_per_iteration * batch_transitions / transitions_per_iteration,
     )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from gipo_envs.errors import UserError
 from gipo_vla.replay.samplers import Sampler
 from gipo_vla.replay.segment import Arrays, SegmentLayout, iterate, oldest_version
+
+ROWS_AT_A_TIME = 16
+"""Segments copied at once on their way to disk (a VLA's have megabytes each)."""
 
 
 class SegmentRing:
@@ -110,11 +114,15 @@ class SegmentRing:
 
     def save(self, folder: Path) -> None:
         """Write the segments held, oldest first: one npy file a field, and replay.json."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, array in self.contents().items():
-            np.save(folder / f"{name.replace('/', '.')}.npy", array, allow_pickle=False)
-        summary = {"segments": len(self), "transitions": self.transitions, "added": self.added}
-        (folder / "replay.json").write_text(json.dumps(summary))
+        self.held(copy=False).save(folder)
+
+    def held(self, copy: bool) -> HeldSegments:
+        """The segments held, to be written: a copy for later, or views for now, before the ring changes."""
+        slots = np.fromiter(self._order, np.int64, len(self._order))
+        arrays = self._arrays
+        if copy:
+            arrays, slots = self.contents(), np.arange(len(slots))
+        return HeldSegments(arrays, slots, self.transitions, self.added)
 
     def load(self, folder: Path) -> None:
         """Replace the contents by what ``save`` wrote; the limits stay this ring's own.
@@ -130,8 +138,36 @@ class SegmentRing:
         self.added = json.loads((folder / "replay.json").read_text())["added"]
 
 
+@dataclass(frozen=True)
+class HeldSegments:
+    """What a ring held at one moment."""
+
+    arrays: Arrays
+    slots: NDArray[np.int64]
+    """Rows of ``arrays``, oldest segment first."""
+    transitions: int
+    added: int
+
+    @property
+    def bytes(self) -> int:
+        return len(self.slots) * sum(array[:1].nbytes for array in self.arrays.values())
+
+    def save(self, folder: Path) -> None:
+        """See ``SegmentRing.save``. Takes no further memory: rows are written a few at a time."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, array in self.arrays.items():
+            with (folder / f"{name.replace('/', '.')}.npy").open("wb") as file:
+                header = np.lib.format.header_data_from_array_1_0(array[:0])
+                header["shape"] = (len(self.slots), *array.shape[1:])
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(self.slots), ROWS_AT_A_TIME):
+                    file.write(array[self.slots[start : start + ROWS_AT_A_TIME]].tobytes())
+        summary = {"segments": len(self.slots), "transitions": self.transitions, "added": self.added}
+        (folder / "replay.json").write_text(json.dumps(summary))
+
+
 def read(folder: Path, layout: SegmentLayout) -> Arrays:
-    """The segments that a ring's ``save`` wrote, oldest first.
+    """The segments that a ring's ``save`` wrote, oldest first; read-only, read from disk as they are used.
 
     Raises:
         UserError: the files are of another layout (another policy, chunk or segment length).
@@ -139,7 +175,7 @@ def read(folder: Path, layout: SegmentLayout) -> Arrays:
     stored: Arrays = {}
     for name, field in layout.fields.items():
         path = folder / f"{name.replace('/', '.')}.npy"
-        stored[name] = np.load(path, allow_pickle=False)
+        stored[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         if stored[name].shape[1:] != field.shape or stored[name].dtype != field.dtype:
             raise UserError(
                 f"{path} holds {stored[name].dtype} {stored[name].shape[1:]} a segment, this run "

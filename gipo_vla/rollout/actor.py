@@ -176,10 +176,9 @@ class Actor:
         self._write_following(closing, slots[done])
         self._open["terminated"][slots] = terminated
         self._open["truncated"][slots] = truncated
-        ended = set(slots[done].tolist())
         for slot in closing.tolist():
-            self._close_segment(slot, slot in ended)
-        for slot in sorted(ended):
+            self._close_segment(slot)
+        for slot in slots[done].tolist():
             self._close_episode(slot)
         for slot in arrival.lost.tolist():
             self._drop(slot)
@@ -202,7 +201,7 @@ class Actor:
 
     # ------------------------------------------------------------------------------------ segments, episodes
 
-    def _close_segment(self, slot: int, episode_ended: bool) -> None:
+    def _close_segment(self, slot: int) -> None:
         plan, length = self._plans[slot], int(self._position[slot])
         segment = {name: array[slot].copy() for name, array in self._open.items()}
         for name, array in segment.items():
@@ -217,8 +216,6 @@ class Actor:
             ("group", plan.group),
         ):
             segment[name] = np.asarray(value, self.layout.fields[name].dtype)
-        if not episode_ended:
-            segment["terminated"] = segment["truncated"] = np.bool_(False)
         self._start[slot] += length
         self._position[slot] = 0
         if self.on_group is None or plan.group < 0:
@@ -299,9 +296,7 @@ class Actor:
         assert not self._under_way
         self._closed, self._episodes = [], []
         self._groups, self._finished_members, self._lost_groups = {}, {}, set()
-        self.pool.begin(
-            [self.pool.next_plan(replace(plan, episode=episode - 1)) for plan in self._plans]
-        )
+        self.pool.begin([self.pool.next_plan(replace(plan, episode=episode - 1)) for plan in self._plans])
         for slot in range(self.pool.envs):
             self._begin_episode(slot)
         self._ready = np.arange(self.pool.envs)

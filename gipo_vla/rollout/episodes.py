@@ -22,6 +22,8 @@ class Role(IntEnum):
     ACTION = 3
     EVALUATION = 4
     INITIALIZATION = 5
+    DEMONSTRATION = 6
+    CLONING = 7
 
 
 def generator(seed: int, role: Role, *ids: int) -> np.random.Generator:

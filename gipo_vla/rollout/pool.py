@@ -27,7 +27,8 @@ from gipo_vla.rollout.shared_arrays import SharedArrays
 from gipo_vla.rollout.worker import PLAN_FIELDS, WorkerSetup, shared_shapes
 
 FAULTS_IN_A_ROW = 5
-"""A worker that had to be replaced this often without one step between is given up."""
+"""A worker that had to be replaced this often without one step between is given up: its environments are
+lost at every step, until whoever owns the pool looks at ``given_up`` and stops in good order."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,10 @@ class WorkerPool:
         """The episode under way in each environment."""
         self._following: list[EpisodePlan] = []
         self._faults_in_a_row = [0] * workers
+        self.given_up: dict[int, str] = {}
+        """Workers that could not be kept alive, and how they fared."""
+        self._missed: set[int] = set()
+        """Those of them that were asked to step."""
         self._processes: list[WorkerProcess] = []
         try:
             # All start at once: importing a simulator takes seconds.
@@ -128,32 +133,47 @@ class WorkerPool:
 
     def _replace(self, worker: int) -> None:
         """Put a fresh process in the place of one that died or hung; its environments begin new episodes."""
-        self._respawn(worker)
         for slot in self._slots[worker]:
             self._begin(slot, self._following[slot])
-        self._call(worker, "reset", self._slots[worker])
+        self._respawn(worker, "reset")
         for slot in self._slots[worker]:
             self._plan_following(slot)
 
-    def _respawn(self, worker: int) -> None:
-        """Put a fresh process in the place of one that died or hung; it has no episodes yet."""
-        self.faults += 1
-        self._faults_in_a_row[worker] += 1
-        what = self._processes[worker].stop(patience=0.1)
-        if self._faults_in_a_row[worker] > FAULTS_IN_A_ROW:
-            raise WorkerError(f"simulator worker {worker} {what}, {FAULTS_IN_A_ROW + 1} times in a row")
-        _log.warning("simulator worker %d %s; it is replaced", worker, what)
-        self._processes[worker] = self._start(worker)
-        self._expect_start(self._processes[worker])
+    def _respawn(self, worker: int, request: str) -> None:
+        """Put a fresh process in the place of one that died or hung and have it answer ``request``, which
+        brings its environments to the written plans. A fresh one may fail as well: after too many it is
+        given up."""
+        alive = False
+        while not alive and worker not in self.given_up:
+            self.faults += 1
+            self._faults_in_a_row[worker] += 1
+            what = self._processes[worker].stop(patience=0.1)
+            if self._faults_in_a_row[worker] > FAULTS_IN_A_ROW:
+                self.given_up[worker] = (
+                    f"simulator worker {worker} {what}, {FAULTS_IN_A_ROW + 1} times in a row"
+                )
+                _log.warning("%s; it is given up", self.given_up[worker])
+                return
+            _log.warning("simulator worker %d %s; it is replaced", worker, what)
+            self._processes[worker] = self._start(worker)
+            if self._processes[worker].answer().alive:
+                self._processes[worker].request(request, self._slots[worker])
+                alive = self._processes[worker].answer().alive
 
     def _everywhere(self, request: str) -> None:
-        """Have every worker bring its environments to the written plans; one that fails is replaced."""
-        for process, slots in zip(self._processes, self._slots):
-            process.request(request, slots)
-        for worker, slots in enumerate(self._slots):
-            if not self._processes[worker].answer().alive:
-                self._respawn(worker)
-                self._call(worker, request, slots)
+        """Have every worker bring its environments to the written plans; one that fails is replaced.
+
+        Raises:
+            WorkerError: one could not be kept alive.
+        """
+        if not self.given_up:
+            for process, slots in zip(self._processes, self._slots):
+                process.request(request, slots)
+            for worker, process in enumerate(self._processes):
+                if not process.answer().alive:
+                    self._respawn(worker, request)
+        if self.given_up:
+            raise WorkerError("; ".join(self.given_up.values()))
 
     def close(self) -> None:
         """Stop every worker. Safe to call twice."""
@@ -178,9 +198,10 @@ class WorkerPool:
         """Names of the modules that each worker has imported."""
         return self._call_all("modules")
 
-    def bare_step_rates(self, seconds: float) -> list[float]:
-        """Steps a second of the simulator's own ``step`` in each worker, all at the same time."""
-        return self._call_all("bare_steps", seconds)
+    def bare_step_rates(self, seconds: float, chunk: int = 1) -> list[float]:
+        """Steps a second of the simulator's own ``step`` in each worker, all at the same time; its cameras
+        look once a ``chunk``."""
+        return self._call_all("bare_steps", seconds, chunk)
 
     # ------------------------------------------------------------------------------------------ episodes
 
@@ -241,7 +262,7 @@ class WorkerPool:
         """Throw away the answers of requests under way (an exception may have left some)."""
         for worker in self._busy():
             if not self._processes[worker].answer().alive:
-                self._respawn(worker)
+                self._respawn(worker, "reset")
 
     @contextmanager
     def borrowed(self, next_plan: Callable[[EpisodePlan], EpisodePlan]) -> Iterator[None]:
@@ -271,19 +292,23 @@ class WorkerPool:
         chosen = np.arange(self.envs) if slots is None else slots
         self.arrays["actions"][chosen] = actions
         wanted = set(chosen.tolist())
-        for process, own in zip(self._processes, self._slots):
-            if wanted.intersection(own):
+        for worker, (process, own) in enumerate(zip(self._processes, self._slots)):
+            if not wanted.intersection(own):
+                continue
+            if worker in self.given_up:
+                self._missed.add(worker)
+            else:
                 process.request("step")
 
     def wait(self) -> Arrival:
         """Results of every worker that is stepping."""
-        return self._collect(self._busy())
+        return self._collect([*self._busy(), *self._missed])
 
     def wait_ready(self) -> Arrival:
         """Results of the workers that are done; waits for the first. Workers that hung count as lost, also
         while others go on answering."""
         busy = self._busy()
-        done: set[int] = set()
+        done = set(self._missed)
         while busy and not done:
             now = time.monotonic()
             connections = {self._processes[worker].connection: worker for worker in busy}
@@ -301,7 +326,10 @@ class WorkerPool:
         slots: list[int] = []
         lost: list[int] = []
         for worker in sorted(workers):
-            if self._processes[worker].answer().alive:
+            if worker in self._missed:
+                self._missed.remove(worker)
+                lost += self._slots[worker]
+            elif self._processes[worker].answer().alive:
                 self._faults_in_a_row[worker] = 0
                 slots += [slot for slot in self._slots[worker] if self.arrays["active"][slot]]
             else:

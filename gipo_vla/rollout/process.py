@@ -34,10 +34,14 @@ class WorkerProcess:
 
     Args:
         number: of the worker in its pool, for messages.
+        setup: the first message to it.
         timeout: seconds without an answer after which it counts as hung.
+        module: what it runs; it imports no torch.
     """
 
-    def __init__(self, number: int, setup: WorkerSetup, timeout: float) -> None:
+    def __init__(
+        self, number: int, setup: Any, timeout: float, module: str = "gipo_vla.rollout.worker"
+    ) -> None:
         self.number, self.timeout = number, timeout
         self.deadline: float | None = None
         """When it counts as hung; None while nothing is asked of it."""
@@ -46,11 +50,14 @@ class WorkerProcess:
         # One simulator a process and one process a core: more threads only take turns.
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gipo_vla.rollout.worker", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(), setup.memory),
+            [sys.executable, "-m", module, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(), *([setup.memory] if isinstance(setup, WorkerSetup) else [])),
             stdin=subprocess.DEVNULL,
             stdout=2,  # what a simulator prints must not end up in the JSON of a command
             env=environment,
+            # torchrun and Slurm send SIGTERM to a rank's whole process group: the rank still needs its
+            # simulators, whose state it is going to save. They die with it in any case.
+            start_new_session=True,
         )
         theirs.close()
         self.connection = Connection(ours.detach())

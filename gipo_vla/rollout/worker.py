@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -39,6 +40,9 @@ class WorkerSetup:
     slots: tuple[int, ...]
     """Rows of the shared arrays that this worker serves."""
 
+
+IDLE_SECONDS = 0.02
+"""Without a request for so long, a worker looks ahead."""
 
 PLAN_FIELDS = ("task", "initial_state", "seed", "step_limit", "end_on_success")
 
@@ -72,9 +76,11 @@ class Worker:
     def __init__(self, setup: WorkerSetup) -> None:
         self.slots = setup.slots
         self.settings = setup.settings
-        self.bare_loop: BareLoop | None = None
+        self.bare_loops: dict[int, BareLoop] = {}
         self.arrays = SharedArrays(setup.shapes, setup.memory)
         self.environments: dict[int, Environment] = {slot: make(setup.settings) for slot in self.slots}
+        if "torch" in sys.modules:
+            raise RuntimeError("something in this simulator worker imported torch (0.25 GB each)")
 
     def on_step(self) -> None:
         """Execute the actions of every active environment; start the next episode where one ended."""
@@ -89,6 +95,16 @@ class Worker:
                 self._reset(slot)
             else:
                 self._write_observation("observation", slot, result.observation)
+
+    def prepare(self) -> None:
+        """Have environments make what the planned episodes will need (LIBERO compiles a task in 1 to 2 s).
+
+        Called when there is nothing else to do: this way a change of task costs time only if simulators are
+        what everything waits for.
+        """
+        for slot in self.slots:
+            if prepare := getattr(self.environments[slot], "prepare", None):
+                prepare(int(self.arrays["plan/task"][slot]))
 
     def on_reset(self, slots: tuple[int, ...]) -> None:
         for slot in slots:
@@ -115,19 +131,19 @@ class Worker:
             frames.append(environment.render(height, width))
         return frames
 
-    def on_bare_steps(self, seconds: float) -> float:
+    def on_bare_steps(self, seconds: float, chunk: int) -> float:
         """Rate of the simulator's own ``step`` in this process, for the benchmark."""
-        if self.bare_loop is None:
-            self.bare_loop = BareLoop(self.settings)
-        return self.bare_loop.run(seconds)
+        if chunk not in self.bare_loops:
+            self.bare_loops[chunk] = BareLoop(self.settings, chunk)
+        return self.bare_loops[chunk].run(seconds)
 
     def on_modules(self) -> list[str]:
         return sorted(sys.modules)
 
     def _reset(self, slot: int) -> None:
         plan = {name: int(self.arrays[f"plan/{name}"][slot]) for name in PLAN_FIELDS}
-        plan["end_on_success"] = bool(plan["end_on_success"])
-        observation = self.environments[slot].reset(**plan)
+        end_on_success = bool(plan.pop("end_on_success"))
+        observation = self.environments[slot].reset(**plan, end_on_success=end_on_success)
         self._write_observation("observation", slot, observation)
 
     def _write_result(self, slot: int, result: ChunkResult) -> None:
@@ -148,13 +164,19 @@ class Worker:
             environment.close()
 
 
-def serve(connection: Connection) -> None:
-    """Answer requests until told to stop or until the parent is gone."""
-    worker: Worker | None = None
+def serve(connection: Connection, create: Callable[[Any], Any] = Worker) -> None:
+    """Answer requests until told to stop or until the parent is gone.
+
+    Args:
+        create: makes what answers them from the first message.
+    """
+    worker: Any = None
     try:
-        worker = Worker(connection.recv())
+        worker = create(connection.recv())
         connection.send(("done", None))
         while True:
+            if not connection.poll(IDLE_SECONDS):
+                worker.prepare()
             request, *arguments = connection.recv()
             if request == "close":
                 break
@@ -178,11 +200,13 @@ def _die_with_parent() -> None:
             os._exit(1)
 
 
-def main() -> None:
+def main(create: Callable[[Any], Any] = Worker) -> None:
+    """A worker's process; see ``serve``."""
     _die_with_parent()
-    # Ctrl-C goes to the whole foreground group: the trainer decides what becomes of its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(Connection(int(sys.argv[1])))
+    # Sent to all processes of a job at once: the trainer decides what becomes of its workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    serve(Connection(int(sys.argv[1])), create)
 
 
 if __name__ == "__main__":

@@ -10,33 +10,82 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from gipo_vla.telemetry.console import console
 
 Metrics = Mapping[str, Any]
 
 
 class JsonLines:
-    """Appends flat objects to a file; each line is on disk before the next iteration begins.
+    """Appends flat objects to a file; each line is in it before the next iteration begins.
+
+    On a full disk lines wait in memory and are tried again with the next one, so that the run goes on and
+    nothing is lost once there is room.
 
     Args:
         path: the file.
-        last_iteration: lines of later iterations are removed first (what a resumed run will write again).
+        last_iteration: lines of later iterations are cut off first (what a resumed run will write again).
     """
 
     def __init__(self, path: Path, last_iteration: int = 0) -> None:
         self.path = path
-        kept = [row for row in read_json_lines(path) if row["iteration"] <= last_iteration]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(_line(row) for row in kept))
-        os.replace(temporary, path)
-        self._file = path.open("a", buffering=1)
+        self._pending = b""
+        self._warned = False
+        # Unbuffered, and written at a known place: half a line that a full disk left is written over.
+        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        self._size = _bytes_until(path, last_iteration)
+        self._file.truncate(self._size)
 
     def write(self, row: Metrics) -> None:
-        self._file.write(_line(row))
+        self._pending += _line(row).encode()
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._file.seek(self._size)
+            while self._pending:
+                count = self._file.write(self._pending) or 0
+                self._size += count
+                self._pending = self._pending[count:]
+        except OSError as error:
+            if not self._warned:
+                console.print(
+                    f"warning: {self.path} cannot be written ({error.strerror}); its lines wait in memory "
+                    "and the run goes on",
+                    soft_wrap=True,
+                )
+            self._warned = True
+        else:
+            self._warned = False
+
+    def sync(self) -> None:
+        """Force what was written to disk, as far as possible."""
+        self._flush()
+        with suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Lines that still cannot be written are lost."""
+        self._flush()
         self._file.close()
+
+
+def _bytes_until(path: Path, last_iteration: int) -> int:
+    """Length of the part of a file that holds whole lines of iterations up to this one."""
+    size = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                wanted = line.endswith(b"\n") and json.loads(line)["iteration"] <= last_iteration
+            except (ValueError, KeyError, TypeError):
+                wanted = False
+            if not wanted:
+                break
+            size += len(line)
+    return size
 
 
 def _line(row: Metrics) -> str:

@@ -1,0 +1,224 @@
+"""Writing checkpoints while the run goes on.
+
+The state is copied in memory between two updates; a thread of every rank then writes, syncs and checksums its
+own files. Collective calls come from the main thread only: between updates the ranks agree on whether all of
+them are done, and rank 0 gives the folder its manifest and its name. So a checkpoint is whole or absent, and
+a rank that cannot write (a full disk) neither stops the others nor leaves half a checkpoint behind.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+
+from gipo_vla.checkpoint import folder as folders
+from gipo_vla.checkpoint.folder import FileRecord
+from gipo_vla.distributed import group
+from gipo_vla.telemetry.console import console
+
+Write = Callable[[Path], None]
+"""Writes one file, or the files of one folder, at a path that does not exist yet."""
+
+WORTH_A_LINE = 2**28
+"""Bytes from which on the beginning of a save is announced, too."""
+PROGRESS_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one rank contributes to a checkpoint."""
+
+    files: Mapping[str, Write]
+    """By path within the checkpoint, a file or a folder."""
+    bytes: int
+    """About what they will take."""
+
+
+def fits_in_memory(bytes_needed: int, device: torch.device) -> bool:
+    """Whether every rank can copy so much: half of what is free, shared by the ranks of a machine.
+
+    A collective call. Where it says no, a checkpoint is written from the live state while the run waits.
+    """
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    share = psutil.virtual_memory().available / 2 / local_ranks
+    return group.smallest(int(bytes_needed < share), device) == 1
+
+
+@dataclass
+class _Job:
+    """One checkpoint on its way to disk."""
+
+    name: str
+    partial: Path
+    content: Content
+    background: bool
+    began: float = field(default_factory=time.monotonic)
+    manifest: dict[str, FileRecord] = field(default_factory=dict)
+    error: BaseException | None = None
+    thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self.background:
+            self.thread = threading.Thread(target=self._run, name=f"checkpoint {self.name}", daemon=True)
+            self.thread.start()
+        else:
+            self._run()
+
+    def _run(self) -> None:
+        mask = _umask()
+        try:
+            for name, write in self.content.files.items():
+                path = self.partial / name
+                write(path)
+                for file in [path] if path.is_file() else sorted(path.rglob("*")):
+                    file.chmod(0o666 & ~mask)  # safetensors gives its files to their owner alone
+                    self.manifest[file.relative_to(self.partial).as_posix()] = folders.record(file)
+        except BaseException as error:  # handed over to the main thread
+            self.error = error
+
+    @property
+    def done(self) -> bool:
+        return self.thread is None or not self.thread.is_alive()
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time. Every method but ``busy`` is a collective call.
+
+    Args:
+        keep, milestone: see ``folder.prune``.
+    """
+
+    def __init__(
+        self, checkpoints: Path, device: torch.device, keep: int, milestone: int | None = None
+    ) -> None:
+        self.checkpoints, self.device, self.keep, self.milestone = checkpoints, device, keep, milestone
+        self.newest: str | None = None
+        """Name of the newest complete checkpoint of this session."""
+        self.failed = False
+        """The last attempt left no checkpoint."""
+        self._job: _Job | None = None
+
+    @property
+    def busy(self) -> bool:
+        """A checkpoint is being written (the same answer on every rank)."""
+        return self._job is not None
+
+    def begin(self, iteration: int, updates: int, content: Content, background: bool = True) -> None:
+        """Start to write a checkpoint, after the one that is being written.
+
+        Args:
+            background: ``content`` holds copies; otherwise all of it is written before this returns.
+        """
+        self.wait()
+        name, problem = self._prepare(iteration, updates)
+        if problem is not None:
+            self._fail(name, [problem])
+            return
+        self._job = _Job(name, folders.partial_folder(self.checkpoints, name), content, background)
+        total = sum(group.gather(content.bytes))
+        if total >= WORTH_A_LINE:
+            _say(f"checkpoint {name}: writing {_size(total)}")
+        self._job.start()
+        if not background:
+            self.wait()
+
+    def _prepare(self, iteration: int, updates: int) -> tuple[str, str | None]:
+        name, problem = "", None
+        if group.rank() == 0:
+            try:
+                name = folders.new_name(self.checkpoints, iteration, updates)
+                folders.prepare(self.checkpoints, name)
+            except OSError as error:
+                problem = str(error)
+        name, problem = group.from_first((name, problem))
+        return name, problem
+
+    def poll(self) -> None:
+        """Complete the checkpoint that is being written if all ranks are done with it."""
+        if self._job is not None and group.smallest(int(self._job.done), self.device):
+            self._complete(self._job)
+
+    def wait(self) -> None:
+        """Complete the checkpoint that is being written, when all ranks are done with it."""
+        job = self._job
+        if job is None:
+            return
+        while not job.done:
+            assert job.thread is not None
+            job.thread.join(PROGRESS_SECONDS)
+            if not job.done and group.rank() == 0:
+                written = sum(path.stat().st_size for path in job.partial.rglob("*"))
+                _say(f"checkpoint {job.name}: {_size(written)} written so far")
+        group.barrier()
+        self._complete(job)
+
+    def _complete(self, job: _Job) -> None:
+        self._job = None
+        if job.thread is not None:
+            job.thread.join()
+        problem = None if job.error is None else f"rank {group.rank()}: {job.error or repr(job.error)}"
+        parts = group.gather((job.manifest, problem))
+        problems = [told for _, told in parts if told is not None]
+        manifest = {name: facts for own, _ in parts for name, facts in own.items()}
+        if not problems:
+            problems = self._seal(job, manifest)
+        if problems:
+            self._fail(job.name, problems)
+        else:
+            self.newest, self.failed = job.name, False
+            seconds = time.monotonic() - job.began
+            size = _size(sum(facts["bytes"] for facts in manifest.values()))
+            how = "in the background" if job.background else "the run waited"
+            _say(f"checkpoint {job.name}: {size} in {seconds:.1f} s, {how}")
+        if job.error is not None and not isinstance(job.error, OSError):
+            raise job.error
+
+    def _seal(self, job: _Job, manifest: Mapping[str, FileRecord]) -> list[str]:
+        """Rank 0 completes the folder and removes old ones; returns what went wrong, on every rank."""
+        problems: list[str] = []
+        if group.rank() == 0:
+            try:
+                folders.seal(self.checkpoints, job.name, manifest)
+            except OSError as error:
+                problems.append(f"rank 0: {error}")
+            else:
+                with suppress(OSError):  # what cannot be removed now is tried again next time
+                    folders.prune(self.checkpoints, self.keep, self.milestone)
+        return group.from_first(problems)
+
+    def _fail(self, name: str, problems: list[str]) -> None:
+        self.failed = True
+        if group.rank() == 0:
+            folders.discard(self.checkpoints, name)
+        _say(
+            f"warning: no checkpoint could be written ({'; '.join(problems)}): the last good one stays and "
+            "the run goes on"
+        )
+
+
+def _umask() -> int:
+    """The process's mask. Linux shows it; elsewhere it can only be read by setting it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("Umask:")[1].split()[0], 8)
+    except (OSError, IndexError):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _say(line: str) -> None:
+    if group.rank() == 0:
+        console.print(line, soft_wrap=True)

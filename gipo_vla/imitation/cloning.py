@@ -1,0 +1,212 @@
+"""Behaviour cloning: cross-entropy of the expert's action tokens, in the engine that also trains by
+reinforcement.
+
+The loss of an update is the sum of -log p over the valid tokens of the batch divided by their number over
+all micro-batches and ranks, as in ``gipo_vla.learner``, so neither changes a gradient. The value head gets a
+gradient of zero and stays, to the bit, as it was: there is no reward to learn it from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gipo_envs.errors import UserError
+from gipo_vla.distributed import group
+from gipo_vla.imitation.examples import Batch
+from gipo_vla.imitation.settings import CloningLearnerSettings, CloningSettings
+from gipo_vla.learner import engine as engines
+from gipo_vla.learner.learner import NonFiniteError
+from gipo_vla.learner.schedule import learning_rate_factor
+from gipo_vla.policies.base import Evaluation, Observations, Policy
+
+# Indices of the sums over tokens.
+_LOSS, _HITS, _DISTANCE, _TOKENS = range(4)
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """A batch on the device."""
+
+    observations: Observations
+    actions: Tensor
+    """float32 (B, K, A)."""
+    tokens: Tensor
+    """int64 (B, K, D)."""
+    mask: Tensor
+    """bool (B, K, D)."""
+
+
+def cloning_losses(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """-log p of the valid tokens, () summed. Args: log_probs float32 (B, K, D), mask bool (B, K, D)."""
+    return -torch.where(mask, log_probs, 0.0).sum()
+
+
+class Cloner:
+    """Clones a policy, update by update.
+
+    Args:
+        policy: on its device; DeepSpeed takes over its trainable parameters.
+
+    Raises:
+        UserError: the batch cannot be shared out over the ranks.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: CloningLearnerSettings,
+        cloning: CloningSettings,
+        device: torch.device,
+    ) -> None:
+        assert isinstance(policy, nn.Module)
+        self.policy, self.settings, self.cloning, self.device = policy, settings, cloning, device
+        self.rank, self.world = group.rank(), group.world_size()
+        per_round = cloning.micro_batch_size * self.world
+        if cloning.batch_size % per_round:
+            raise UserError(
+                f"sft.batch_size is {cloning.batch_size}, no multiple of sft.micro_batch_size "
+                f"{cloning.micro_batch_size} x {self.world} ranks"
+            )
+        self.micro_batches = cloning.batch_size // per_round
+        self.attempted = self.skipped = self.skipped_in_a_row = 0
+        self.optimizer = engines.build_optimizer(
+            policy,
+            settings,
+            # The value's gradient is zero, whatever its rate.
+            {"policy": settings.policy_learning_rate, "value": settings.policy_learning_rate},
+            {"policy": settings.policy_gradient_clip, "value": settings.policy_gradient_clip},
+        )
+        self.engine = engines.build_engine(
+            policy, self.optimizer, settings, device, cloning.micro_batch_size, self.micro_batches
+        )
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One update from a global batch, of which this rank takes its share; returns its metrics (the same
+        on every rank).
+
+        Raises:
+            NonFiniteError: ``learner.max_nonfinite_updates`` in a row had no finite loss or gradient.
+        """
+        factor = self._set_learning_rates()
+        tokens = int(batch.valid.sum()) * self.policy.action_dims
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        for part in self._own_parts(batch):
+            targets = self._targets(part)
+            evaluation = self._evaluation(targets, self.engine)
+            loss = cloning_losses(evaluation.log_probs, targets.mask) / tokens
+            # The value head stays in the graph, with a gradient of zero.
+            loss = loss + 0.0 * evaluation.values.sum()
+            self.engine.backward(loss * (self.world * self.micro_batches))
+            self.engine.step()
+            with torch.no_grad():
+                sums += self._sums(evaluation, targets)
+        self._count()
+        metrics = _metrics(group.sum_over_ranks(sums).tolist(), "train")
+        norms = {"gradient_norm/policy": self.optimizer.gradient_norms.get("policy", 0.0)}
+        return metrics | norms | {"learner/learning_rate_factor": factor}
+
+    @torch.no_grad()
+    def validate(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Metrics over held-out examples, without training; ranks take turns (a collective call)."""
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        for batch in batches[self.rank :: self.world]:
+            targets = self._targets(batch)
+            sums += self._sums(self._evaluation(targets, self.policy.evaluate), targets)
+        return _metrics(group.sum_over_ranks(sums).tolist(), "validation")
+
+    def _own_parts(self, batch: Batch) -> Iterator[Batch]:
+        size = self.cloning.micro_batch_size
+        first = self.rank * self.micro_batches * size
+        for start in range(first, first + self.micro_batches * size, size):
+            part = slice(start, start + size)
+            observations = {name: array[part] for name, array in batch.observations.items()}
+            yield Batch(observations, batch.actions[part], batch.valid[part])
+
+    def _targets(self, batch: Batch) -> _Targets:
+        actions = torch.from_numpy(batch.actions).to(self.device)
+        valid = torch.from_numpy(batch.valid).to(self.device)
+        return _Targets(
+            {name: torch.from_numpy(array).to(self.device) for name, array in batch.observations.items()},
+            actions,
+            self.policy.encode(actions),
+            valid[:, :, None].expand(-1, -1, self.policy.action_dims),
+        )
+
+    def _evaluation(self, targets: _Targets, forward: Any) -> Evaluation:
+        temperature = torch.ones(len(targets.actions), device=self.device)
+        evaluation: Evaluation = forward(targets.observations, targets.tokens, temperature)
+        return evaluation
+
+    def _sums(self, evaluation: Evaluation, targets: _Targets) -> Tensor:
+        """(4,) float64: loss, hits of the likeliest token, its distance in action units, tokens."""
+        assert evaluation.logits is not None
+        likeliest = evaluation.logits.argmax(-1)
+        distance = (self.policy.decode(likeliest) - targets.actions).abs()
+        return torch.stack(
+            [
+                cloning_losses(evaluation.log_probs.detach(), targets.mask).double(),
+                ((likeliest == targets.tokens) & targets.mask).sum().double(),
+                torch.where(targets.mask, distance, 0.0).sum().double(),
+                targets.mask.sum().double(),
+            ]
+        )
+
+    def _set_learning_rates(self) -> float:
+        settings = self.settings
+        factor = learning_rate_factor(
+            max(self.attempted, 1),  # the first update already moves
+            settings.warmup_steps,
+            self.cloning.steps,
+            settings.schedule,
+            settings.final_learning_rate_fraction,
+        )
+        engines.scale_learning_rates(self.optimizer, factor)
+        return factor
+
+    def _count(self) -> None:
+        self.attempted += 1
+        if self.engine.skipped_steps == self.skipped:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.settings.max_nonfinite_updates:
+            raise NonFiniteError(
+                f"{self.skipped_in_a_row} updates in a row had a loss or gradient that is not finite "
+                "(learner.max_nonfinite_updates): lower learner.policy_learning_rate"
+            )
+
+    # ------------------------------------------------------------------------------------------- run state
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """float32 weights and moments by parameter name (a collective call)."""
+        return engines.optimizer_tensors(self.policy, self.optimizer)
+
+    def counters(self) -> dict[str, int]:
+        """Plain values that go with the tensors."""
+        return {
+            "attempted": self.attempted,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> None:
+        """Take back ``optimizer_tensors`` and ``counters``."""
+        engines.load_optimizer_tensors(self.policy, self.optimizer, tensors, self.device)
+        self.attempted, self.skipped = counters["attempted"], counters["skipped"]
+        self.skipped_in_a_row = counters["skipped_in_a_row"]
+        self.engine.skipped_steps = self.skipped
+
+
+def _metrics(sums: Sequence[float], of: str) -> dict[str, float]:
+    tokens = sums[_TOKENS]
+    return {
+        f"loss/{of}": sums[_LOSS] / tokens,
+        f"accuracy/{of}": sums[_HITS] / tokens,
+        f"action_error/{of}": sums[_DISTANCE] / tokens,
+    }

@@ -1,0 +1,71 @@
+"""``init_from``: the policy of another run as the one to start from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gipo_envs.errors import UserError
+from gipo_vla.checkpoint.locate import find_checkpoint
+from gipo_vla.checkpoint.policy_files import load_policy
+from gipo_vla.imitation.settings import AnyRun, read_run
+from gipo_vla.policies.base import Policy
+
+FREE = {
+    "greedy",
+    "normalizer_iterations",
+    "activation_checkpointing",
+    "compile",
+    # The frozen base may lie elsewhere by now. That it is the same one is the user's word.
+    "checkpoint",
+    "base_checkpoint",
+    "random_weights",
+}
+"""Settings of a policy that neither its tensors nor their meaning depend on."""
+
+
+def find(config: AnyRun) -> Path:
+    """The checkpoint that ``init_from`` names.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    assert config.init_from is not None
+    return find_checkpoint(Path(config.init_from), "init_from")
+
+
+def load(policy: Policy, origin: Path, config: AnyRun) -> None:
+    """Take over the weights of a checkpoint.
+
+    Raises:
+        UserError: it holds a policy of another kind or size; names the first setting that differs.
+    """
+    there = read_run(origin / "config.yaml")
+    differing = _differences(asdict(there.policy), asdict(config.policy))
+    if differing:
+        raise UserError(
+            f"init_from={config.init_from} holds another policy ({'; '.join(differing[:3])}"
+            f"{'; ...' if len(differing) > 3 else ''}): give this run the same policy settings"
+        )
+    assert isinstance(policy, nn.Module)
+    try:
+        load_policy(policy, origin)
+    except UserError as error:
+        raise UserError(
+            f"init_from={config.init_from} does not fit this run's environment: {error}"
+        ) from error
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "policy.") -> list[str]:
+    """``policy.key is x there, y here`` for every setting that must agree and does not."""
+    found = []
+    for key in sorted(there.keys() | here.keys()):
+        one, other = there.get(key), here.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += _differences(one, other, f"{prefix}{key}.")
+        elif one != other and not (prefix == "policy." and key in FREE):
+            found.append(f"{prefix}{key} is {one!r} there, {other!r} here")
+    return found

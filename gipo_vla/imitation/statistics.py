@@ -1,0 +1,79 @@
+"""Normalisation statistics of demonstrations, as OpenVLA's ``dataset_statistics.json`` holds them.
+
+Discrete action tokens span the 1st to the 99th percentile of each action dimension, so they are spent where
+the actions are. The statistics travel inside the checkpoint: a policy acts with those it was cloned with.
+
+Source: ``get_dataset_statistics`` of OpenVLA (``prismatic/vla/datasets/rlds/utils/data_utils.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gipo_vla.imitation.demonstrations import Demonstrations
+
+STILL = 1e-4
+"""A dimension whose percentiles lie nearer together hardly moves."""
+
+
+def dataset_statistics(demonstrations: Demonstrations, family: str) -> dict[str, Any]:
+    """``{family: {"action": ..., "proprio": ..., "num_transitions": T, "num_trajectories": E}}``.
+
+    Args:
+        family: of the environment; LIBERO's gripper is stored as its published data sets have it.
+    """
+    actions = np.asarray(demonstrations.actions[demonstrations.action_rows])
+    libero = family.startswith("libero")
+    entry: dict[str, Any] = {
+        "action": action_statistics(_with_published_gripper(actions) if libero else actions, libero),
+        "num_transitions": len(actions),
+        "num_trajectories": len(demonstrations.records),
+    }
+    if "proprio" in demonstrations.observations:
+        proprio = np.asarray(demonstrations.observations["proprio"][demonstrations.rows])
+        entry["proprio"] = _columns(proprio) | {"mask": _moves(proprio).tolist()}
+    return {family: entry}
+
+
+def action_statistics(actions: NDArray[np.float32], keep_gripper: bool) -> dict[str, Any]:
+    """Of actions (T, A).
+
+    Args:
+        keep_gripper: leave the last dimension as it is when normalising (mask False), as OpenVLA does where
+            it is open or closed.
+    """
+    columns = _columns(actions)
+    moves = _moves(actions)
+    # Stretching a dimension that hardly moves would make its noise the whole range of tokens. It keeps the
+    # environment's range instead (not mask False, by which OpenVLA marks a gripper that is to be flipped).
+    columns["q01"] = np.where(moves, columns["q01"], -1.0).tolist()
+    columns["q99"] = np.where(moves, columns["q99"], 1.0).tolist()
+    mask = [True] * actions.shape[1]
+    mask[-1] = not keep_gripper
+    return columns | {"mask": mask}
+
+
+def _with_published_gripper(actions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """LIBERO's gripper, -1 open and +1 closed, as 1 open and 0 closed (``libero_dataset_transform``)."""
+    return np.concatenate([actions[:, :-1], 0.5 * (1.0 - actions[:, -1:])], axis=1)
+
+
+def _columns(rows: NDArray[np.float32]) -> dict[str, list[float]]:
+    values = rows.astype(np.float64)
+    return {
+        "mean": values.mean(0).tolist(),
+        "std": values.std(0).tolist(),
+        "min": values.min(0).tolist(),
+        "max": values.max(0).tolist(),
+        "q01": np.quantile(values, 0.01, axis=0).tolist(),
+        "q99": np.quantile(values, 0.99, axis=0).tolist(),
+    }
+
+
+def _moves(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    low, high = np.quantile(rows.astype(np.float64), [0.01, 0.99], axis=0)
+    moves: NDArray[np.bool_] = high - low > STILL
+    return moves

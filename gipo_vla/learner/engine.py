@@ -1,0 +1,135 @@
+"""DeepSpeed around a policy: parameter groups with rates and clips of their own, and their state by name.
+
+What reinforcement (``learner.py``) and cloning (``gipo_vla.imitation.cloning``) share, so that a checkpoint
+of either starts the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gipo_vla.distributed import group
+from gipo_vla.learner.optimizer import GroupClippedAdamW
+from gipo_vla.policies.base import Policy
+
+
+class EngineSettings(Protocol):
+    """What an engine reads of its settings; see ``gipo_vla.config.LearnerSettings``."""
+
+    @property
+    def adam_beta1(self) -> float: ...
+    @property
+    def adam_beta2(self) -> float: ...
+    @property
+    def adam_epsilon(self) -> float: ...
+    @property
+    def zero_stage(self) -> Literal["auto", 1, 2]: ...
+
+
+def build_optimizer(
+    policy: Policy, settings: EngineSettings, rates: Mapping[str, float], clips: Mapping[str, float]
+) -> GroupClippedAdamW:
+    """AdamW over the policy's parameter groups.
+
+    Args:
+        rates: learning rate by name of the group (``policy``, ``value``).
+        clips: greatest gradient norm, likewise.
+    """
+    groups = [
+        {
+            "name": name,
+            "params": [parameter for _, parameter in parameters],
+            "lr": rates[name],
+            "base_lr": rates[name],
+            "clip": clips[name],
+        }
+        for name, parameters in policy.parameter_groups().items()
+        if parameters
+    ]
+    return GroupClippedAdamW(
+        groups, betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_epsilon
+    )
+
+
+def build_engine(
+    policy: nn.Module,
+    optimizer: GroupClippedAdamW,
+    settings: EngineSettings,
+    device: torch.device,
+    micro_batch: int,
+    micro_batches: int,
+) -> Any:
+    """DeepSpeed's engine; calling it is calling ``policy.forward``.
+
+    Args:
+        micro_batch: of one rank, in whatever unit; DeepSpeed only keeps books of it.
+        micro_batches: backward passes on each rank before the optimizer steps.
+    """
+    stage = settings.zero_stage
+    if stage == "auto":
+        stage = 1 if device.type == "cpu" else 2
+    engine, *_ = group.import_deepspeed().initialize(
+        model=policy,
+        optimizer=optimizer,
+        config={
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": micro_batches,
+            "zero_optimization": {"stage": stage},
+            # torch's own AdamW: DeepSpeed's compile for 45 s first.
+            "zero_allow_untested_optimizer": True,
+            "gradient_clipping": 0.0,
+            "steps_per_print": 2**31,
+        },
+    )
+    optimizer.create_state()
+    engine.optimizer._lazy_init_hp_params_optimizer_state()
+    # Networks checkpoint activations only in training mode; none here has dropout.
+    engine.train()
+    return engine
+
+
+def scale_learning_rates(optimizer: GroupClippedAdamW, factor: float) -> None:
+    """Set every group's learning rate to ``factor`` times its own."""
+    for param_group in optimizer.param_groups:
+        param_group["lr"] = param_group["base_lr"] * factor
+
+
+def optimizer_tensors(policy: Policy, optimizer: GroupClippedAdamW) -> dict[str, Tensor]:
+    """float32 weights and moments by parameter name, whole on every rank (a collective call)."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    tensors = {}
+    for name, parameter in _named_parameters(policy):
+        tensors[f"weight/{name}"] = safe_get_full_fp32_param(parameter)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{moment}/{name}"] = safe_get_full_optimizer_state(parameter, moment)
+    for param_group in optimizer.param_groups:
+        tensors[f"step/{param_group['name']}"] = optimizer.state[param_group["params"][0]]["step"]
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def load_optimizer_tensors(
+    policy: Policy, optimizer: GroupClippedAdamW, tensors: Mapping[str, Tensor], device: torch.device
+) -> None:
+    """Take back ``optimizer_tensors``, at any number of ranks."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    for name, parameter in _named_parameters(policy):
+        weight = tensors[f"weight/{name}"].to(device)
+        parameter.copy_(weight)
+        safe_set_full_fp32_param(parameter, weight)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            safe_set_full_optimizer_state(parameter, tensors[f"{moment}/{name}"].to(device), moment)
+    for param_group in optimizer.param_groups:
+        for parameter in param_group["params"]:
+            optimizer.state[parameter]["step"].copy_(tensors[f"step/{param_group['name']}"])
+
+
+def _named_parameters(policy: Policy) -> Iterator[tuple[str, nn.Parameter]]:
+    for parameters in policy.parameter_groups().values():
+        yield from parameters
