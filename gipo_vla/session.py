@@ -254,11 +254,11 @@ class Session:
         """After the last iteration: checkpoint, evaluation, plots, video, and finished.json."""
         settings, folder = self.settings, self.folder
         self.save()
+        self.writer.wait()  # what is on disk survives whatever happens to the evaluation
         results = {
             mode: self._play(settings.eval.episodes_per_task, mode == "greedy")
             for mode in ("greedy", "sampled")
         }
-        self.writer.wait()
         if not self.first:
             return
         spec = self.pipeline.plans.spec

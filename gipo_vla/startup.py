@@ -28,6 +28,7 @@ def print_plans(settings: Config, policy: Policy, plans: Plans, device: torch.de
         "instruction": spec.instructions[0] + (" ..." if len(spec.tasks) > 1 else ""),
         "policy": f"{settings.policy.name}, {trainable:,} trainable parameters, chunk {policy.chunk} x "
         f"{policy.action_dims} tokens of {policy.bins}",
+        "starts from": settings.init_from or getattr(settings.policy, "checkpoint", None) or "random weights",
         "objective": _values(settings.objective),
         "regularizers": _values(settings.regularizers) or "none",
         "credit": _values(settings.credit),

@@ -19,13 +19,14 @@ Nothing executes on load: safetensors, JSON, and npy without pickle.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
@@ -171,11 +172,18 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def tensors_writer(tensors: dict[str, Tensor]) -> Write:
-    return lambda path: save_file(tensors, path)
+    return lambda path: _write_safetensors(save_file, tensors, path)
 
 
 def _arrays_writer(arrays: Arrays) -> Write:
-    return lambda path: save_arrays(arrays, path)
+    return lambda path: _write_safetensors(save_arrays, arrays, path)
+
+
+def _write_safetensors(save: Callable[[Any, Path], None], tensors: dict[str, Any], path: Path) -> None:
+    try:
+        save(tensors, path)
+    except SafetensorError as error:  # what everybody else calls an OSError: a full disk, for instance
+        raise OSError(f"{error}: {path}") from error
 
 
 def _rank_name(rank: int) -> str:

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Train on all GPUs of this machine: ./scripts/launch_node.sh [--dry-run] [overrides]
+#
+#   ./scripts/launch_node.sh experiment=libero_spatial_oft7b policy.checkpoint=PATH run_dir=runs/spatial
+#   ./scripts/launch_node.sh --dry-run experiment=point_reach      print what would be started, and stop
+#
+# One rank a GPU; RANKS=N says otherwise (N ranks on the CPU where there is no GPU). With resume=auto and a
+# run_dir the same command begins a run and goes on with it. A rank that dies is restarted with the others
+# from the last good checkpoint, MAX_RESTARTS times (3). PYTHON chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+dry_run=false
+if [ "${1:-}" = --dry-run ]; then
+    dry_run=true
+    shift
+fi
+
+gpus() { nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true; }
+
+ranks=${RANKS:-$(gpus)}
+[ "$ranks" -gt 0 ] || ranks=1
+python=${PYTHON:-.venv/bin/python}
+
+environment=(
+    # Every attempt gets a store of its own; else ranks may wait for those that died.
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    # Seconds that ranks get to save when they are asked to stop; torchrun's own 30 are few for gigabytes.
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
+    "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}"
+)
+command=(
+    "$python" -m torch.distributed.run --standalone
+    "--nproc-per-node=$ranks" "--max-restarts=${MAX_RESTARTS:-3}"
+    -m gipo_vla.train "$@"
+)
+
+if [ "$dry_run" = true ]; then
+    printf '%q ' env "${environment[@]}" "${command[@]}"
+    printf '\n'
+    exit 0
+fi
+if [ "$python" = .venv/bin/python ]; then ./scripts/setup.sh; fi
+exec env "${environment[@]}" "${command[@]}"

@@ -1,0 +1,50 @@
+"""Whenever a process is killed while it saves, the run can be resumed."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SAVER = Path(__file__).with_name("saver.py")
+INSTANTS = 32
+
+
+@pytest.mark.medium
+def test_killed_at_random_instants_of_a_save(launch: Callable[..., Any], tmp_path: Path) -> None:
+    random_instants = random.Random(0)
+    # In durations of a save; every third one far enough on for earlier checkpoints to be there.
+    instants = [random_instants.uniform(0.0, 4.0 if trial % 3 == 0 else 1.0) for trial in range(INSTANTS)]
+    run = launch(script=SAVER, argument=str(tmp_path), stdin="".join(f"{instant}\n" for instant in instants))
+    run.wait()
+    results = [json.loads(line) for line in run.log.splitlines() if line.startswith("{")]
+    assert len(results) == INSTANTS
+    assert all(result["valid"] for result in results)
+    cut_short = sum(result["leftovers"] > 0 for result in results)
+    assert cut_short >= 20, f"only {cut_short} of the kills fell into a save"
+    assert max(result["complete"] for result in results) >= 2, "and some came after complete ones"
+
+
+@pytest.mark.medium
+def test_a_training_run_killed_again_and_again_arrives(launch: Callable[..., Any], tmp_path: Path) -> None:
+    """resume=auto, as a scheduler that requeues would start it, killed while it saves at every iteration."""
+    settings = ("iterations=100000", "checkpoint.every_iterations=1", "telemetry.log_every=1000")
+    random_waits = random.Random(1)
+    for goal in (3, 6):
+        run = launch(*settings, "resume=auto")
+        run.until_iteration(goal)
+        run.until(lambda: (run.folder / "checkpoints/latest").exists(), "a checkpoint")  # noqa: B023
+        run.pause(random_waits.uniform(0.0, 0.2))
+        run.signal(signal.SIGKILL)
+        run.wait(-9)
+    last = launch(*settings, "resume=auto", "stop_after=12")
+    last.wait()
+    assert "going on from" in last.log
+    straight = launch(*settings, "stop_after=12", folder=tmp_path / "straight")
+    straight.wait()
+    assert last.rows() == straight.rows()
