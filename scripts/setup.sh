@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Set up .venv in the project: ./scripts/setup.sh [extra ...]     (extras of pyproject.toml; dev is for tests)
+# Set up .venv in the project: ./scripts/setup.sh [extra ...]
+#
+# Extras are those of pyproject.toml: libero for LIBERO's simulators, dev for tests.
 #
 # Does everything a fresh machine needs and takes a moment when nothing has changed. PYTHON chooses the
 # interpreter, for instance PYTHON=python3.12.
@@ -61,6 +63,36 @@ PYTHON
     say "note: without it training on state observations works; videos and camera observations do not"
 }
 
+# LIBERO's package comes without its dependencies; pyproject.toml says why. OpenCV, which robosuite imports,
+# wants two libraries of the desktop's.
+install_libero() {
+    local problem
+    .venv/bin/python -m pip install --quiet --no-deps --constraint constraints.txt hf-libero
+    if ! problem=$(libero_problem) && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing libgl1 and libglib2.0-0 (OpenCV wants them)"
+        { apt-get install -y -qq libgl1 libglib2.0-0 ||
+            { apt-get update -qq && apt-get install -y -qq libgl1 libglib2.0-0; }; } >/dev/null 2>&1 || true
+        problem=$(libero_problem) || true
+    fi
+    if [ -n "$problem" ]; then say "note: $problem"; fi
+    .venv/bin/python -m gipo_envs.libero.catalogue >/dev/null
+    if [ -z "${LIBERO_ASSETS:-}" ] && [ ! -d ~/.cache/libero/assets ]; then
+        say "note: LIBERO's assets are downloaded when first needed; a folder you have goes into LIBERO_ASSETS"
+    fi
+}
+
+libero_problem() {
+    .venv/bin/python - 2>&1 <<'PYTHON'
+import sys
+from gipo_envs import UserError
+from gipo_envs.libero import installation
+try:
+    installation.environments()
+except UserError as error:
+    sys.exit(str(error))
+PYTHON
+}
+
 extras=$(printf '%s\n' "$@" | sort -u | paste -sd, -)
 stamp=.venv/.gipo_vla
 python=$(find_python)
@@ -76,4 +108,5 @@ say "setting up .venv with $python${extras:+ ($extras)}; the first time this tak
 install_torch
 .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".${extras:+[$extras]}"
 install_gl
+case ",$extras," in *,libero,*) install_libero ;; esac
 printf '%s\n' "$state" >"$stamp"

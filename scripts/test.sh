@@ -7,7 +7,8 @@
 # With further arguments only pytest runs, with them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-./scripts/setup.sh dev
+# Where LIBERO's assets are given, its tests are to run.
+./scripts/setup.sh dev ${LIBERO_ASSETS:+libero}
 
 select='not slow'
 case "${1:-}" in

@@ -1,0 +1,63 @@
+"""LIBERO (130 manipulation tasks, Panda arm, robosuite 1.4 on MuJoCo) behind the environment protocol.
+
+Five suites are five families: libero_spatial, libero_object, libero_goal, libero_10 and libero_90. Needs the
+extra ``libero`` (``./scripts/setup.sh libero``) and assets (``gipo_envs.libero.assets``).
+
+Actions (7,): displacement of the hand (+-1 is 5 cm), rotation of the hand (+-1 is 0.5 rad), gripper (-1
+opens, +1 closes). Proprioception (8,): position, axis-angle, fingers. State: proprioception, then positions
+and velocities of all joints, robot's and objects', with zeros up to the largest of the suite's tasks.
+"""
+
+from __future__ import annotations
+
+from gipo_envs.errors import UserError
+from gipo_envs.libero import assets, catalogue
+from gipo_envs.protocol import EVALUATION_KEYS_START, Environment, EnvironmentSettings, EnvironmentSpec
+from gipo_envs.settings import FamilyFacts, build_spec
+
+SUITES = tuple(catalogue.STEP_LIMITS)
+PROPRIO_SIZE = 8
+CAMERAS = ("agentview", "wrist")
+
+
+def make_spec(settings: EnvironmentSettings) -> EnvironmentSpec:
+    """See ``gipo_envs.registry.make_spec``.
+
+    Raises:
+        UserError: also if LIBERO is not installed or has no assets. The first time on a machine this
+            downloads them.
+    """
+    if settings.reward != "sparse":
+        raise UserError(f"reward is {settings.reward!r}, but LIBERO's tasks only tell success: use sparse")
+    spec = build_spec(settings, _facts(settings.family))
+    assets.find(settings.assets)
+    return spec
+
+
+def make(settings: EnvironmentSettings) -> Environment:
+    """See ``gipo_envs.registry.make``."""
+    spec = make_spec(settings)
+    from gipo_envs.libero.environment import LiberoEnvironment  # imports robosuite
+
+    by_name = {task.name: task for task in catalogue.tasks(settings.family)}
+    tasks = tuple(by_name[name] for name in spec.tasks)
+    return LiberoEnvironment(settings, spec, tasks, assets.find(settings.assets))
+
+
+def _facts(suite: str) -> FamilyFacts:
+    tasks = catalogue.tasks(suite)
+    return FamilyFacts(
+        instructions={task.name: task.instruction for task in tasks},
+        task_groups={"all": tuple(task.name for task in tasks)},
+        cameras=CAMERAS,
+        state_size=PROPRIO_SIZE + max(task.state_size for task in tasks) - 1,  # the time is left out
+        proprio_size=PROPRIO_SIZE,
+        action_size=7,
+        default_step_limit=catalogue.STEP_LIMITS[suite],
+        greatest_step_limit=None,
+        dense_reward_scale=1.0,
+        sparse_reward_scale=1.0,
+        frames_per_second=20.0,
+        evaluation_ends_on_success=True,
+        evaluation_keys=(EVALUATION_KEYS_START, EVALUATION_KEYS_START + catalogue.PUBLISHED_STATES),
+    )

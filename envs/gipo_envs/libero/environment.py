@@ -1,0 +1,181 @@
+"""LIBERO behind the environment protocol."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gipo_envs import gl, image_formats
+from gipo_envs.episode import Episode, check_actions, check_reset_arguments
+from gipo_envs.libero import simulations
+from gipo_envs.libero.catalogue import PUBLISHED_STATES, Task
+from gipo_envs.libero.simulation import EpisodeState, TaskSimulation
+from gipo_envs.libero.stepping import Floats
+from gipo_envs.protocol import (
+    EVALUATION_KEYS_START,
+    ChunkResult,
+    EnvironmentSettings,
+    EnvironmentSpec,
+    Observation,
+)
+
+CAMERAS = {
+    "agentview": "agentview",
+    "wrist": "robot0_eye_in_hand",
+}
+"""Our name of a camera -> LIBERO's."""
+
+VIDEO_CAMERA = "agentview"
+
+
+class LiberoEnvironment:
+    """One robot that can be reset to any of its tasks; see ``gipo_envs.protocol.Environment``.
+
+    Cheap to make: what is large belongs to the process (``simulations``).
+    """
+
+    def __init__(
+        self, settings: EnvironmentSettings, spec: EnvironmentSpec, tasks: tuple[Task, ...], assets: Path
+    ) -> None:
+        if "images" in spec.observation:
+            gl.choose()  # refuse now, not at the first picture
+        self._settings = settings
+        self._spec = spec
+        self._tasks = tasks
+        self._assets = assets
+        self._image_format = image_formats.get(settings.camera.format)
+        self._clock: Episode[Floats] = Episode(spec, sparse=True, advance=self._advance)
+        self._task = 0
+        self._simulation: TaskSimulation | None = None
+        self._episode: EpisodeState | None = None
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self._spec
+
+    @property
+    def simulation(self) -> TaskSimulation:
+        """The simulation of the present task, shared with the other environments of this process."""
+        if self._simulation is None:
+            raise RuntimeError("no episode was begun: call reset")
+        return self._simulation
+
+    @property
+    def episode(self) -> EpisodeState:
+        """The present episode's part of the simulation."""
+        if self._episode is None:
+            raise RuntimeError("no episode was begun: call reset")
+        return self._episode
+
+    def reset(
+        self,
+        initial_state: int,
+        seed: int,
+        task: int = 0,
+        step_limit: int | None = None,
+        end_on_success: bool | None = None,
+    ) -> Observation:
+        """See the protocol. Keys from ``EVALUATION_KEYS_START`` on are the published initial states, whose
+        fixtures are placed by ``seed``; a key below seeds the task's own sampler, which places everything.
+        """
+        check_reset_arguments(self._spec, initial_state, seed, task)
+        published = initial_state - EVALUATION_KEYS_START
+        if published >= PUBLISHED_STATES:
+            raise ValueError(f"{initial_state}: there are only {PUBLISHED_STATES} published states")
+        self._clock.start(step_limit, end_on_success)
+        self._leave()
+        self._task = task
+        self._simulation = simulations.acquire(self._tasks[task], self._assets)
+        self._episode = (
+            self._simulation.begin_sampled(initial_state)
+            if published < 0
+            else self._simulation.begin_published(published, seed)
+        )
+        return self.observe()
+
+    def prepare(self, task: int) -> None:
+        """Make what an episode of that task will need; a worker calls it in idle moments."""
+        simulations.prepare(self._tasks[task], self._assets)
+
+    def step_chunk(self, actions: NDArray[np.float32]) -> ChunkResult:
+        outcome = self._clock.run(self._prepare(actions))
+        return ChunkResult(
+            observation=self.observe(),
+            rewards=outcome.rewards,
+            executed=outcome.executed,
+            success=outcome.success,
+            success_at_end=outcome.success_at_end,
+            terminated=outcome.terminated,
+            truncated=outcome.truncated,
+        )
+
+    def replay(self, actions: NDArray[np.float32]) -> None:
+        prepared = self._prepare(actions)
+        if self._clock.run(prepared).executed < len(prepared):
+            raise ValueError("the episode ended before all of the actions to replay were executed")
+
+    def observe(self) -> Observation:
+        """The observation that LIBERO's last step would have returned; the only place where a camera of a
+        policy looks, so once a chunk."""
+        observation: Observation = {"task": np.asarray(self._task, np.int64)}
+        proprio = proprioception(self.episode)
+        if "proprio" in self._spec.observation:
+            observation["proprio"] = proprio
+        if "state" in self._spec.observation:
+            state = np.zeros(self._spec.observation["state"].shape, np.float32)
+            joints = self.simulation.state(self.episode)
+            state[: len(proprio)] = proprio
+            state[len(proprio) : len(proprio) + len(joints)] = joints
+            observation["state"] = state
+        if "images" in self._spec.observation:
+            observation["images"] = self._images()
+        return observation
+
+    def render(self, height: int, width: int) -> NDArray[np.uint8]:
+        return self.simulation.picture(self.episode, CAMERAS[VIDEO_CAMERA], height, width, "default")
+
+    def close(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._simulation is not None:
+            simulations.release(self._simulation)
+        self._simulation = self._episode = None
+
+    def _images(self) -> NDArray[np.uint8]:
+        camera = self._settings.camera
+        frames = (
+            self.simulation.observed_picture(
+                self.episode, CAMERAS[name], camera.height, camera.width, camera.quality
+            )
+            for name in camera.names
+        )
+        return np.stack([self._image_format.apply(frame) for frame in frames])
+
+    def _prepare(self, actions: NDArray[np.float32]) -> list[Floats]:
+        return list(check_actions(actions, self._spec.action_size).astype(np.float64))
+
+    def _advance(self, action: Floats) -> tuple[float, bool]:
+        success = self.simulation.step(self.episode, action)
+        return float(success), success
+
+
+def proprioception(episode: EpisodeState) -> NDArray[np.float32]:
+    """(8,) position of the hand (metres), its orientation as axis times angle (radians), and the fingers'
+    joint positions (metres), in the order of the published evaluation."""
+    view = episode.view
+    return np.concatenate(
+        [view.hand_position, axis_angle(view.hand_quaternion), view.gripper], dtype=np.float32
+    )
+
+
+def axis_angle(quaternion: Floats) -> Floats:
+    """A quaternion (x, y, z, w) as axis times angle, radians: robosuite's ``quat2axisangle``, to the bit."""
+    w = min(max(float(quaternion[3]), -1.0), 1.0)
+    sine = math.sqrt(1.0 - w * w)
+    if math.isclose(sine, 0.0):
+        return np.zeros(3)
+    return (quaternion[:3] * 2.0 * math.acos(w)) / sine

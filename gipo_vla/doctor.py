@@ -1,0 +1,387 @@
+"""Check this machine and this installation: ``python -m gipo_vla.doctor [env.assets=FOLDER]``.
+
+Tries and times what training is made of: OpenGL, simulators, torch, DeepSpeed, GPUs, disk, shared memory,
+wandb, versions. Prints a table for people, with what to install for each failure, and one line of JSON on
+stdout. Exit status 0 if training on state observations would work, else 1. Takes some ten seconds and
+downloads nothing.
+
+What could crash or hang (drivers, simulators, DeepSpeed) is tried in processes of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gipo_envs.errors import UserError
+from gipo_vla import cli
+
+State = Literal["ok", "note", "failed"]
+PROBE_TIMEOUT = 120.0
+"""Seconds after which something that is tried in a process of its own counts as hung."""
+
+PROBE_STEPS = 200
+"""Env steps by which a simulator is timed; LIBERO, which is slower, takes a tenth."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found."""
+
+    state: State
+    """note: training on state observations works without it."""
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    run: Callable[[], Finding]
+    needed: bool
+    """Training on state observations does not work without it."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    overrides = cli.handle_common_flags(arguments, "train", __doc__ or "")
+    if overrides is None:
+        return 0
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key == "env.assets" and value:
+            os.environ["LIBERO_ASSETS"] = value
+        elif key == "probe" and value in PROBES:  # this program, called by itself
+            print(json.dumps(PROBES[value]()))
+            return 0
+        else:
+            raise UserError(f"{text!r}: doctor takes env.assets=FOLDER and nothing else")
+    return examine()
+
+
+def examine() -> int:
+    """Run every check, print what they found, and return the exit status."""
+    from rich.table import Table
+
+    from gipo_vla.telemetry.console import console
+
+    table = Table(title=f"gipo_vla doctor: {platform.platform()}, Python {platform.python_version()}")
+    for title in ("", "", "seconds", "", "what to do"):
+        table.add_column(title, justify="right" if title == "seconds" else "left", overflow="fold")
+    colours = {"ok": "green", "note": "yellow", "failed": "red"}
+    found: dict[str, Any] = {}
+    ready = True
+    for check in CHECKS:
+        began = time.perf_counter()
+        try:
+            finding = check.run()
+        except Exception as error:  # a broken installation may fail in any way
+            finding = Finding("failed", f"{type(error).__name__}: {error}")
+        seconds = time.perf_counter() - began
+        if finding.state == "failed" and not check.needed:
+            finding = Finding("note", finding.detail, finding.remedy)
+        ready = ready and finding.state != "failed"
+        found[check.name] = {**asdict(finding), "seconds": round(seconds, 2)}
+        state = f"[{colours[finding.state]}]{finding.state}"
+        table.add_row(check.name, state, f"{seconds:.1f}", finding.detail, finding.remedy)
+    console.print(table, width=max(console.width, 120))
+    print(json.dumps({"doctor": "ready" if ready else "not ready", "ready": ready, "checks": found}))
+    return 0 if ready else 1
+
+
+# ------------------------------------------------------------------------------------- looked at right here
+
+
+def check_python() -> Finding:
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    detail = f"{platform.python_version()} in {sys.prefix}"
+    return Finding("ok" if supported else "failed", detail, "" if supported else "use Python 3.11 to 3.13")
+
+
+def check_versions() -> Finding:
+    """What pyproject.toml requires is there, and what is there has the version that the tests run with."""
+    installed = {
+        _normal(distribution.name): distribution.version
+        for distribution in importlib.metadata.distributions()
+    }
+    if missing := [name for name in _required() if _normal(name) not in installed]:
+        return Finding("failed", f"missing: {', '.join(missing)}", "./scripts/setup.sh")
+    compared = {name: pin for name, pin in _pins() if name in installed}
+    differing = [
+        f"{name} {installed[name]} (tested: {pin})"
+        for name, pin in compared.items()
+        if installed[name].split("+")[0] != pin
+    ]
+    if differing:
+        return Finding("note", "; ".join(differing), "./scripts/setup.sh installs the tested versions")
+    return Finding("ok", f"{len(compared)} packages in the tested versions")
+
+
+def _required() -> list[str]:
+    """Distributions that this one requires, without extras."""
+    lines = importlib.metadata.requires("gipo-vla") or []
+    return [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line]
+
+
+def _pins() -> Iterator[tuple[str, str]]:
+    """Tested versions; an installed wheel has no constraints.txt, and then there is nothing to compare."""
+    path = Path(__file__).parents[1] / "constraints.txt"
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        name, separator, version = line.partition("==")
+        if separator:
+            yield _normal(name), version.strip()
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def check_torch() -> Finding:
+    began = time.perf_counter()
+    import torch
+
+    seconds = time.perf_counter() - began
+    total = float((torch.ones(64, 64) @ torch.ones(64, 64)).sum())
+    if total != 64.0**3:
+        return Finding("failed", f"torch {torch.__version__} computes 64^3 = {total}", "reinstall torch")
+    return Finding("ok", f"torch {torch.__version__}, imported in {seconds:.1f} s")
+
+
+def check_gpus() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [
+            f"{torch.cuda.get_device_name(index)} {properties.total_memory / 2**30:.0f} GiB"
+            for index in range(torch.cuda.device_count())
+            for properties in [torch.cuda.get_device_properties(index)]
+        ]
+        return Finding("ok", f"{len(names)}: {', '.join(sorted(set(names)))}")
+    if (
+        shutil.which("nvidia-smi")
+        and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+    ):
+        remedy = (
+            f"install a build of torch for CUDA (this is {torch.__version__}) and unset CUDA_VISIBLE_DEVICES"
+        )
+        return Finding("note", "there are NVIDIA GPUs, but torch cannot use them", remedy)
+    return Finding(
+        "note", "none: training runs on the CPU", "OpenVLA-OFT 7B needs GPUs, small policies do not"
+    )
+
+
+def check_processor() -> Finding:
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = psutil.virtual_memory()
+    detail = f"{cores} cores, {memory.available / 2**30:.0f} of {memory.total / 2**30:.0f} GiB memory free"
+    if memory.available < 3 * 2**30:
+        return Finding("note", detail, "a run takes 2 GiB and more: lower rollout.workers")
+    return Finding("ok", detail)
+
+
+def check_disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    with tempfile.TemporaryFile(dir=Path.cwd()) as file:
+        file.write(bytes(2**20))
+    detail = f"{free / 2**30:.0f} GiB free in {Path.cwd()}"
+    if free < 2**30:
+        return Finding("failed", detail, "make room, or put run_dir elsewhere: a small run takes 0.1 GiB")
+    if free < 20 * 2**30:
+        return Finding("note", detail, "checkpoints of OpenVLA-OFT 7B with their replay take tens of GiB")
+    return Finding("ok", detail)
+
+
+def check_shared_memory() -> Finding:
+    """What the worker pool needs, and the folder that NCCL and torch use."""
+    from gipo_vla.rollout.shared_arrays import SharedArrays
+
+    arrays = SharedArrays({"trial": ((2**24,), "uint8")})
+    arrays["trial"][:] = 1
+    arrays.close()
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return Finding("note", "16 MiB shared; no /dev/shm", "several GPUs: NCCL wants /dev/shm")
+    free = shutil.disk_usage(folder).free
+    detail = f"16 MiB shared; {free / 2**30:.1f} GiB free in /dev/shm"
+    if free < 2**30:
+        return Finding("note", detail, "several GPUs: start the container with --shm-size=16g or --ipc=host")
+    return Finding("ok", detail)
+
+
+def check_wandb() -> Finding:
+    if importlib.util.find_spec("wandb") is None:
+        return Finding("note", "not installed", "./scripts/setup.sh")
+    from gipo_vla.telemetry.tracker import _has_key
+
+    if _has_key():
+        return Finding("ok", "an API key is there: runs are logged online")
+    return Finding("note", "no API key: runs are kept offline", "wandb login, or telemetry.wandb=off")
+
+
+# ------------------------------------------------------------------------------ tried in a process of its own
+
+
+def _probe(name: str, remedy: str) -> Finding:
+    """Run ``PROBES[name]`` apart; it returns a finding's fields."""
+    program = [sys.executable, "-m", "gipo_vla.doctor", f"probe={name}"]
+    try:
+        result = subprocess.run(
+            program, capture_output=True, text=True, timeout=PROBE_TIMEOUT, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("failed", f"did not end within {PROBE_TIMEOUT:.0f} s", remedy)
+    lines = result.stdout.strip().splitlines()
+    if result.returncode or not lines:
+        # A UserError's line says itself what to do.
+        last = (result.stderr.strip().splitlines() or [f"ended with status {result.returncode}"])[-1]
+        return Finding("failed", last.removeprefix("error: "), "" if result.returncode == 2 else remedy)
+    return Finding(**json.loads(lines[-1]))
+
+
+def probe_deepspeed() -> dict[str, Any]:
+    """One update of the small policy through the engine that every run trains with."""
+    began = time.perf_counter()
+    import torch
+
+    from gipo_vla import config
+    from gipo_vla.distributed import group
+    from gipo_vla.learner.engine import build_engine, build_optimizer
+    from gipo_vla.pipeline import build_policy, environment_spec
+
+    settings = config.load("train", ["experiment=point_reach"])
+    device = group.choose_device("auto")
+    group.start(device)
+    policy: Any = build_policy(settings, environment_spec(settings), device)
+    names = tuple(policy.parameter_groups())
+    optimizer = build_optimizer(
+        policy, settings.learner, dict.fromkeys(names, 1e-3), dict.fromkeys(names, 1.0)
+    )
+    engine = build_engine(policy, optimizer, settings.learner, device, micro_batch=1, micro_batches=1)
+    started = time.perf_counter() - began
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    engine.backward(sum((parameter**2).sum() for parameter in policy.parameters()))
+    engine.step()
+    changed = any(not torch.equal(old, new) for old, new in zip(before, policy.parameters()))
+    group.stop()
+    version = importlib.metadata.version("deepspeed")
+    if not changed:
+        return asdict(Finding("failed", f"deepspeed {version} on {device.type} makes no updates"))
+    detail = f"deepspeed {version} on {device.type}: up in {started:.1f} s, one update made"
+    return asdict(Finding("ok", detail))
+
+
+def probe_opengl() -> dict[str, Any]:
+    """A picture of a small MuJoCo model."""
+    import mujoco
+
+    from gipo_envs import gl, rendering
+
+    backend, reason = gl.choose()
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><light pos='0 0 3'/><geom type='sphere' size='0.3' rgba='1 0 0 1'/>"
+        "<camera name='eye' pos='0 -2 0' xyaxes='1 0 0 0 0 1'/></worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    camera = mujoco.MjvCamera()
+    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        frame = rendering.shared().render(model, data, "sphere", camera, 256, 256, "default")
+        times.append(time.perf_counter() - began)
+    red = frame[128, 128, 0] > 100 and frame[128, 128, 1] < 90 and frame[2, 2, 0] < 50
+    device = gl.egl_device() if backend == "egl" else None
+    where = "" if device is None else f", GPU {device}"
+    detail = f"{backend}{where} ({reason}): a 256 x 256 frame in {min(times) * 1e3:.1f} ms"
+    return asdict(Finding("ok" if red else "failed", detail if red else f"{backend} draws a wrong picture"))
+
+
+def probe_metaworld() -> dict[str, Any]:
+    import numpy as np
+
+    from gipo_envs import EnvironmentSettings, make
+
+    began = time.perf_counter()
+    environment = make(EnvironmentSettings(family="metaworld", task="reach-v3"))
+    environment.reset(0, 0)
+    made = time.perf_counter() - began
+    began = time.perf_counter()
+    environment.step_chunk(np.zeros((PROBE_STEPS, 4), np.float32))
+    rate = PROBE_STEPS / (time.perf_counter() - began)
+    return asdict(Finding("ok", f"reach-v3 made in {made:.1f} s, {rate:,.0f} env steps a second on one core"))
+
+
+def probe_libero() -> dict[str, Any]:
+    import numpy as np
+
+    from gipo_envs import CameraSettings, EnvironmentSettings, gl, make
+    from gipo_envs.libero import assets
+
+    folder = assets.find(None, download=False)
+    observations: tuple[Literal["images", "proprio"], ...] = ("images", "proprio")
+    try:
+        gl.choose()
+    except UserError:
+        observations = ("proprio",)
+    camera = CameraSettings(names=("agentview", "wrist"), height=256, width=256, quality="default")
+    settings = EnvironmentSettings(
+        "libero_spatial", 0, observations, camera, reward="sparse", assets=str(folder)
+    )
+    began = time.perf_counter()
+    environment: Any = make(settings)
+    environment.reset(0, 0)
+    made = time.perf_counter() - began
+    steps = PROBE_STEPS // 10
+    began = time.perf_counter()
+    environment.replay(np.zeros((steps, 7), np.float32))
+    rate = steps / (time.perf_counter() - began)
+    began = time.perf_counter()
+    environment.observe()
+    frames = f", two frames in {(time.perf_counter() - began) * 1e3:.0f} ms" if len(observations) > 1 else ""
+    detail = (
+        f"libero_spatial 0 made in {made:.1f} s, {rate:,.0f} env steps a second{frames}; assets in {folder}"
+    )
+    return asdict(Finding("ok", detail))
+
+
+PROBES: dict[str, Callable[[], dict[str, Any]]] = {
+    "deepspeed": probe_deepspeed,
+    "opengl": probe_opengl,
+    "metaworld": probe_metaworld,
+    "libero": probe_libero,
+}
+
+CHECKS = (
+    Check("python", check_python, needed=True),
+    Check("versions", check_versions, needed=True),
+    Check("processor", check_processor, needed=False),
+    Check("disk", check_disk, needed=True),
+    Check("shared memory", check_shared_memory, needed=True),
+    Check("torch", check_torch, needed=True),
+    Check("GPUs", check_gpus, needed=False),
+    Check("deepspeed", lambda: _probe("deepspeed", "./scripts/setup.sh"), needed=True),
+    Check("OpenGL", lambda: _probe("opengl", "apt-get install libosmesa6, or set MUJOCO_GL"), needed=False),
+    Check("metaworld", lambda: _probe("metaworld", "./scripts/setup.sh"), needed=True),
+    Check("libero", lambda: _probe("libero", "./scripts/setup.sh libero"), needed=False),
+    Check("wandb", check_wandb, needed=False),
+)
+
+if __name__ == "__main__":
+    cli.run(main)

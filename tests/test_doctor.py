@@ -1,0 +1,118 @@
+"""The doctor says what works, what does not, and what to install."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gipo_vla import doctor
+from gipo_vla.doctor import Check, Finding
+
+CHECKS = {
+    "python",
+    "versions",
+    "processor",
+    "disk",
+    "shared memory",
+    "torch",
+    "GPUs",
+    "deepspeed",
+    "OpenGL",
+    "metaworld",
+    "libero",
+    "wandb",
+}
+
+
+@pytest.mark.medium
+def test_this_machine(tmp_path: Path) -> None:
+    """Everything is tried; training would work, or these tests would not run."""
+    result = subprocess.run(
+        [sys.executable, "-m", "gipo_vla.doctor"], capture_output=True, text=True, cwd=tmp_path
+    )
+    answer = json.loads(result.stdout)  # one line, nothing else
+    assert answer["ready"], result.stderr
+    assert result.returncode == 0
+    assert set(answer["checks"]) == CHECKS
+    for check in answer["checks"].values():
+        assert set(check) == {"state", "detail", "remedy", "seconds"}
+    assert "deepspeed" in result.stderr
+    assert "one update made" in answer["checks"]["deepspeed"]["detail"]
+    assert "env steps a second" in answer["checks"]["metaworld"]["detail"]
+    if os.environ.get("LIBERO_ASSETS"):
+        assert answer["checks"]["libero"]["state"] == "ok", answer["checks"]["libero"]
+    else:
+        assert "scripts/setup.sh" in str(answer["checks"]["libero"]) or "env.assets" in str(
+            answer["checks"]["libero"]
+        )
+
+
+def _examine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *checks: Check
+) -> tuple[int, dict[str, Any], str]:
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    status = doctor.examine()
+    captured = capsys.readouterr()
+    return status, json.loads(captured.out), captured.err
+
+
+def test_what_is_needed_decides(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> Finding:
+        raise OSError("no such library")
+
+    works = Check("disk", lambda: Finding("ok", "plenty"), needed=True)
+    optional = Check("pictures", broken, needed=False)
+    needed = Check("torch", lambda: Finding("failed", "missing", "install it"), needed=True)
+    status, answer, table = _examine(monkeypatch, capsys, works, optional)
+    assert (status, answer["ready"]) == (0, True)
+    assert answer["checks"]["pictures"]["state"] == "note"
+    assert "no such library" in answer["checks"]["pictures"]["detail"]
+    status, answer, table = _examine(monkeypatch, capsys, works, needed)
+    assert (status, answer["ready"], answer["doctor"]) == (1, False, "not ready")
+    assert "install it" in table
+
+
+def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_required", lambda: ["numpy", "no-such-package"])
+    assert doctor.check_versions() == Finding("failed", "missing: no-such-package", "./scripts/setup.sh")
+    monkeypatch.setattr(doctor, "_required", lambda: ["numpy"])
+    monkeypatch.setattr(doctor, "_pins", lambda: [("numpy", "0.1"), ("not-installed", "1")])
+    finding = doctor.check_versions()
+    assert finding.state == "note"
+    assert finding.detail == f"numpy {importlib.metadata.version('numpy')} (tested: 0.1)"
+
+
+def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def free(gigabytes: float) -> Finding:
+        usage = type("usage", (), {"free": int(gigabytes * 2**30)})
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+        return doctor.check_disk()
+
+    assert [free(size).state for size in (0.5, 5, 500)] == ["failed", "note", "ok"]
+
+
+def test_probes_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = doctor._probe("nothing-of-the-kind", "reinstall")
+    assert finding.state == "failed"
+    assert "doctor takes env.assets=FOLDER" in finding.detail  # a UserError's own line
+    monkeypatch.setattr(doctor, "PROBE_TIMEOUT", 0.01)
+    finding = doctor._probe("metaworld", "reinstall")
+    assert "did not end" in finding.detail
+    assert finding.remedy == "reinstall"
+
+
+def test_wrong_arguments() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "gipo_vla.doctor", "seed=1"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: 'seed=1': doctor takes env.assets=FOLDER and nothing else\n"
