@@ -248,8 +248,7 @@ def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
         parent: Any = values
         for part in path[:-1]:
             parent = parent[part]
-        where = "; it belongs to python -m gipo_vla.sft" if path[0] in {"sft", "demonstrations"} else ""
-        return f"unknown setting {key!r}{where}"
+        return f"unknown setting {key!r}"
     if problem["type"] == "missing":
         return f"{key} is missing"
     if problem["type"] == "union_tag_invalid":
@@ -286,7 +285,10 @@ def _check_relations(config: Config) -> None:
 
 def load(name: str, overrides: Sequence[str]) -> Config:
     """Compose and check: what a command's arguments mean."""
-    return from_dict(compose_yaml(name, overrides))
+    values = compose_yaml(name, overrides)
+    if "sft" in values:
+        raise UserError(f"experiment={values.experiment} belongs to python -m gipo_vla.sft")
+    return from_dict(values)
 
 
 def override(base: Settings, overrides: Sequence[str]) -> Settings:
@@ -325,7 +327,10 @@ def to_yaml(config: Any) -> str:
 
 def from_yaml(path: Path) -> Config:
     """Read a training run's config.yaml."""
-    return from_dict(read_yaml(path))
+    values = read_yaml(path)
+    if "sft" in values:
+        raise UserError(f"{path} is of a run of python -m gipo_vla.sft: name a run of gipo_vla.train")
+    return from_dict(values)
 
 
 def read_yaml(path: Path) -> Any:

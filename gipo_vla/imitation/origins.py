@@ -43,8 +43,13 @@ def load(policy: Policy, origin: Path, config: AnyRun) -> None:
     Raises:
         UserError: it holds a policy of another kind or size; names the first setting that differs.
     """
-    there = read_run(origin / "config.yaml")
-    differing = _differences(asdict(there.policy), asdict(config.policy))
+    there = read_run(origin / "config.yaml").policy
+    if there.name != config.policy.name:
+        raise UserError(
+            f"init_from={config.init_from} holds a policy {there.name}, this run's is {config.policy.name}: "
+            "give this run the same policy"
+        )
+    differing = _differences(asdict(there), asdict(config.policy))
     if differing:
         raise UserError(
             f"init_from={config.init_from} holds another policy ({'; '.join(differing[:3])}"

@@ -66,8 +66,6 @@ class Recorder:
         self.setup = setup
         self.driven: Environment = make(replace(setup.settings, observations=("state",)))
         self.viewed: Environment = make(setup.settings)
-        if "torch" in sys.modules:
-            raise RuntimeError("something in this recording process imported torch")
 
     def prepare(self) -> None:
         """Nothing to do while idle."""

@@ -43,7 +43,7 @@ class ExpertSettings:
     name: Literal["experts"] = "experts"
     count: Positive = 20
     """Successful episodes kept of each task."""
-    action_noise: Annotated[float, Field(ge=0)] = 0.1
+    action_noise: Annotated[float, Field(ge=0)] = 0.2
     """Standard deviation of the noise added to the executed actions (whose range is -1 to 1), so that the
     demonstrations also show how to come back. What is cloned is the expert's own action."""
     initial_states: Positive | None = None
