@@ -1,0 +1,95 @@
+"""Combinations of what the overrides of a sweep list.
+
+A grid is the product of all lists, once for each arm (settings that go together). With ``sample`` only the
+seeds are a grid: every drawn combination runs with each of them, since seeds are replicates and not something
+to search over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+from gipo_envs.errors import UserError
+from gipo_vla.sweeping.settings import SweepSettings, key_of
+from gipo_vla.sweeping.values import Parameter, parse
+
+Combination = dict[str, str]
+"""Key (with ``+``, where given) -> value as an override has it."""
+
+REPLICATE = "seed"
+
+
+def combinations(settings: SweepSettings) -> list[Combination]:
+    """Every combination of the sweep; whole replicates follow each other, so that the part of a sweep that is
+    done first compares everything with everything.
+
+    Raises:
+        UserError: an override that cannot be read, a key given twice, an interval without ``sample``.
+    """
+    common = _parameters(settings.overrides)
+    made: list[Combination] = []
+    for arm in settings.arms or ((),):
+        parameters = [*_parameters(arm), *common]
+        if settings.sample is None:
+            made += _grid(parameters)
+        else:
+            made += _sampled(parameters, settings.sample, settings.sample_seed)
+    seeds = list(dict.fromkeys(one.get(REPLICATE) for one in made))
+    return sorted(made, key=lambda one: seeds.index(one.get(REPLICATE)))
+
+
+def varied_keys(settings: SweepSettings) -> list[str]:
+    """Keys that take more than one value, arms first, in the order given and the seed last."""
+    seen: dict[str, set[str]] = {}
+    listed: set[str] = set()
+    for text in (*(text for arm in settings.arms for text in arm), *settings.overrides):
+        parameter = parse(text)
+        seen.setdefault(parameter.key, set()).update(parameter.values)
+        if parameter.interval:
+            listed.add(parameter.key)
+    keys = [key for key, values in seen.items() if len(values) > 1 or key in listed]
+    return sorted(keys, key=lambda key: key == REPLICATE)
+
+
+def _parameters(overrides: Sequence[str]) -> list[Parameter]:
+    keys = [key_of(text) for text in overrides]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise UserError(f"{twice[0]} is given twice: list its values in one place, {twice[0]}=a,b")
+    return [parse(text) for text in overrides]
+
+
+def _named(parameter: Parameter, value: str) -> tuple[str, str]:
+    return parameter.prefix + parameter.key, value
+
+
+def _grid(parameters: Sequence[Parameter]) -> list[Combination]:
+    for parameter in parameters:
+        if parameter.interval:
+            raise UserError(
+                f"{parameter.key} is an interval: say how many to draw with sample=N, or list values"
+            )
+    lists = [[_named(one, value) for value in one.values] for one in parameters]
+    return [dict(chosen) for chosen in product(*lists)]
+
+
+def _sampled(parameters: Sequence[Parameter], count: int, sample_seed: int) -> list[Combination]:
+    seeds = [one for one in parameters if one.key == REPLICATE]
+    searched = [one for one in parameters if one.key != REPLICATE]
+    drawn = [
+        dict(_named(one, _draw(one, sample_seed, number)) for one in searched) for number in range(count)
+    ]
+    return [one | replicate for one in drawn for replicate in _grid(seeds)]
+
+
+def _draw(parameter: Parameter, sample_seed: int, number: int) -> str:
+    """Draw ``number`` of a key: the same whatever else is sampled, and however many are drawn."""
+    key = int.from_bytes(hashlib.sha256(parameter.key.encode()).digest()[:8], "big")
+    rng = np.random.default_rng([sample_seed, number, key])
+    if parameter.interval:
+        return parameter.interval.draw(rng)
+    return parameter.values[int(rng.integers(len(parameter.values)))]

@@ -1,0 +1,221 @@
+"""From combinations to jobs: what does not apply is left out, what is equal is one, and everything is checked
+before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from gipo_envs.errors import UserError
+from gipo_vla import config
+from gipo_vla.composing import MISSING, compose_yaml, groups
+from gipo_vla.config import SESSION_KEYS, Config
+from gipo_vla.pipeline import environment_spec, vector_steps
+from gipo_vla.replay.plan import StalenessPlan, staleness_plan
+from gipo_vla.sweeping.grid import Combination, combinations, varied_keys
+from gipo_vla.sweeping.settings import SweepSettings, key_of
+from gipo_vla.sweeping.values import canonical, meaning
+
+DIGEST_LENGTH = 10
+"""Hexadecimal digits: two of a thousand jobs share one with a probability below one in a million."""
+LONGEST_WORDS = 80
+NAMED_BY_VALUE = ("experiment", "env.task", "objective", "credit", "policy", "env")
+"""Keys whose value says enough in a name."""
+
+Overrides = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    name: str
+    """Of its folder: words for people, then ``digest``."""
+    digest: str
+    """Of its overrides, in any order and notation; identifies the job."""
+    overrides: Overrides
+    settings: Config
+    env_steps: int
+    """Of the whole run."""
+    staleness: StalenessPlan
+
+    @property
+    def arguments(self) -> list[str]:
+        """For the command of a run."""
+        return [f"{key}={value}" for key, value in self.overrides]
+
+
+@dataclass(frozen=True)
+class JobList:
+    """All jobs of a sweep."""
+
+    jobs: tuple[Job, ...]
+    varied: tuple[str, ...]
+    collapsed: int
+    """Combinations that became the same job as another when settings that do not apply were left out."""
+    left_out: tuple[str, ...]
+    """Keys of such settings."""
+
+
+def plan(settings: SweepSettings) -> JobList:
+    """Make and validate every job.
+
+    Raises:
+        UserError: whatever is wrong with any of them, naming the job.
+    """
+    if not settings.overrides and not settings.arms:
+        raise UserError("say what to run: key=value,value for a grid, or sweep=NAME (see --help)")
+    every = combinations(settings)
+    varied = varied_keys(settings)
+    applicable = _Applicable(every)
+    jobs: dict[str, Job] = {}
+    for combination in every:
+        overrides = applicable.of(combination)
+        digest = digest_of(overrides)
+        if digest not in jobs:
+            jobs[digest] = _job(overrides, digest, varied, settings.ranks)
+    return JobList(
+        tuple(jobs.values()), tuple(varied), len(every) - len(jobs), tuple(sorted(applicable.left_out))
+    )
+
+
+# ------------------------------------------------------------------------------------- what applies to whom
+
+
+class _Applicable:
+    """Leaves out settings that an option does not have (sigma of PPO), if another combination's option has
+    them. A setting that no combination has is a mistake, and stays in to be reported as one."""
+
+    def __init__(self, every: Sequence[Combination]) -> None:
+        self.choices = {_options(one.items()) for one in every}
+        self.left_out: set[str] = set()
+
+    def of(self, combination: Combination) -> Overrides:
+        """The overrides of a combination that apply to it."""
+        own = _options(combination.items())
+        kept = []
+        for key, value in combination.items():
+            if _is_option(key) or key.startswith("+") or _has(own, key) or not self._known(key):
+                kept.append((key, value))
+            else:
+                self.left_out.add(key)
+        return tuple(kept)
+
+    def _known(self, key: str) -> bool:
+        return any(_has(options, key) for options in self.choices)
+
+
+# A grid has hundreds of jobs and few choices of options: what depends on those alone is worked out once.
+
+
+def _is_option(key: str) -> bool:
+    """Whether an override chooses an option of a config group."""
+    return key.lstrip("+") in _groups()
+
+
+@cache
+def _groups() -> frozenset[str]:
+    return frozenset(groups())
+
+
+def _options(overrides: Iterable[tuple[str, str]]) -> Overrides:
+    return tuple((key, value) for key, value in overrides if _is_option(key))
+
+
+@cache
+def _base(options: Overrides) -> DictConfig:
+    """The YAML settings under a choice of options."""
+    return compose_yaml("train", [f"{key}={value}" for key, value in options])
+
+
+@cache
+def _has(options: Overrides, key: str) -> bool:
+    """Whether there is such a setting under these options."""
+    return OmegaConf.select(_base(options), key, default=MISSING) is not MISSING
+
+
+# --------------------------------------------------------------------------------------------- one job each
+
+
+def _job(overrides: Overrides, digest: str, varied: Sequence[str], ranks: int) -> Job:
+    try:
+        settings = _settings(overrides)
+        env_steps, staleness = _predict(settings, ranks)
+    except UserError as error:
+        said = ", ".join(f"{key}={value}" for key, value in overrides if key_of(key) in varied)
+        raise UserError(f"{error} (in the job {said})" if said else str(error)) from error
+    words = name_words({key_of(key): value for key, value in overrides}, varied) or settings.experiment
+    return Job(f"{words}-{digest}", digest, overrides, settings, env_steps, staleness)
+
+
+def _settings(overrides: Overrides) -> Config:
+    """What ``config.load`` gives for the same overrides, without composing anew where that can be avoided."""
+    options = _options(overrides)
+    values = OmegaConf.to_container(_base(options))
+    for key, text in overrides:
+        if _is_option(key):
+            continue
+        value = meaning(key_of(key), text)
+        if not _has(options, key) or isinstance(value, dict) or not _put(values, key, value):
+            # Unknown, added, or merged: Hydra knows how, or what to say.
+            return config.load("train", [f"{key}={text}" for key, text in overrides])
+    return config.from_dict(values)
+
+
+def _put(values: Any, key: str, value: Any) -> bool:
+    """Set a dotted key in nested mappings; False where there is none to set it in."""
+    *path, last = key.split(".")
+    for part in path:
+        values = values.get(part) if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        return False
+    values[last] = value
+    return True
+
+
+def _predict(settings: Config, ranks: int) -> tuple[int, StalenessPlan]:
+    """Env steps of the run, and how old its data will be."""
+    spec = environment_spec(settings)
+    rollout, learner, replay = settings.rollout, settings.learner, settings.replay
+    decisions = vector_steps(settings, spec, settings.policy.chunk, ranks)
+    decisions *= ranks * rollout.workers * rollout.envs_per_worker
+    iterations = min(settings.iterations, settings.stop_after or settings.iterations)
+    staleness = staleness_plan(
+        replay.capacity,
+        decisions,
+        learner.updates,
+        learner.batch_segments * replay.segment_length,
+        replay.max_lag,
+    )
+    return iterations * decisions * settings.policy.chunk * spec.action_repeat, staleness
+
+
+# ---------------------------------------------------------------------------------------------------- names
+
+
+def digest_of(overrides: Overrides) -> str:
+    """Identifies a job by what it is given; the same in any order, for ``1e-3`` and ``0.001``, and whatever
+    else the sweep has."""
+    named = [(key_of(key), value) for key, value in overrides]
+    pairs = sorted((key, canonical(key, value)) for key, value in named if key not in SESSION_KEYS)
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def name_words(values: Mapping[str, str], varied: Sequence[str]) -> str:
+    """``gipo-sigma0.5-capacity5000-seed0``: what distinguishes a job within its sweep."""
+    last_parts = [key.rpartition(".")[2] for key in varied]
+    words = []
+    for key in varied:
+        if key not in values:
+            continue
+        last = key.rpartition(".")[2]
+        name = "" if key in NAMED_BY_VALUE else last if last_parts.count(last) == 1 else key
+        words.append(re.sub(r"[^A-Za-z0-9.+_-]+", "_", f"{name}{values[key]}").strip("_"))
+    return "-".join(words)[:LONGEST_WORDS].rstrip("-_.")

@@ -1,0 +1,139 @@
+"""What is done, what is half done, what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gipo_envs.errors import UserError
+from gipo_vla import config
+from gipo_vla.checkpoint.run_folder import RunFolder
+from gipo_vla.sweeping import folders
+from gipo_vla.sweeping.estimate import duration, estimate
+from gipo_vla.sweeping.folders import SweepFolder
+from gipo_vla.sweeping.jobs import Job
+from tests.sweeping.conftest import MakeSweep
+
+
+def pretend(job: Job, folder: Path, finished: bool = True, rows: int = 5) -> RunFolder:
+    """A run folder as training leaves it."""
+    folder.mkdir(parents=True)
+    run = RunFolder(folder)
+    run.config.write_text(config.to_yaml(job.settings).replace("run_dir: null", f"run_dir: {folder}"))
+    run.metrics.write_text(
+        "".join(json.dumps({"iteration": n, "env_steps": 160 * n}) + "\n" for n in range(1, rows + 1))
+    )
+    run.evaluations.touch()
+    if finished:
+        run.write_json(run.evaluation, {"mode": "greedy", "success_once": 0.5})
+        digest = config.digest(job.settings)
+        run.write_json(
+            run.finished,
+            {"iterations": 2, "env_steps": 320, "session_seconds": 64.0, "config_digest": digest},
+        )
+    return run
+
+
+def test_finished_and_started_jobs_are_told_apart(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    jobs = make_sweep("seed=0,1,2").chosen
+    pretend(jobs[0], tmp_path / "sweep" / jobs[0].name)
+    pretend(jobs[1], tmp_path / "sweep" / jobs[1].name, finished=False)
+    folder = SweepFolder(tmp_path / "sweep")
+    assert [folder.finished(job) is not None for job in jobs] == [True, False, False]
+    assert [folder.started(job) for job in jobs] == [True, True, False]
+    assert [job.digest for job in make_sweep("seed=0,1,2").left] == [jobs[1].digest, jobs[2].digest]
+
+
+def test_a_job_is_found_by_its_digest(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    (job,) = make_sweep("seed=0").chosen
+    pretend(job, tmp_path / "sweep" / f"other-words-{job.digest}")
+    assert SweepFolder(tmp_path / "sweep").finished(job) == tmp_path / "sweep" / f"other-words-{job.digest}"
+
+
+@pytest.mark.parametrize("place", ["docs/results/data/sweep", "elsewhere"])
+def test_small_data_counts_as_finished(make_sweep: MakeSweep, tmp_path: Path, place: str) -> None:
+    arguments = ("seed=0,1", f"keep={tmp_path / 'elsewhere'}")
+    jobs = make_sweep(*arguments).chosen
+    pretend(jobs[1], tmp_path / place / jobs[1].name)
+    assert [job.digest for job in make_sweep(*arguments).left] == [jobs[0].digest]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_defaults_that_changed_since_are_noticed(
+    make_sweep: MakeSweep, tmp_path: Path, finished: bool
+) -> None:
+    (job,) = make_sweep("seed=0").chosen
+    run = pretend(job, tmp_path / "sweep" / job.name, finished)
+    run.config.write_text(run.config.read_text().replace("gamma: 0.995", "gamma: 0.9"))
+    if finished:
+        run.write_json(run.finished, {"config_digest": "0123456789abcdef"})
+    with pytest.raises(UserError, match=r"credit.gamma: 0.9 -> 0.995"):
+        make_sweep("seed=0")
+
+
+def test_what_is_kept_is_small_and_has_no_path(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    (job,) = make_sweep("seed=0").chosen
+    run = pretend(job, tmp_path / "sweep" / job.name)
+    (run.path / "log.txt").write_text("words")
+    folders.keep(job, run.path, tmp_path / "kept", None)
+    copy = RunFolder(tmp_path / "kept" / job.name)
+    assert sorted(path.name for path in copy.path.iterdir()) == [
+        "config.yaml",
+        "evaluation.json",
+        "finished.json",
+        "metrics.jsonl",
+    ]
+    assert str(tmp_path) not in "".join(path.read_text() for path in copy.path.iterdir())
+    assert config.from_yaml(copy.config) == job.settings
+    assert copy.metrics.read_bytes() == run.metrics.read_bytes()
+    before = copy.finished.stat().st_mtime_ns
+    folders.keep(job, run.path, tmp_path / "kept", None)
+    assert copy.finished.stat().st_mtime_ns == before
+
+
+def test_kept_metrics_may_be_thinned(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    (job,) = make_sweep("seed=0").chosen
+    run = pretend(job, tmp_path / "sweep" / job.name, rows=50)
+    folders.keep(job, run.path, tmp_path / "kept", 10)
+    lines = (tmp_path / "kept" / job.name / "metrics.jsonl").read_text().splitlines()
+    numbers = [json.loads(line)["iteration"] for line in lines]
+    assert (len(numbers), numbers[0], numbers[-1]) == (10, 1, 50)
+
+
+def test_a_job_is_reserved_once(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    lock = folders.try_to_lock(run)
+    assert lock is not None
+    assert folders.try_to_lock(run) is None
+    lock.close()
+    with run.lock():  # a run that is still saving, though its sweep is gone
+        assert folders.try_to_lock(run) is None
+    again = folders.try_to_lock(run)
+    assert again is not None
+    again.close()
+
+
+# ------------------------------------------------------------------------------------------------- estimates
+
+
+def test_costs_come_from_a_hint_until_they_are_measured(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    jobs = make_sweep("seed=0,1,2,3,4").chosen
+    empty = SweepFolder(tmp_path / "sweep")
+    assert estimate(empty, jobs, jobs, None).wall_seconds(2) is None
+    hinted = estimate(empty, jobs, jobs, 10.0)
+    assert (hinted.seconds, hinted.env_steps) == (50.0, 5 * 320)
+    assert hinted.wall_seconds(2) == 30.0  # three rounds of two
+    assert hinted.wall_seconds(100) == 10.0
+    pretend(jobs[0], tmp_path / "sweep" / jobs[0].name)  # 64 s for 320 env steps
+    measured = estimate(SweepFolder(tmp_path / "sweep"), jobs, jobs[1:], 10.0)
+    assert measured.seconds == pytest.approx(4 * 64)
+    for seconds in (20.0, 30.0):  # two sessions
+        empty.record(jobs[0], "ended", seconds=seconds)
+    assert estimate(SweepFolder(tmp_path / "sweep"), jobs, jobs[1:], None).seconds == pytest.approx(4 * 50)
+
+
+def test_durations_are_for_people() -> None:
+    told = [duration(seconds) for seconds in (None, 45, 720, 16200, 72000, 5e6)]
+    assert told == ["unknown", "45 s", "12 min", "4.5 h", "20 h", "58 days"]
