@@ -128,15 +128,15 @@ def _check_drawable(config: Config, memory: MemoryPlan, world: int) -> None:
     if slots < needed:
         raise UserError(
             f"replay.memory_limit_gb is {config.replay.memory_limit_gb:g}: room for {slots} segments of "
-            f"{memory.per_segment / 1e6:.3g} MB a rank, fewer than the {needed} of a batch; raise it or lower "
-            "learner.batch_segments"
+            f"{memory.per_segment / 1e6:.3g} MB a rank, fewer than the {needed} of a batch; raise it or "
+            "lower learner.batch_segments"
         )
     updates, max_lag = config.learner.updates, config.replay.max_lag
     if max_lag is not None and max_lag < updates - 1:
         # New data enters between iterations only: at the last update it is this old.
         raise UserError(
-            f"replay.max_lag is {max_lag} updates, but in an iteration of {updates} (learner.updates) even new "
-            f"data reaches {updates - 1}: raise it to that or more, or lower learner.updates"
+            f"replay.max_lag is {max_lag} updates, but in an iteration of {updates} (learner.updates) even "
+            f"new data reaches {updates - 1}: raise it to that or more, or lower learner.updates"
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import pytest
-from gipo_envs.errors import UserError
 from pydantic import BaseModel, Field, ValidationError
 
+from gipo_envs.errors import UserError
 from gipo_vla import credit
 from gipo_vla.credit import AnyCreditSettings, CreditAssigner, Gae, GaeSettings, GroupRelative, GroupSettings
 

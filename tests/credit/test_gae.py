@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from gipo_envs.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gipo_envs.errors import UserError
 from gipo_vla.credit import CreditBatch, Gae, GaeSettings, create
 from gipo_vla.credit.gae import chunk_returns
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gipo_envs.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gipo_envs.errors import UserError
 from gipo_vla.credit import CreditBatch, GroupEpisode, GroupRelative, GroupSettings, create
 
 

@@ -8,11 +8,11 @@ import math
 
 import pytest
 import torch
-from gipo_envs.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gipo_envs.errors import UserError
 from gipo_vla.credit import AdvantageNormalizer, advantage_moments
 
 

@@ -61,7 +61,7 @@ def test_an_expert_is_a_pure_function_of_the_state(family: str, task: str) -> No
 
 
 def test_a_family_without_experts_is_refused() -> None:
-    with pytest.raises(UserError, match="libero_spatial has no scripted experts.*libero_hdf5"):
+    with pytest.raises(UserError, match=r"libero_spatial has no scripted experts.*libero_hdf5"):
         make_expert("libero_spatial", "any")
 
 

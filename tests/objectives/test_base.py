@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import pytest
 import torch
-from gipo_envs.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
+from gipo_envs.errors import UserError
 from gipo_vla import objectives
 from gipo_vla.objectives import (
     AnyObjectiveSettings,

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from gipo_envs.errors import UserError
 from torch import Tensor
 
+from gipo_envs.errors import UserError
 from gipo_vla.objectives import RegularizerSettings, regularizer_loss
 from gipo_vla.objectives.regularizers import K3_LINEAR_FROM, exact_kl, k3
 
