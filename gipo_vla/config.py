@@ -166,6 +166,8 @@ class TelemetrySettings:
     wandb: Literal["auto", "online", "offline", "off"] = "off"
     """auto: online with an API key, else offline."""
     wandb_project: str = "gipo_vla"
+    report: bool = True
+    """Write report.html at the end (two seconds)."""
     log_every: Positive = 1
     """Iterations between two lines to wandb and, without a terminal, to the console. metrics.jsonl always
     has every iteration."""

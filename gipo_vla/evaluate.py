@@ -22,13 +22,13 @@ from torch import nn
 from gipo_envs import gl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
+from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint.locate import find_checkpoint
 from gipo_vla.checkpoint.policy_files import load_policy
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.evaluation import summary, video
 from gipo_vla.evaluation.episodes import play
 from gipo_vla.imitation.settings import AnyRun, read_run
-from gipo_vla.pipeline import build_policy, environment_spec
 from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.telemetry.console import console

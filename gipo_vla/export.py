@@ -21,10 +21,10 @@ from torch import nn
 
 from gipo_envs.errors import UserError
 from gipo_vla import cli
+from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint.locate import find_checkpoint
 from gipo_vla.checkpoint.policy_files import load_policy
 from gipo_vla.imitation.settings import read_run
-from gipo_vla.pipeline import build_policy, environment_spec
 from gipo_vla.telemetry.console import console
 
 if TYPE_CHECKING:

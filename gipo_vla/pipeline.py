@@ -14,26 +14,23 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from gipo_envs import EnvironmentSpec, make_spec
+from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
-from gipo_vla.checkpoint.policy_files import read_statistics
+from gipo_vla.assembly import build_policy as build_policy
+from gipo_vla.assembly import environment_spec as environment_spec
 from gipo_vla.config import Config
 from gipo_vla.credit import base as credits
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.distributed import group
-from gipo_vla.imitation import origins
-from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.learner.learner import Learner
-from gipo_vla.policies import registry as policies
 from gipo_vla.policies.base import Policy, copy_trainable
 from gipo_vla.policies.normalization import moments
 from gipo_vla.replay import samplers
@@ -414,51 +411,3 @@ class Pipeline:
 
 def _mean(values: Sequence[float | bool]) -> float | None:
     return float(np.mean(values)) if len(values) else None
-
-
-def build_policy(
-    config: AnyRun,
-    spec: EnvironmentSpec,
-    device: torch.device,
-    stored: Path | None = None,
-    statistics: Mapping[str, Any] | None = None,
-) -> Policy:
-    """The configured policy, the same on every rank: with the weights of ``init_from``, else with initial
-    weights that depend on the seed alone.
-
-    Args:
-        stored: the checkpoint whose weights the caller is about to load, or the folder of this run's
-            checkpoints; then nothing is taken from ``init_from``, which may be gone by now.
-        statistics: of the demonstrations that the policy is about to be cloned from.
-
-    Raises:
-        UserError: settings, environment and what ``init_from`` names do not go together.
-    """
-    origin = None if stored is not None or config.init_from is None else origins.find(config)
-    source = stored or origin
-    if statistics is None and source is not None:
-        statistics = read_statistics(source)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(integer_seed(config.seed, Role.INITIALIZATION) % 2**63)
-        policy = policies.build(
-            config.policy,
-            spec,
-            device,
-            config.learner.precision,
-            cloning=config.init_from is not None or isinstance(config, SftConfig),
-            statistics=statistics,
-        )
-    if origin is not None:
-        origins.load(policy, origin, config)
-    if config.init_from is not None:
-        # Weights and input statistics were learned together: moving the latter would undo the former.
-        policy.normalizer_iterations = 0
-    return policy
-
-
-def environment_spec(config: AnyRun) -> EnvironmentSpec:
-    """The environment's spec; errors name the section of the settings."""
-    try:
-        return make_spec(config.env)
-    except UserError as error:
-        raise UserError(f"env: {error}") from error

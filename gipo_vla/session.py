@@ -30,6 +30,7 @@ from gipo_vla.distributed.signals import StopRequest
 from gipo_vla.evaluation import summary, video
 from gipo_vla.evaluation.episodes import EpisodeResult, play
 from gipo_vla.pipeline import Pipeline
+from gipo_vla.reporting import write_run_report
 from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.faults import FaultWindow
 from gipo_vla.telemetry import plots, tracker
@@ -276,6 +277,9 @@ class Session:
         made = ["evaluation.json", "learning_curve.png"]
         if settings.eval.video and self._write_video(results[settings.eval.mode]):
             made.append("videos/")
+        if settings.telemetry.report:
+            write_run_report(folder.path)
+            made.append("report.html")
         if not self.writer.failed:
             made.append("checkpoints/")
         self.tracker.finish({f"evaluation/{k}": v for k, v in evaluation.items() if isinstance(v, float)})

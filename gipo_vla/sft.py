@@ -24,6 +24,7 @@ import torch
 from gipo_envs import EnvironmentSpec, gl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
+from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint.resume import differences
 from gipo_vla.checkpoint.run_folder import RunFolder, create
@@ -36,7 +37,6 @@ from gipo_vla.imitation.examples import Examples
 from gipo_vla.imitation.session import CloningSession
 from gipo_vla.imitation.settings import SftConfig
 from gipo_vla.imitation.statistics import dataset_statistics
-from gipo_vla.pipeline import build_policy, environment_spec
 from gipo_vla.policies.base import Policy
 from gipo_vla.telemetry.console import settings_table
 

@@ -40,8 +40,8 @@ def print_plans(settings: Config, policy: Policy, plans: Plans, device: torch.de
         "replay": f"{settings.replay.capacity:,} transitions = {lag.iterations_held:.1f} iterations, "
         f"{memory.expected / 2**20:,.1f} MB a rank (at most {memory.worst / 2**20:,.0f})",
         "expected lag": f"mean {lag.mean_lag_iterations:.1f} iterations ({lag.mean_lag_updates:.0f} "
-        f"updates), greatest {lag.max_lag_iterations:.1f} ({lag.max_lag_updates:.0f}); every transition is used "
-        f"{lag.samples_per_transition:.1f} times",
+        f"updates), greatest {lag.max_lag_iterations:.1f} ({lag.max_lag_updates:.0f}); every transition "
+        f"is used {lag.samples_per_transition:.1f} times",
         **({"rendering": "{}: {}".format(*gl.choose())} if "images" in spec.observation else {}),
         "run folder": str(settings.run_dir),
     }

@@ -36,6 +36,7 @@ TINY = (
     "eval.episodes_per_task=4",
     "eval.video=false",
     "telemetry.wandb=off",
+    "telemetry.report=false",
 )
 """A run of a second or two."""
 

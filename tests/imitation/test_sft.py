@@ -13,20 +13,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gipo_envs import CameraSettings, EnvironmentSettings
 from gipo_envs.errors import UserError
 from gipo_vla import config, evaluate, sft, train
+from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint.locate import find_checkpoint
 from gipo_vla.checkpoint.resume import Start
 from gipo_vla.config import Config
 from gipo_vla.imitation.session import has_settled
 from gipo_vla.imitation.settings import SftConfig, load, read_run
-from gipo_vla.pipeline import build_policy, environment_spec
 from gipo_vla.policies.mlp import MlpPolicy
 from tests.imitation.conftest import TINY_SFT
 
 MakeSft = Callable[..., SftConfig]
 MakeConfig = Callable[..., Config]
 CPU = torch.device("cpu")
+PICTURES = EnvironmentSettings(
+    "point_reach", "reach", ("images", "proprio"), CameraSettings(("top",), 84, 84)
+)
 SAME_POLICY = ("policy.hidden=[32]", "policy.bins=32")
 
 
@@ -215,8 +219,8 @@ def test_another_policy_is_named(finished: Path, make_config: MakeConfig, tmp_pa
     origin = f"init_from={finished}"
     assert "policy.hidden is (32,) there, (16,) here" in problem(make_config(origin, "policy.bins=32"))
     assert "policy.bins is 32 there, 16 here" in problem(make_config(origin, "policy.hidden=[32]"))
-    vla = make_config(origin, "policy=openvla_oft_tiny", "~policy.hidden", "~policy.bins")
-    assert "holds a policy mlp, this run's is openvla_oft" in problem(vla)
+    vla = replace(make_config(origin), policy=config.load("train", ["policy=openvla_oft_tiny"]).policy)
+    assert "holds a policy mlp, this run's is openvla_oft" in problem(replace(vla, env=PICTURES))
     two_tasks = make_config(origin, *SAME_POLICY, "env.task=[reach,push]")
     assert "does not fit this run's environment" in problem(two_tasks)
     assert "init_from=" in problem(make_config(f"init_from={tmp_path / 'nowhere'}"))

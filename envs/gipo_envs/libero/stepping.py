@@ -105,6 +105,7 @@ class Stepper:
             data.ctrl[self._arm_actuators] = torques
             if substep == OBSERVED_SUBSTEP:
                 positions = data.qpos.copy()
+            mujoco.mj_checkPos(model, data)
             mujoco.mj_checkVel(model, data)
             mujoco.mj_forwardSkip(model, data, _VELOCITY_STAGE, _SKIP_SENSORS)
             mujoco.mj_checkAcc(model, data)
