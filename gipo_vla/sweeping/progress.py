@@ -84,13 +84,16 @@ class ProgressLines(Listener):
     ) -> None:
         self.folder, self.total, self.done, self.remaining = folder, total, done, remaining
         self._bars: Progress | None = None
-        self._tasks: dict[int, TaskID] = {}
+        self._tasks: dict[str, TaskID] = {}
+        """Bars by digest of their jobs."""
         self._drawn = 0.0
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24))
             numbers = TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[status]}")
             # Without a thread that draws: processes are started from here.
-            self._bars = Progress(*columns, numbers, TimeElapsedColumn(), console=console, auto_refresh=False)
+            self._bars = Progress(
+                *columns, numbers, TimeElapsedColumn(), console=console, auto_refresh=False, transient=True
+            )
             self._bars.start()
 
     def close(self) -> None:
@@ -101,22 +104,24 @@ class ProgressLines(Listener):
     def started(self, process: JobProcess) -> None:
         if self._bars:
             iterations = process.job.settings.iterations
-            self._tasks[process.pid] = self._bars.add_task(process.job.name, total=iterations, status="")
+            bar = self._bars.add_task(process.job.name, total=iterations, status="")
+            self._tasks[process.job.digest] = bar
 
     def tick(self, running: Sequence[JobProcess]) -> None:
         if not self._bars or time.monotonic() - self._drawn < DRAW_SECONDS:
             return
         self._drawn = time.monotonic()
-        for pid in self._tasks.keys() - {process.pid for process in running}:
-            self._bars.remove_task(self._tasks.pop(pid))
         for process in running:
             row = last_row(RunFolder(process.folder).metrics)
             recent = row.get("success_once_recent")
             status = "" if recent is None else f"success {recent:.2f}"
-            self._bars.update(self._tasks[process.pid], completed=row.get("iteration", 0), status=status)
+            bar = self._tasks[process.job.digest]
+            self._bars.update(bar, completed=row.get("iteration", 0), status=status)
         self._bars.refresh()
 
     def ended(self, outcome: Outcome) -> None:
+        if self._bars and outcome.job.digest in self._tasks:
+            self._bars.remove_task(self._tasks.pop(outcome.job.digest))
         self.done += 1
         left = self.remaining()
         parts = [

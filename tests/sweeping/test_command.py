@@ -20,7 +20,7 @@ from gipo_vla.reporting import write_report
 from gipo_vla.sweeping.process import JobProcess
 from tests.conftest import TINY
 
-PATIENCE = 300.0
+PATIENCE = 900.0
 
 
 def arguments(folder: Path, *overrides: str) -> list[str]:
