@@ -19,6 +19,10 @@ class RunStoppedError(RuntimeError):
     """A run that had to end through no mistake in its settings; one line, exit status 1."""
 
 
+ONE_COMMAND_GROUPS = {"demonstrations": "sft", "sweep": "sweep"}
+"""Config groups that mean something to one command only, and which."""
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a command on ``sys.argv`` and exit with its status."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
@@ -51,7 +55,7 @@ def handle_common_flags(arguments: Sequence[str], config_name: str, usage: str) 
     overrides = [argument for argument in arguments if not argument.startswith("--")]
     for flag in (argument for argument in arguments if argument.startswith("--")):
         if flag == "--help":
-            print(_help(usage))
+            print(_help(usage, config_name))
             return None
         if flag == "--cfg":
             from omegaconf import OmegaConf
@@ -64,11 +68,15 @@ def handle_common_flags(arguments: Sequence[str], config_name: str, usage: str) 
     return overrides
 
 
-def _help(usage: str) -> str:
+def _help(usage: str, config_name: str) -> str:
     from gipo_vla.config import groups
 
     lines = [usage.strip(), "", "Config groups (group=option):"]
-    lines += [f"  {name}: {', '.join(options)}" for name, options in groups().items()]
+    lines += [
+        f"  {name}: {', '.join(options)}"
+        for name, options in groups().items()
+        if ONE_COMMAND_GROUPS.get(name, config_name) == config_name
+    ]
     lines += [
         "",
         "Any single setting: key=value, for instance objective.sigma=0.5 replay.capacity=20000 seed=1.",
