@@ -88,8 +88,8 @@ class Session:
     def _open_files(self, tracker_id: str | None) -> None:
         settings, folder, done = self.settings, self.folder, self.pipeline.iteration
         folder.finished.unlink(missing_ok=True)
+        folder.write_json(folder.launch, launch_record())  # first: a restart goes by it
         folder.write_text(folder.config, config.to_yaml(settings))
-        folder.write_json(folder.launch, launch_record())
         self.metrics = JsonLines(folder.metrics, done)
         self.timings = JsonLines(folder.timings, done)
         self.evaluations = JsonLines(folder.evaluations, done)

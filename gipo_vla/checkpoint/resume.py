@@ -128,12 +128,14 @@ def _restarted() -> bool:
 
 
 def _run_to_go_on_with(settings: Config) -> RunFolder | None:
-    if settings.run_dir:
-        return RunFolder(Path(settings.run_dir))
-    # First what this very torchrun began; then, if asked, the newest unfinished run of the same settings.
+    named = [RunFolder(Path(settings.run_dir))] if settings.run_dir else None
+    if named and settings.resume == "auto":
+        return named[0]
+    # First what this very torchrun began (somebody else's folder is not taken over by a second attempt);
+    # then, if asked, the newest unfinished run of the same settings.
     if _restarted():
         own = launch_record()
-        for folder in _runs(settings):
+        for folder in named or _runs(settings):
             if folder.launch.is_file() and json.loads(folder.launch.read_text()) == own:
                 return folder
     if settings.resume == "auto":

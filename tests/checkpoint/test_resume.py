@@ -142,6 +142,10 @@ def test_a_restart_by_torchrun_finds_its_own_run(
     start = resolve(tiny_overrides)
     assert start.folder is not None and start.folder.path == Path("runs/point_reach-20260101-000000")
     assert start.by_itself
+    named = [*tiny_overrides, "run_dir=runs/point_reach-20260102-000000"]
+    assert resolve(named).folder is None, "another launch's, also at the second attempt"
+    named[-1] = "run_dir=runs/point_reach-20260101-000000"
+    assert resolve(named).folder is not None
 
 
 # ------------------------------------------------------------------------------------------------ folders

@@ -81,6 +81,14 @@ def test_one_rank_stopped_at_n_of_2n_writes_the_same_metrics(
     assert exact_tensors(last[0]) == exact_tensors(last[1])
 
 
+def test_settings_say_which_checkpoints_stay(tmp_path: Path, tiny_overrides: tuple[str, ...]) -> None:
+    kept = ("checkpoint.every_iterations=1", "checkpoint.keep=1", "checkpoint.keep_every=2")
+    train(resolve([*tiny_overrides, "iterations=9", *kept, f"run_dir={tmp_path / 'run'}", "stop_after=5"]))
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("0*"))
+    assert names == ["000002-0000004", "000004-0000008", "000005-0000010"]
+    assert (tmp_path / "run/checkpoints/latest").read_text() == "000005-0000010\n"
+
+
 @pytest.fixture
 def two_ranks(launch: Callable[..., Any], tmp_path: Path) -> Any:
     """A run of two ranks, stopped in the middle."""
