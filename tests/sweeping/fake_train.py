@@ -1,7 +1,7 @@
 """Stands in for ``gipo_vla.train`` where only the sweep is of interest: ``fake_train.py FOLDER DIGEST MODE``.
 
 Modes: ``quick`` finishes at once, ``fail`` raises, ``forever`` runs until SIGTERM, saves and leaves, ``deaf``
-runs on whatever it is sent, ``vanish`` kills itself.
+runs on whatever it is sent, ``vanish`` kills itself, ``pair`` finishes once two jobs have come to run.
 """
 
 import json
@@ -32,6 +32,8 @@ if mode == "deaf":  # with a child, as a run has simulators
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (folder / "child").write_text(str(child.pid))
 while mode in ("forever", "deaf"):
+    time.sleep(0.02)
+while mode == "pair" and len(list(folder.parent.glob("*/running"))) < 2:
     time.sleep(0.02)
 (folder / "metrics.jsonl").write_text(json.dumps({"iteration": 1, "env_steps": 100}) + "\n")
 (folder / "evaluation.json").write_text(json.dumps({"mode": "greedy", "success_once": 0.75}))

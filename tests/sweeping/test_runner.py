@@ -86,7 +86,7 @@ def test_a_second_start_runs_only_what_is_left(
 def test_only_so_many_run_at_once(make_sweep: MakeSweep) -> None:
     sweep = make_sweep("seed=0,1,2,3,4")
     watcher = Watcher(99, lambda: None)
-    runner = Runner(sweep.folder, 2, fake_command({}), listener=watcher)
+    runner = Runner(sweep.folder, 2, fake_command({0: "pair", 1: "pair"}), listener=watcher)
     assert set(statuses(runner.run(sweep.chosen))) == {"finished"}
     assert watcher.most == 2
 

@@ -1,0 +1,57 @@
+"""LIBERO under the whole pipeline: three tasks, the tiny vision-language-action policy, two workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gipo_vla import config
+from gipo_vla.checkpoint.resume import Start, resolve
+from gipo_vla.telemetry.metrics import read_json_lines
+from gipo_vla.train import train
+
+OVERRIDES = (
+    "experiment=point_reach",
+    "env=libero_spatial",
+    "env.task=[0,1,2]",
+    "env.step_limit=48",
+    "env.camera.names=[agentview]",
+    "env.camera.height=84",
+    "env.camera.width=84",
+    "env.camera.quality=fast",
+    "env.camera.format=rotated",
+    "policy=openvla_oft_tiny",
+    "rollout.workers=2",
+    "rollout.envs_per_worker=2",
+    "rollout.env_steps=96",
+    "rollout.temperature=1.6",
+    "replay.capacity=64",
+    "replay.segment_length=2",
+    "learner.updates=2",
+    "learner.batch_segments=4",
+    "learner.micro_batch_segments=2",
+    "iterations=2",
+    "eval.episodes_per_task=1",
+    "eval.video=false",
+    "telemetry.wandb=off",
+    "telemetry.report=false",
+)
+
+
+@pytest.mark.medium
+def test_a_run_and_its_continuation_are_the_same(libero_assets: Path, tmp_path: Path) -> None:
+    """Through rendering, replay, updates and evaluation; stopped half-way and resumed to the bit."""
+    straight, halved = tmp_path / "straight", tmp_path / "halved"
+    train(Start(config.load("train", [*OVERRIDES, f"run_dir={straight}"]), None))
+    train(Start(config.load("train", [*OVERRIDES, f"run_dir={halved}", "stop_after=1"]), None))
+    train(resolve([f"resume={halved}"]))
+    assert (straight / "metrics.jsonl").read_bytes() == (halved / "metrics.jsonl").read_bytes()
+
+    rows = read_json_lines(straight / "metrics.jsonl")
+    assert [row["updates"] for row in rows] == [2, 4]
+    assert rows[-1]["gradient_norm/policy"] > 0
+    evaluation = json.loads((straight / "evaluation.json").read_text())
+    assert evaluation["episodes"] == 3
+    assert len(evaluation["tasks"]) == 3
