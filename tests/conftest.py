@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,11 @@ TINY = (
     "telemetry.report=false",
 )
 """A run of a second or two."""
+
+
+def which(program: str) -> str | None:
+    """Path of a program, of this virtual environment first (which need not be activated)."""
+    return shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import which
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "docker/Dockerfile"
@@ -48,6 +49,6 @@ def test_what_is_copied_travels() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+@pytest.mark.skipif(which("hadolint") is None, reason="hadolint is not installed")
 def test_hadolint_has_nothing_to_say() -> None:
-    subprocess.run(["hadolint", str(DOCKERFILE)], check=True)
+    subprocess.run([str(which("hadolint")), str(DOCKERFILE)], check=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import which
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NODE, SLURM = SCRIPTS / "launch_node.sh", SCRIPTS / "launch_slurm.sbatch"
@@ -127,7 +128,7 @@ def test_a_preempted_job_is_requeued_and_finishes(
     assert (tmp_path / "asked").read_text().count("requeue") == 1
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.skipif(which("shellcheck") is None, reason="shellcheck is not installed")
 def test_scripts_pass_shellcheck() -> None:
     scripts = sorted([*SCRIPTS.glob("*.sh"), *SCRIPTS.glob("*.sbatch")])
-    subprocess.run(["shellcheck", *map(str, scripts)], check=True)
+    subprocess.run([str(which("shellcheck")), *map(str, scripts)], check=True)
