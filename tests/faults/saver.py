@@ -1,8 +1,10 @@
 """Saves a small pipeline's state again and again, in children that are killed: ``saver.py FOLDER overrides``.
 
-Reads a number a line from stdin. For each it forks a child that saves without end in an empty folder, kills
-it so many durations of a save after the first one began, then continues from what is left as a resumed run
-would, and says what it found, as a line of JSON.
+Reads a number a line from stdin: how many saves the child lives to see. For each it forks a child that
+saves without end in an empty folder and is killed, then continues from what is left as a resumed run would,
+and says what it found, as a line of JSON. How the moment is found takes turns: at that many saves' worth of
+file operations (opening, renaming: the same moment on every machine), then at that many saves' duration
+(which may fall into the middle of a write).
 """
 
 from __future__ import annotations
@@ -42,17 +44,39 @@ def save_without_end(checkpoints: Path, pipeline: Pipeline) -> None:
         writer.wait()
 
 
-def killed_after(seconds: float, checkpoints: Path, pipeline: Pipeline) -> None:
+class FileOperations:
+    """Counts this process's file operations; kills it at one of them where a limit is set."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.limit: int | None = None
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" and not event.startswith("os."):
+            return
+        self.count += 1
+        if self.limit is not None and self.count >= self.limit:
+            self.limit = None  # the kill is an operation of its own
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(
+    checkpoints: Path, pipeline: Pipeline, operations: FileOperations, *, after: int | None, seconds: float
+) -> None:
+    """Saves in a child that dies ``after`` so many file operations or, where that is None, ``seconds``."""
     child = os.fork()
     if child == 0:
         try:
+            operations.limit = None if after is None else operations.count + after
             save_without_end(checkpoints, pipeline)
         finally:
             os._exit(1)
-    while not any(checkpoints.glob(".partial-*")):  # the first save begins
-        time.sleep(0.001)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
+    if after is None:
+        while not any(checkpoints.glob(".partial-*")):  # the first save begins
+            time.sleep(0.001)
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "it was saving until it was killed"
 
@@ -90,13 +114,16 @@ def main() -> None:
         tensors = pipeline.learner.optimizer_tensors()
         pipeline.learner.optimizer_tensors = lambda: tensors  # type: ignore[method-assign]
         checkpoints = root / "checkpoints"
+        operations = FileOperations()
         began = time.monotonic()
         run_state.save(checkpoints, pipeline, {"tracker_id": None})
-        duration = time.monotonic() - began
+        duration, of_a_save = time.monotonic() - began, operations.count
         shutil.rmtree(checkpoints)
-        for line in sys.stdin:
-            killed_after(float(line) * duration, checkpoints, pipeline)
-            print(json.dumps(found(checkpoints, other, fingerprint)), flush=True)
+        for trial, line in enumerate(sys.stdin):
+            saves, timed = float(line), trial % 2 == 1
+            after = None if timed else max(1, round(saves * of_a_save))
+            killed(checkpoints, pipeline, operations, after=after, seconds=saves * duration)
+            print(json.dumps({"timed": timed} | found(checkpoints, other, fingerprint)), flush=True)
             shutil.rmtree(checkpoints, ignore_errors=True)
     finally:
         pipeline.close()

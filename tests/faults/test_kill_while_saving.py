@@ -12,22 +12,24 @@ from typing import Any
 import pytest
 
 SAVER = Path(__file__).with_name("saver.py")
-INSTANTS = 32
+TRIALS = 48
 
 
 @pytest.mark.medium
 def test_killed_at_random_instants_of_a_save(launch: Callable[..., Any], tmp_path: Path) -> None:
     random_instants = random.Random(0)
-    # In durations of a save; every third one far enough on for earlier checkpoints to be there.
-    instants = [random_instants.uniform(0.0, 4.0 if trial % 3 == 0 else 1.0) for trial in range(INSTANTS)]
+    # In saves; some far enough on for earlier checkpoints to be there.
+    instants = [random_instants.uniform(0.0, 4.0 if trial % 3 == 0 else 1.0) for trial in range(TRIALS)]
     run = launch(script=SAVER, argument=str(tmp_path), stdin="".join(f"{instant}\n" for instant in instants))
     run.wait()
     results = [json.loads(line) for line in run.log.splitlines() if line.startswith("{")]
-    assert len(results) == INSTANTS
+    assert len(results) == TRIALS
     assert all(result["valid"] for result in results)
-    cut_short = sum(result["leftovers"] > 0 for result in results)
-    assert cut_short >= 20, f"only {cut_short} of the kills fell into a save"
-    assert max(result["complete"] for result in results) >= 2, "and some came after complete ones"
+    # What a timed kill falls into is the machine's affair; the others fall where the seed says.
+    placed = [result for result in results if not result["timed"]]
+    cut_short = sum(result["leftovers"] > 0 for result in placed)
+    assert cut_short >= 20, f"only {cut_short} of {len(placed)} kills fell into a save"
+    assert max(result["complete"] for result in placed) >= 2, "and some came after complete ones"
 
 
 @pytest.mark.medium
