@@ -15,8 +15,8 @@ from gipo_vla.reporting.grouping import Configuration
 from gipo_vla.reporting.style import Layout, axes_grid, legend
 
 FRACTIONS = (
-    ("zero_fraction", "zero: coefficient exactly 0"),
-    ("damped_fraction", "damped: coefficient below 0.001"),
+    ("zero_fraction", "coefficient 0"),
+    ("damped_fraction", "coefficient < 0.001"),
 )
 
 
