@@ -85,7 +85,7 @@ def _train(start: Start, device: torch.device) -> Path:
     if "images" in spec.observation:
         gl.choose()
     begun = start.folder if start.folder and start.folder.has_checkpoint() else None
-    policy = build_policy(settings, spec, device, begun.checkpoints if begun else None)
+    policy = build_policy(settings, spec, device, begun.checkpoints if begun else None, reinforced=True)
     plans = plan(settings, policy, spec, group.world_size())
     folder, lock = _open_folder(start)
     with lock:
