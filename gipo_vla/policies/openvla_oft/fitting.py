@@ -85,8 +85,8 @@ def require_tokens(settings: OpenVlaOftSettings) -> None:
     if settings.head == "l1":
         raise UserError(
             f"{settings.checkpoint} has an L1 head (action_head--*.pt): its tokens are untrained, so it "
-            "cannot be sampled from; clone it to tokens with python -m gipo_vla.sft first, or take a checkpoint "
-            "trained on discrete tokens"
+            "cannot be sampled from; clone it to tokens with python -m gipo_vla.sft first, or take a "
+            "checkpoint trained on discrete tokens"
         )
 
 
