@@ -40,6 +40,7 @@ from gipo_vla.replay.segment import OBSERVATION_PREFIX, Arrays, SegmentLayout, l
 from gipo_vla.rollout.actor import Actor, EpisodeRecord
 from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.rollout.task_sampler import TaskSampler
 from gipo_vla.telemetry.metrics import mean_of
 
 RECENT_EPISODES = 100
@@ -196,8 +197,9 @@ class Pipeline:
         )
         self.replay_rng = generator(config.seed, Role.REPLAY, self.rank)
         envs = rollout.workers * rollout.envs_per_worker
+        self.tasks = TaskSampler(plans.spec.tasks, rollout.task_sampling, rollout.task_sampling_floor)
         self.episodes = TrainingEpisodes(
-            plans.spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger
+            plans.spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger, self.tasks
         )
         self.pool = WorkerPool(
             config.env,
@@ -399,11 +401,8 @@ class Pipeline:
             "rollout/dropped_segments": totals[4],
             "learner/skipped_total": self.learner.skipped,
         }
-        names = self.plans.spec.tasks
-        if len(names) > 1:
-            for index, name in enumerate(names):
-                own = [record.success_once for record in self.recent if record.task == index]
-                row[f"task/{name}/success_once_recent"] = _mean(own)
+        self.tasks.observe((record.task, record.success_once) for record in episodes)
+        row |= self.tasks.metrics()
         merged = mean_of(updates)
         skipped = merged.pop("learner/skipped", 0.0)
         return row | {"learner/skipped": round(skipped * len(updates))} | merged

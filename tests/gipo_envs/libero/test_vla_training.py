@@ -64,6 +64,7 @@ TWO_RANKS = (
     "env.task=[0,1]",
     "env.step_limit=32",
     "rollout.workers=1",
+    "rollout.task_sampling=success",
     "checkpoint.every_iterations=1",
 )
 
