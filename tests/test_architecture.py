@@ -19,7 +19,7 @@ ROOMS = (
     ("train", "sft", "evaluate", "sweep", "report", "export", "doctor", "benchmark", "demo", "__main__"),
     ("session", "startup"),  # what train.py is made of
     ("studies", "reporting", "sweeping"),
-    ("pipeline", "assembly"),
+    ("pipeline", "assembly", "memory"),
     ("imitation",),
     ("evaluation",),
     ("checkpoint",),

@@ -12,7 +12,16 @@ import yaml
 from matplotlib.figure import Figure
 
 from gipo_envs.errors import UserError
-from gipo_vla.reporting import curve_figures, curves, results, snapshot_figures, style, summary, table
+from gipo_vla.reporting import (
+    curve_figures,
+    curves,
+    results,
+    snapshot_figures,
+    style,
+    summary,
+    table,
+    task_figures,
+)
 from gipo_vla.reporting.comparison import Comparison, compare
 from gipo_vla.reporting.page import Image, Page, Section, render
 from gipo_vla.reporting.runs import read_runs
@@ -222,8 +231,13 @@ def _per_task(comparison: Comparison, parts: _Parts, layout: Layout) -> Section:
     made = parts.table(results.success_per_task(comparison))
     if len(comparison.tasks) < 2:  # the headline has said it
         return Section("")
-    figure = snapshot_figures.success_per_task(comparison, layout)
-    return Section("Success per task", images=parts.image("success_per_task", figure, ""), folded=made)
+    images = [
+        *parts.image("success_per_task", snapshot_figures.success_per_task(comparison, layout), ""),
+        *parts.image(
+            "task_curves", task_figures.success_of_each_task(comparison, layout), "Training episodes."
+        ),
+    ]
+    return Section("Success per task", images=images, folded=made)
 
 
 def _staleness(comparison: Comparison, parts: _Parts, layout: Layout, made: curve_figures.Curves) -> Section:
