@@ -65,6 +65,7 @@ class Run(Protocol):
     iteration: int
     env_steps: int
     updates_done: list[dict[str, float]]
+    numerical_floor: dict[str, float] | None
     recent: deque[EpisodeRecord]
     policy: Policy
     behaviour: Policy
@@ -151,6 +152,7 @@ def _run_values(run: Run) -> dict[str, Any]:
         "iteration": run.iteration,
         "env_steps": run.env_steps,
         "updates_done": run.updates_done,
+        "numerical_floor": run.numerical_floor,
         "recent": [asdict(record) for record in run.recent],
         "tasks": run.tasks.state(),
         "world_size": group.world_size(),
@@ -229,6 +231,7 @@ def load(folder: Path, run: Run) -> Loaded:
         behaviour[name].copy_(tensor)
     run.iteration, run.env_steps = values["iteration"], values["env_steps"]
     run.updates_done = values["updates_done"]
+    run.numerical_floor = values["numerical_floor"]
     run.recent.extend(EpisodeRecord(**record) for record in values["recent"])
     run.tasks.load_state(values["tasks"])
     before = (values["world_size"], values["environments_per_rank"])

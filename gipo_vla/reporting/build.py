@@ -33,6 +33,11 @@ INTERVALS = (
     "seed there is none, and with three they are known to be too narrow."
 )
 
+FLOOR = (
+    "Dotted: the numerical floor, which is the 99th percentile of |log ρ| between acting and training with "
+    "the same weights; nothing at or below it is staleness"
+)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -242,6 +247,8 @@ def _per_task(comparison: Comparison, parts: _Parts, layout: Layout) -> Section:
 
 def _staleness(comparison: Comparison, parts: _Parts, layout: Layout, made: curve_figures.Curves) -> Section:
     single = comparison.single
+    known = summary.numerical_floor(comparison.runs)
+    floor = "" if known is None else f"{FLOOR} ({known:.0e})."
     return Section(
         "Staleness",
         "ρ is the ratio of the learner's probability of a token to that of the policy that acted. New "
@@ -250,14 +257,16 @@ def _staleness(comparison: Comparison, parts: _Parts, layout: Layout, made: curv
         "second half of training; greatest lags are the greatest there.",
         [
             *parts.image(
-                "staleness", curve_figures.staleness_curves(comparison, layout, made), "Over training."
+                "staleness",
+                curve_figures.staleness_curves(comparison, layout, made),
+                f"Over training. {floor}",
             ),
             *parts.image(
                 "effective_sample_size",
                 snapshot_figures.effective_sample_size(comparison, layout),
                 "How far the policy has moved since old samples were drawn, against what they still count "
                 "for. A dot is an iteration of the second half of training, a large marker the median. "
-                "Dashed: the 0.5 from which data count as stale.",
+                f"Dashed: the 0.5 from which data count as stale. {floor}",
             ),
             *parts.image(
                 "fractions_by_age",
