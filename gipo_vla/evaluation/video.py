@@ -25,7 +25,7 @@ def write(path: Path, pool: WorkerPool, results: Sequence[EpisodeResult]) -> Non
     policies need not see images for that. The pool is left in the last episode: borrow it.
     """
     spec = pool.spec
-    every = max(1, round(spec.frames_per_second / spec.action_repeat / FRAMES_PER_SECOND))
+    every = frame_step(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     with imageio.get_writer(
         path, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=16, ffmpeg_log_level="error"
@@ -33,9 +33,18 @@ def write(path: Path, pool: WorkerPool, results: Sequence[EpisodeResult]) -> Non
         for number, result in enumerate(results):
             frames = pool.film(result.plan, np.concatenate(result.actions), HEIGHT, WIDTH, every)
             caption = _caption(spec, number, result)
-            # Hold the last frame for half a second, so that the eye can follow.
-            for frame in frames + [frames[-1]] * (FRAMES_PER_SECOND // 2):
-                writer.append_data(_captioned(frame, caption))
+            for frame in held(frames):
+                writer.append_data(captioned(frame, caption))
+
+
+def frame_step(spec: EnvironmentSpec) -> int:
+    """Actions between two frames of a video in real time."""
+    return max(1, round(spec.frames_per_second / spec.action_repeat / FRAMES_PER_SECOND))
+
+
+def held(frames: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Frames with the last one for half a second more, so that the eye can follow."""
+    return frames + [frames[-1]] * (FRAMES_PER_SECOND // 2)
 
 
 def _caption(spec: EnvironmentSpec, number: int, result: EpisodeResult) -> str:
@@ -43,7 +52,8 @@ def _caption(spec: EnvironmentSpec, number: int, result: EpisodeResult) -> str:
     return f"{spec.tasks[result.plan.task]}  held-out state {number}  {outcome}"
 
 
-def _captioned(frame: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
+def captioned(frame: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
+    """A copy with one line of text in a bar on top."""
     picture = Image.fromarray(frame)
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 0, picture.width, 16), fill=(0, 0, 0))

@@ -73,7 +73,7 @@ def write_report(folders: Sequence[Path], destination: Path | None = None) -> Re
     try:
         parts.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(style.SETTINGS):
-            page = _page(comparison, parts)
+            page = _page(comparison, parts, folders[0] / "videos" if alone else None)
         _replace(page_path, render(page))
     except OSError as error:
         raise UserError(
@@ -111,13 +111,14 @@ class _Parts:
         return [made]
 
 
-def _page(comparison: Comparison, folder: Path) -> Page:
+def _page(comparison: Comparison, folder: Path, videos: Path | None) -> Page:
     parts = _Parts(folder)
     layout = style.layout(comparison)
     made = curves.aggregate(comparison)
     parts.table(curves.table(made))
     sections = [
         _results(comparison, parts, layout),
+        _videos(videos),
         _learning(comparison, parts, layout, made),
         _sigma_capacity(comparison, parts),
         _per_task(comparison, parts, layout),
@@ -139,7 +140,7 @@ def _page(comparison: Comparison, folder: Path) -> Page:
 
 
 def _holds(section: Section) -> bool:
-    return bool(section.images or section.tables or section.folded or section.verbatim)
+    return bool(section.images or section.links or section.tables or section.folded or section.verbatim)
 
 
 def _title(comparison: Comparison) -> str:
@@ -200,6 +201,20 @@ def _results(comparison: Comparison, parts: _Parts, layout: Layout) -> Section:
         parts.image("scores", snapshot_figures.scores(comparison, layout), ""),
         tables=[results.readable(comparison)],
         folded=[*headline, *pairs],
+    )
+
+
+def _videos(folder: Path | None) -> Section:
+    """What a run's own page shows of its videos: the contact sheet, and where they are."""
+    found = sorted(folder.glob("*.mp4")) if folder is not None else []
+    if folder is None or not found:
+        return Section("")
+    sheet = folder / "before_and_after.png"
+    caption = "A row is one held-out initial state: left the policy as it started, right the trained one."
+    return Section(
+        "Before and after" if sheet.exists() else "Videos",
+        images=[Image(sheet, caption)] if sheet.exists() else [],
+        links=[f"{folder.name}/{path.name}" for path in found],
     )
 
 
