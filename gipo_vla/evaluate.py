@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gipo_envs import gl
+from gipo_envs import gl, needs_opengl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
 from gipo_vla.assembly import build_policy, environment_spec
@@ -73,7 +73,7 @@ def evaluate(settings: AnyRun, checkpoint: Path | None, video_path: Path | None 
         UserError: settings, checkpoint and machine do not go together.
     """
     spec = environment_spec(settings)
-    if video_path or "images" in spec.observation:
+    if video_path or needs_opengl(settings.env):
         gl.choose()
     device = choose_device(settings.learner.device)
     torch.set_num_threads(settings.learner.threads)
@@ -109,7 +109,8 @@ def evaluate(settings: AnyRun, checkpoint: Path | None, video_path: Path | None 
                 policy, pool, plans, device, rollout.temperature, mode == "greedy", generator
             )
         if video_path:
-            video.write(video_path, pool, results[settings.eval.mode][: settings.eval.video_episodes])
+            shown = results[settings.eval.mode][: settings.eval.video_episodes]
+            video.write(video_path, video.Projector(pool), shown)
     return summary.evaluation_json(spec, settings.eval.mode, results)
 
 

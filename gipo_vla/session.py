@@ -327,9 +327,10 @@ class Session:
         pool, folder = self.pipeline.pool, self.folder.videos
         kept = folder / before_and_after.BEFORE_FILE
         with pool.borrowed(lambda plan: plan):
-            video.write(folder / "evaluation.mp4", pool, results[: self.settings.eval.video_episodes])
+            projector = video.Projector(pool)
+            video.write(folder / "evaluation.mp4", projector, results[: self.settings.eval.video_episodes])
             if kept.exists():  # not if the run began without videos
-                before_and_after.write(folder, pool, before_and_after.load(kept), results)
+                before_and_after.write(folder, projector, before_and_after.load(kept), results)
         return True
 
 

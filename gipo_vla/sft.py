@@ -21,7 +21,7 @@ from typing import IO
 
 import torch
 
-from gipo_envs import EnvironmentSpec, gl
+from gipo_envs import EnvironmentSpec, gl, needs_opengl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
 from gipo_vla.assembly import build_policy, environment_spec
@@ -112,7 +112,7 @@ def clone(settings: SftConfig) -> Path:
 
 def _clone(settings: SftConfig, device: torch.device) -> Path:
     spec = environment_spec(settings)
-    if "images" in spec.observation:
+    if needs_opengl(settings.env):
         gl.choose()
     memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
     refuse_what_cannot_fit(settings, memory, limits)  # before weights are read or demonstrations recorded

@@ -20,7 +20,7 @@ from typing import IO
 
 import torch
 
-from gipo_envs import gl
+from gipo_envs import gl, needs_opengl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
 from gipo_vla.checkpoint.resume import Start, resolve
@@ -83,7 +83,7 @@ def _train(start: Start, device: torch.device) -> Path:
         _say(f"{start.folder.path} is finished: nothing to do")
         return start.folder.path
     spec = environment_spec(settings)
-    if "images" in spec.observation:
+    if needs_opengl(settings.env):
         gl.choose()
     memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
     refuse_what_cannot_fit(settings, memory, limits)  # before weights are read or workers started

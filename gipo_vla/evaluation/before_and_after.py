@@ -20,15 +20,16 @@ from PIL import Image
 
 from gipo_envs import EnvironmentSpec
 from gipo_vla.evaluation.episodes import EpisodeResult
-from gipo_vla.evaluation.video import FRAMES_PER_SECOND, HEIGHT, WIDTH, captioned, frame_step, held
+from gipo_vla.evaluation.video import FRAMES_PER_SECOND, HEIGHT, Projector, captioned
 from gipo_vla.rollout.episodes import EpisodePlan, evaluation_plans
-from gipo_vla.rollout.pool import WorkerPool
 
 BEFORE_FILE = "before.npz"
 VIDEO_FILE = "before_and_after.mp4"
 SHEET_FILE = "before_and_after.png"
 SHEET_FRAMES = 4
 """Of each of the two episodes of a row of the contact sheet, evenly spread in time."""
+
+DIVIDER = np.full((HEIGHT, 16, 3), 255, np.uint8)
 
 
 def chosen_plans(spec: EnvironmentSpec, episodes: int, episodes_per_task: int) -> list[EpisodePlan]:
@@ -63,12 +64,10 @@ def load(path: Path) -> list[EpisodeResult]:
 
 
 def write(
-    folder: Path, pool: WorkerPool, before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]
+    folder: Path, projector: Projector, before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]
 ) -> list[Path]:
     """A video, and a contact sheet of it: left the episodes of ``before``, right those of ``after`` with the
     same plans. Returns the files; none if no plan is in both.
-
-    The pool is left in the last episode: borrow it.
     """
     trained = {result.plan: result for result in after}
     pairs = [(own, trained[own.plan]) for own in before if own.plan in trained]
@@ -80,8 +79,8 @@ def write(
         video, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=16, ffmpeg_log_level="error"
     ) as writer:
         for pair in pairs:
-            sides = [_frames(pool, result, when) for result, when in zip(pair, ("before", "after"))]
-            rows.append(np.hstack([frame for side in sides for frame in _spread(side)]))
+            sides = [_captioned(projector, result, when) for result, when in zip(pair, ("before", "after"))]
+            rows.append(np.hstack([*_spread(sides[0]), DIVIDER, *_spread(sides[1])]))
             # The shorter episode waits at its last frame for the other.
             length = max(map(len, sides))
             for left, right in zip(*(side + [side[-1]] * (length - len(side)) for side in sides)):
@@ -91,14 +90,10 @@ def write(
     return [video, sheet]
 
 
-def _frames(pool: WorkerPool, result: EpisodeResult, when: str) -> list[NDArray[np.uint8]]:
-    """An episode's frames with their caption, the last one held."""
-    spec = pool.spec
-    actions = np.concatenate(result.actions)
-    frames = pool.film(result.plan, actions, HEIGHT, WIDTH, frame_step(spec))
+def _captioned(projector: Projector, result: EpisodeResult, when: str) -> list[NDArray[np.uint8]]:
     outcome = "success" if result.success_once else "no success"
-    caption = f"{when}: {outcome}    {spec.tasks[result.plan.task]}"
-    return [captioned(frame, caption) for frame in held(frames)]
+    caption = f"{when}: {outcome}    {projector.pool.spec.tasks[result.plan.task]}"
+    return [captioned(frame, caption) for frame in projector.frames(result)]
 
 
 def _spread(frames: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:

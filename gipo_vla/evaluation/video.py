@@ -18,33 +18,40 @@ HEIGHT, WIDTH = 288, 384
 FRAMES_PER_SECOND = 20
 
 
-def write(path: Path, pool: WorkerPool, results: Sequence[EpisodeResult]) -> None:
-    """Write an MP4 of some episodes one after the other, each with a caption.
+class Projector:
+    """Shows episodes again: simulators are deterministic, so replaying (task, initial state, seed, actions)
+    gives the pictures of what happened, which policies need not have seen.
 
-    Simulators are deterministic, so replaying (task, initial state, seed, actions) shows what happened;
-    policies need not see images for that. The pool is left in the last episode: borrow it.
+    An episode is drawn once, however many videos it is in. The pool is left in the last episode: borrow it.
     """
-    spec = pool.spec
-    every = frame_step(spec)
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self.pool = pool
+        self._shown: dict[int, tuple[EpisodeResult, list[NDArray[np.uint8]]]] = {}
+
+    def frames(self, result: EpisodeResult) -> list[NDArray[np.uint8]]:
+        """(HEIGHT, WIDTH, 3) each, in real time at FRAMES_PER_SECOND, the last one held for half a second so
+        that the eye can follow."""
+        if id(result) not in self._shown:
+            spec = self.pool.spec
+            every = max(1, round(spec.frames_per_second / spec.action_repeat / FRAMES_PER_SECOND))
+            actions = np.concatenate(result.actions)
+            frames = self.pool.film(result.plan, actions, HEIGHT, WIDTH, every)
+            self._shown[id(result)] = result, frames + [frames[-1]] * (FRAMES_PER_SECOND // 2)
+        return self._shown[id(result)][1]
+
+
+def write(path: Path, projector: Projector, results: Sequence[EpisodeResult]) -> None:
+    """Write an MP4 of some episodes one after the other, each with a caption."""
+    spec = projector.pool.spec
     path.parent.mkdir(parents=True, exist_ok=True)
     with imageio.get_writer(
         path, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=16, ffmpeg_log_level="error"
     ) as writer:
         for number, result in enumerate(results):
-            frames = pool.film(result.plan, np.concatenate(result.actions), HEIGHT, WIDTH, every)
             caption = _caption(spec, number, result)
-            for frame in held(frames):
+            for frame in projector.frames(result):
                 writer.append_data(captioned(frame, caption))
-
-
-def frame_step(spec: EnvironmentSpec) -> int:
-    """Actions between two frames of a video in real time."""
-    return max(1, round(spec.frames_per_second / spec.action_repeat / FRAMES_PER_SECOND))
-
-
-def held(frames: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    """Frames with the last one for half a second more, so that the eye can follow."""
-    return frames + [frames[-1]] * (FRAMES_PER_SECOND // 2)
 
 
 def _caption(spec: EnvironmentSpec, number: int, result: EpisodeResult) -> str:

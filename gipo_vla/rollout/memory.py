@@ -30,6 +30,7 @@ class WorkerCost:
 
 COSTS = {
     "point_reach": WorkerCost(20_000_000, 0, 0),
+    "recorded": WorkerCost(40_000_000, 0, 0),  # the recording itself is shared
     "metaworld": WorkerCost(130_000_000, 30_000_000, 80_000_000),
     "libero": WorkerCost(700_000_000, 150_000_000, 260_000_000, tasks_kept=10),
 }

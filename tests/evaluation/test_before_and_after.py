@@ -66,7 +66,7 @@ def test_a_run_ends_with_the_video_also_after_a_continuation(
     with imageio.get_reader(filmed / "videos" / before_and_after.VIDEO_FILE) as video:
         assert video.get_meta_data()["size"] == (2 * WIDTH, HEIGHT)
     with Image.open(filmed / "videos" / before_and_after.SHEET_FILE) as sheet:
-        frames = 2 * before_and_after.SHEET_FRAMES
-        assert sheet.size == (frames * WIDTH // 2, 3 * HEIGHT // 2)
+        width = 2 * before_and_after.SHEET_FRAMES * WIDTH + before_and_after.DIVIDER.shape[1]
+        assert sheet.size == (width // 2, 3 * HEIGHT // 2)
     page = (filmed / "report.html").read_text()
     assert "Before and after" in page and 'href="videos/before_and_after.mp4"' in page
