@@ -234,10 +234,11 @@ def problem(config: AnyRun, memory: RankMemory, limits: Limits) -> str | None:
     needed = memory.host * limits.ranks
     if needed > limits.host:
         ranks = f"{limits.ranks} ranks need" if limits.ranks > 1 else "the run needs"
+        process = "policy and process" if memory.on_host and memory.policy else "process"
         return (
             f"{ranks} {_gib(needed)} of host memory and there are {_gib(limits.host)} (a rank: replay "
-            f"{_gib(memory.replay)}, batches {_gib(memory.batches)}, workers {_gib(memory.workers)}, process "
-            f"{_gib(memory.host - memory.replay - memory.batches - memory.workers)}): "
+            f"{_gib(memory.replay)}, batches {_gib(memory.batches)}, workers {_gib(memory.workers)}, "
+            f"{process} {_gib(memory.host - memory.replay - memory.batches - memory.workers)}): "
             f"{_for_the_host(config, memory)}"
         )
     return None

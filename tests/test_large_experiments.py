@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from gipo_envs import recorded
 from gipo_vla import config
+from gipo_vla.checkpoint.resume import resolve
 from gipo_vla.config import Config
 from gipo_vla.imitation import origins
 from gipo_vla.imitation import settings as sft_settings
 from gipo_vla.memory import GIB, Limits, plan_rank, problem
 from gipo_vla.pipeline import environment_spec, plan
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
+from gipo_vla.telemetry.metrics import read_json_lines
+from gipo_vla.train import train
 
 CUDA = torch.device("cuda")
 H200 = 139 * GIB
@@ -103,3 +109,43 @@ def test_mt10_starts_from_what_its_cloning_leaves() -> None:
     for ranks, limits in ((8, NODE), (1, ONE)):
         need = plan_rank(cloning, environment_spec(cloning), CUDA, ranks)
         assert problem(cloning, need, limits) is None
+
+
+SMALL = (
+    *("policy.checkpoint=null", "policy.random_weights=true"),
+    *("policy.architecture.hidden=32", "policy.architecture.intermediate=64", "policy.architecture.layers=2"),
+    *("policy.architecture.heads=4", "policy.architecture.key_value_heads=4"),
+    *("policy.architecture.vocabulary=1088", "policy.architecture.prompt_end=767"),
+    *("policy.architecture.dino={width: 32, depth: 2, heads: 4, mlp: 64}",),
+    *("policy.architecture.siglip={width: 32, depth: 2, heads: 4, mlp: 64}",),
+    *("policy.lora.rank=4", "policy.value.width=32", "policy.value.heads=4"),
+    *("rollout.workers=1", "rollout.envs_per_worker=4", "rollout.env_steps=256", "env.step_limit=64"),
+    *("replay.capacity=256", "learner.updates=2", "learner.batch_segments=4", "learner.value_only_updates=1"),
+    *("learner.device=cpu", "iterations=2", "eval.episodes_per_task=1", "eval.video=false"),
+    *("telemetry.wandb=off", "telemetry.report=false"),
+)
+"""The same experiment with a network, a batch and a simulation that a CPU can afford."""
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "experiment, extra",
+    [
+        ("libero_spatial_oft7b_1gpu", ("policy.unnorm_key=null",)),
+        ("metaworld_mt10_oft7b_1gpu", ("init_from=null",)),
+    ],
+)
+def test_it_trains_from_random_weights_on_recorded_observations(
+    experiment: str, extra: tuple[str, ...], tmp_path: Path
+) -> None:
+    spec = environment_spec(load(experiment))
+    images = np.random.default_rng(0).integers(0, 256, (4, 1, 224, 224, 3), dtype=np.uint8)
+    recorded.write(tmp_path / "recording", spec, {"images": images})
+    elsewhere = ("env=recorded", "env.task=all", f"env.assets={tmp_path / 'recording'}")
+    folder = train(
+        resolve([f"experiment={experiment}", *elsewhere, *SMALL, *extra, f"run_dir={tmp_path / 'run'}"])
+    )
+    rows = read_json_lines(folder / "metrics.jsonl")
+    assert [row["updates"] for row in rows] == [2, 4]
+    assert rows[-1]["gradient_norm/policy"] > 0
+    assert rows[-1]["staleness/numerical_floor_max"] <= 1e-4
