@@ -34,7 +34,13 @@ def policy_and_observations(overrides: tuple[str, ...], batch: int) -> tuple[Pol
         shape = (batch, *array.shape)
         values = rng.integers(0, 256, shape) if array.dtype == "uint8" else rng.random(shape)
         observations[name] = torch.from_numpy((values if name != "task" else 0 * values).astype(array.dtype))
-    return build_policy(settings, spec, CPU), observations
+    policy = build_policy(settings, spec, CPU)
+    assert isinstance(policy, torch.nn.Module)
+    with torch.no_grad():  # a policy from nothing is nearly uniform, and constants agree with anything
+        for name, parameter in policy.named_parameters():
+            if "action_head" in name:
+                parameter.mul_(30)
+    return policy, observations
 
 
 @pytest.mark.parametrize("overrides", [(), VLA], ids=["mlp", "vla"])
@@ -44,6 +50,9 @@ def test_float32_agrees_within_1e_4(overrides: tuple[str, ...], batch: int, micr
     floor = log_ratio_floor(policy, observations, micro_batch, 1.6)
     assert floor.shape == (batch * policy.chunk * policy.action_dims,)
     assert float(floor.max()) <= 1e-4
+    assert log_ratio_floor(policy, observations, batch, 1.6).max() == 0, "the same batch, the same numbers"
+    decision = policy.act(observations, 1.6, torch.Generator().manual_seed(0))
+    assert decision.log_probs.std() > 0.1
     metrics = floor_metrics(floor)
     assert 0 <= metrics["mean"] <= metrics["p99"] <= metrics["p999"] <= metrics["max"]
 
