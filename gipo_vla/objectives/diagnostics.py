@@ -15,6 +15,7 @@ and micro-batches together:
     staleness/damped_fraction         share of tokens with u < 1e-3, the zeros included
     staleness/gradient_share_old      sum of |u A| over the old tokens / over all; 0 where nothing pulls
     staleness/lag_mean, lag_p95, lag_max   lag of a token, in the unit it was given in
+    staleness/lag_p10, _p20, ..., _p90     its deciles: a histogram of equal shares
     staleness/fraction_new, _old      share of tokens in the two subsets
 
 p95_abs_log_ratio, approximate_kl, weight_mean, effective_sample_size, zero_fraction and damped_fraction
@@ -22,6 +23,9 @@ also exist with ``_new`` and ``_old`` at the end, for two subsets by lag:
 
     new    lag <= the smallest lag that at least a tenth of the tokens do not exceed
     old    lag >= the largest lag that at least half of the tokens reach
+
+zero_fraction, damped_fraction, p95_abs_log_ratio and lag_mean also exist with ``_age1`` (the youngest fifth
+by lag) to ``_age5`` (the oldest); a fifth that ties leave empty has none.
 
 Tied lags are never torn apart, so a subset may hold more than its tenth or half (``fraction_new`` and
 ``fraction_old`` say how much) and is never empty. When all lags are equal, both subsets are the whole
@@ -38,6 +42,7 @@ Shape suffixes: N transitions, K steps of a chunk, D action dimensions, T tokens
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -51,6 +56,9 @@ DAMPED_BELOW = 1e-3
 NEW_QUANTILE = 0.1
 OLD_SHARE = 0.5
 LOG_RATIO_QUANTILES = (0.01, 0.05, 0.50, 0.95, 0.99)
+LAG_DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+AGES = 5
+AGE_METRICS = ("zero_fraction", "damped_fraction", "p95_abs_log_ratio")
 
 Vector = NDArray[np.float64]
 
@@ -110,6 +118,7 @@ def staleness_metrics(packed: Tensor) -> dict[str, float]:
     new_until, lag_p95, lag_max = quantiles(lag, (NEW_QUANTILE, 0.95, 1.0))
     old_from = -quantiles(-lag, (OLD_SHARE,))[0]
     new, old = lag <= new_until, lag >= old_from
+    deciles = quantiles(lag, LAG_DECILES)
     pull = np.abs(coefficient * advantage)
     total_pull = float(pull.sum())
 
@@ -128,7 +137,22 @@ def staleness_metrics(packed: Tensor) -> dict[str, float]:
         "fraction_new": float(new.mean()),
         "fraction_old": float(old.mean()),
     }
+    metrics |= {f"lag_p{round(100 * q)}": value for q, value in zip(LAG_DECILES, deciles)}
+    metrics |= _metrics_by_age(log_ratio, coefficient, lag, (-math.inf, *deciles[1::2], math.inf))
     return {f"staleness/{name}": value for name, value in metrics.items()}
+
+
+def _metrics_by_age(
+    log_ratio: Vector, coefficient: Vector, lag: Vector, edges: tuple[float, ...]
+) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for age, (above, until) in enumerate(pairwise(edges), start=1):
+        own = (above < lag) & (lag <= until)
+        if own.any():
+            subset = _subset_metrics(log_ratio[own], coefficient[own], f"_age{age}")
+            metrics |= {f"{name}_age{age}": subset[f"{name}_age{age}"] for name in AGE_METRICS}
+            metrics[f"lag_mean_age{age}"] = float(lag[own].mean())
+    return metrics
 
 
 def quantiles(values: Vector, levels: tuple[float, ...]) -> list[float]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from gipo_envs.errors import UserError
 from gipo_vla.reporting import (
+    age_figures,
     curve_figures,
     curves,
     results,
@@ -191,7 +192,10 @@ def _results(comparison: Comparison, parts: _Parts, layout: Layout) -> Section:
             "Success with 95 % Wilson intervals over episodes.",
             tables=parts.table(results.evaluation(comparison.runs[0])) or headline,
         )
-    pairs = parts.table(results.differences(comparison))
+    pairs = [
+        *parts.table(results.differences(comparison)),
+        *parts.table(results.capacity_differences(comparison)),
+    ]
     return Section(
         "Results",
         f"{_score_text(comparison)} IQM is the interquartile mean over tasks and seeds. {INTERVALS} "
@@ -285,8 +289,14 @@ def _staleness(comparison: Comparison, parts: _Parts, layout: Layout, made: curv
             ),
             *parts.image(
                 "fractions_by_age",
-                snapshot_figures.fractions_by_age(comparison),
-                "Samples that teach nothing (clipped, or underflowed), and those damped below a thousandth.",
+                age_figures.fractions_by_age(comparison, layout),
+                "Samples that teach nothing (clipped, or underflowed), and those damped below a thousandth: "
+                "for each fifth of an update's samples, from the youngest to the oldest.",
+            ),
+            *parts.image(
+                "lag_histogram",
+                age_figures.lag_histogram(comparison, layout),
+                "How old the samples of an update are; every step holds a tenth of them.",
             ),
             *parts.image(
                 "lag",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,7 +13,7 @@ import numpy as np
 from gipo_vla.reporting import summary
 from gipo_vla.reporting.grouping import Configuration, group
 from gipo_vla.reporting.runs import Run, Value
-from gipo_vla.reporting.statistics import Array, Estimate, estimate, mean_difference
+from gipo_vla.reporting.statistics import Array, Difference, Estimate, estimate, mean_difference
 from gipo_vla.reporting.summary import Score, Source
 
 
@@ -117,13 +117,27 @@ def score_estimate(
     return estimate(list(strata.values())) if strata else None
 
 
-def paired_difference(first: Configuration, second: Configuration, source: Source) -> Estimate | None:
+def paired_difference(first: Configuration, second: Configuration, source: Source) -> Difference | None:
     """Mean of (first - second) over the tasks and seeds that both have; None where they share none."""
-    ours, theirs = (_by_replicate(one, source) for one in (first, second))
-    shared = sorted(ours.keys() & theirs.keys(), key=lambda key: (key[0], str(key[1])))
+    return _mean_contrast({1: (first,), -1: (second,)}, source)
+
+
+def difference_of_differences(
+    first: tuple[Configuration, Configuration],
+    second: tuple[Configuration, Configuration],
+    source: Source,
+) -> Difference | None:
+    """Mean of (a - b) of the first pair minus (a - b) of the second, over what all four share."""
+    return _mean_contrast({1: (first[0], second[1]), -1: (first[1], second[0])}, source)
+
+
+def _mean_contrast(signed: Mapping[int, Sequence[Configuration]], source: Source) -> Difference | None:
+    terms = [(sign, _by_replicate(one, source)) for sign, own in signed.items() for one in own]
+    shared = set.intersection(*(set(scores) for _, scores in terms))
+    ordered = sorted(shared, key=lambda key: (key[0], str(key[1])))
     strata = [
-        np.array([ours[key] - theirs[key] for key in keys])
-        for _, keys in groupby(shared, key=lambda key: key[0])
+        np.array([sum(sign * scores[key] for sign, scores in terms) for key in keys])
+        for _, keys in groupby(ordered, key=lambda key: key[0])
     ]
     return mean_difference(strata) if strata else None
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from gipo_vla.objectives.diagnostics import AGES
 from gipo_vla.reporting import summary
-from gipo_vla.reporting.comparison import Comparison, paired_difference, score_estimate, score_strata
+from gipo_vla.reporting.comparison import (
+    Comparison,
+    difference_of_differences,
+    paired_difference,
+    score_estimate,
+    score_strata,
+)
 from gipo_vla.reporting.grouping import CAPACITY, SIGMA, Configuration, label, show
 from gipo_vla.reporting.runs import Run
-from gipo_vla.reporting.statistics import Estimate, estimate
+from gipo_vla.reporting.statistics import Difference, Estimate, estimate
 from gipo_vla.reporting.summary import mean_over, settled_mean, task_scores
 from gipo_vla.reporting.table import Cell, Table
 
@@ -172,7 +179,7 @@ def evaluation(run: Run) -> Table | None:
 
 
 def age(comparison: Comparison) -> Table:
-    """What the objective made of new, all and old samples."""
+    """What the objective made of new, all and old samples, and of each fifth by age."""
     names = (
         "p95_abs_log_ratio",
         "effective_sample_size",
@@ -182,9 +189,18 @@ def age(comparison: Comparison) -> Table:
     rows: list[list[Cell]] = [
         [one.label, subset, *[mean_over(one.runs, f"staleness/{name}{suffix}") for name in names]]
         for one in comparison.configurations
-        for subset, suffix in (("new", "_new"), ("all", ""), ("old", "_old"))
+        for subset, suffix in SUBSETS.items()
     ]
     return Table("staleness_by_age", "Staleness by age", ("configuration", "samples", *names), rows)
+
+
+SUBSETS = {
+    "new": "_new",
+    "all": "",
+    "old": "_old",
+    **{f"fifth {age}": f"_age{age}" for age in range(1, AGES + 1)},
+}
+"""Name in tables -> end of the metrics' names."""
 
 
 def lag(comparison: Comparison) -> Table:
@@ -218,9 +234,42 @@ def differences(comparison: Comparison) -> Table | None:
     for first, second in combinations(comparison.configurations, 2):
         result = paired_difference(first, second, comparison.source)
         if result:
-            rows.append([first.label, second.label, result.count, *_cells(result)])
-    columns = ("configuration", "minus", "pairs", "mean_difference", "low_95", "high_95")
+            rows.append([first.label, second.label, *_difference_cells(result)])
+    columns = ("configuration", "minus", *DIFFERENCE_COLUMNS)
     return Table("paired_differences", "Paired differences of success", columns, rows) if rows else None
+
+
+DIFFERENCE_COLUMNS = ("pairs", "mean_difference", "low_95", "high_95", "deviation", "smallest_effect")
+
+
+def _difference_cells(result: Difference) -> list[Cell]:
+    return [result.estimate.count, *_cells(result.estimate), result.deviation, result.smallest_effect]
+
+
+def capacity_differences(comparison: Comparison) -> Table | None:
+    """What the replay's capacity, and with it the staleness, does to the difference of two objectives.
+
+    Whatever else was set for an objective at a capacity (its learning rate) goes with it; None unless both
+    were varied, with one configuration for each objective and capacity.
+    """
+    objectives: dict[str, dict[int, Configuration]] = {}
+    for one in comparison.configurations:
+        own = {key: value for key, value in one.values.items() if key.startswith("objective.")}
+        by_capacity = objectives.setdefault(label(own, comparison.factors), {})
+        if CAPACITY not in one.values or int(one.values[CAPACITY] or 0) in by_capacity:
+            return None
+        by_capacity[int(one.values[CAPACITY] or 0)] = one
+    rows: list[list[Cell]] = []
+    for (first, ours), (second, theirs) in combinations(objectives.items(), 2):
+        for small, large in combinations(sorted(ours.keys() & theirs.keys()), 2):
+            result = difference_of_differences(
+                (ours[large], theirs[large]), (ours[small], theirs[small]), comparison.source
+            )
+            if result:
+                rows.append([first, second, large, small, *_difference_cells(result)])
+    columns = ("objective", "minus", "at_capacity", "minus_at_capacity", *DIFFERENCE_COLUMNS)
+    title = "Differences between objectives: large capacity minus small"
+    return Table("capacity_differences", title, columns, rows) if rows else None
 
 
 # ------------------------------------------------------------------------------------- sigma x capacity

@@ -176,38 +176,6 @@ def effective_sample_size(comparison: Comparison, layout: Layout) -> Figure | No
     return figure
 
 
-def fractions_by_age(comparison: Comparison) -> Figure | None:
-    """Share of new and of old samples that count for nothing, or for next to nothing."""
-    metrics = (
-        ("zero_fraction", "zero: coefficient exactly 0"),
-        ("damped_fraction", "damped: coefficient below 0.001"),
-    )
-    subsets = (("_old", "old half", "#D55E00", "s"), ("_new", "new tenth", "#56B4E9", "o"))
-    labels = [one.label for one in comparison.configurations]
-    figure, grid = axes_grid(1, 2, width=3.8, height=1.2 + 0.24 * len(labels), sharey=True, sharex=True)
-    drawn = False
-    for axes, (metric, title) in zip(grid[0], metrics):
-        for place, one in enumerate(comparison.configurations):
-            values = [summary.mean_over(one.runs, f"staleness/{metric}{suffix}") for suffix, *_ in subsets]
-            if None in values:
-                continue
-            drawn = True
-            axes.plot(values, [place, place], color="#bbbbbb", linewidth=2, zorder=1)
-            for value, (_, name, colour, marker) in zip(values, subsets):
-                axes.plot(
-                    value, place, marker, color=colour, markersize=6, label=name if place == 0 else None
-                )
-        axes.set_title(title)
-        name_rows(axes, labels)
-        axes.set_xlabel("share of tokens")
-    if not drawn:
-        return None
-    # Shares may be tiny everywhere; an axis to 1 would hide the difference, one to 1e-6 would invent one.
-    grid[0, 0].set_xlim(-0.01, max(0.1, min(1.03, 1.1 * max(axes.get_xlim()[1] for axes in grid[0]))))
-    legend(figure, [grid[0, 0]])
-    return figure
-
-
 def lag(comparison: Comparison) -> Figure | None:
     """Mean, 95th percentile and greatest lag of the samples of each configuration."""
     labels = [one.label for one in comparison.configurations]

@@ -25,6 +25,7 @@ Statistic = Callable[..., Any]
 TRIMMED = 0.25
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+POWER = 0.80
 SEED = 0
 """Of the bootstrap: the same runs give the same bytes."""
 
@@ -96,9 +97,29 @@ def estimate_curve(
     return CurveEstimate(value, np.asarray(interval.low), np.asarray(interval.high), len(together))
 
 
-def mean_difference(strata: Sequence[Array]) -> Estimate:
-    """Mean of paired differences (same task, same seed), pairs resampled within each task."""
-    return estimate(strata, np.mean)
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences (same task, same seed)."""
+
+    estimate: Estimate
+    """Pairs resampled within each task."""
+    deviation: float | None
+    """Sample standard deviation of the pairs; None for one pair."""
+    smallest_effect: float | None
+    """The mean difference that so many pairs would have shown: by a two-sided t-test at 5 %, with a power of
+    80 %. None for one pair."""
+
+
+def mean_difference(strata: Sequence[Array]) -> Difference:
+    """Of the paired differences of each task."""
+    pairs = np.concatenate(strata)
+    count = len(pairs)
+    result = estimate(strata, np.mean)
+    if count < 2:
+        return Difference(result, None, None)
+    deviation = float(pairs.std(ddof=1))
+    quantiles = stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], count - 1)
+    return Difference(result, deviation, float(quantiles.sum() * deviation / np.sqrt(count)))
 
 
 def _trimmed_mean(scores: Array, axis: int) -> Array:

@@ -74,6 +74,12 @@ def test_values_by_hand() -> None:
     assert metrics["lag_max"] == 9
     assert metrics["fraction_new"] == pytest.approx(0.1)
     assert metrics["fraction_old"] == pytest.approx(0.5)
+    # Fifths: lags 0 1, 2 3, 4 5, 6 7, 8 9.
+    assert [metrics[f"lag_p{q}"] for q in range(10, 100, 10)] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert [metrics[f"lag_mean_age{age}"] for age in range(1, 6)] == [0.5, 2.5, 4.5, 6.5, 8.5]
+    assert [metrics[f"zero_fraction_age{age}"] for age in range(1, 6)] == [0, 0, 0, 0, 0.5]
+    assert [metrics[f"damped_fraction_age{age}"] for age in range(1, 6)] == [0, 0, 0, 0, 1]
+    assert metrics["p95_abs_log_ratio_age2"] == pytest.approx(0.3)
 
 
 def test_metric_names_are_the_documented_ones() -> None:
@@ -81,6 +87,12 @@ def test_metric_names_are_the_documented_ones() -> None:
     base += ["zero_fraction", "damped_fraction"]
     expected = {f"{name}{suffix}" for name in base for suffix in ("", "_new", "_old")}
     expected |= {f"log_ratio_p{q}" for q in ("01", "05", "50", "95", "99")}
+    expected |= {f"lag_p{q}" for q in range(10, 100, 10)}
+    expected |= {
+        f"{name}_age{age}"
+        for name in ("zero_fraction", "damped_fraction", "p95_abs_log_ratio", "lag_mean")
+        for age in range(1, 6)
+    }
     expected |= {"gradient_share_old", "lag_mean", "lag_p95", "lag_max", "fraction_new", "fraction_old"}
     assert set(staleness_metrics(example())) == {f"staleness/{name}" for name in expected}
 
@@ -91,6 +103,8 @@ def test_tied_lags_stay_together() -> None:
     metrics = staleness_metrics(pack([0.0] * 10, [1.0] * 10, [1.0] * 10, lags))
     assert metrics["staleness/fraction_new"] == pytest.approx(0.3)
     assert metrics["staleness/fraction_old"] == pytest.approx(0.7)
+    # Fifths end at lags 0, 1, 1, 1: two of them are empty.
+    assert [age for age in range(1, 6) if f"staleness/lag_mean_age{age}" in metrics] == [1, 2, 5]
 
 
 def test_equal_lags_make_both_subsets_the_whole() -> None:

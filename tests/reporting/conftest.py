@@ -79,6 +79,15 @@ def metrics(
                 f"staleness/zero_fraction{suffix}": 0.01 * factor,
                 f"staleness/damped_fraction{suffix}": 0.1 * factor,
             }
+        mean_lag = row["staleness/lag_mean"]
+        row |= {f"staleness/lag_p{10 * decile}": mean_lag * decile / 5 for decile in range(1, 10)}
+        for age in range(1, 6):
+            row |= {
+                f"staleness/lag_mean_age{age}": mean_lag * (2 * age - 1) / 5,
+                f"staleness/zero_fraction_age{age}": 0.004 * age,
+                f"staleness/damped_fraction_age{age}": 0.04 * age,
+                f"staleness/p95_abs_log_ratio_age{age}": spread * (0.5 + 0.2 * age),
+            }
         row |= {f"task/{task}/success_once_recent": reached for task in tasks}
         rows.append(row)
     return rows

@@ -90,8 +90,32 @@ def test_paired_difference_is_over_shared_tasks_and_seeds(tmp_path: Path, make_r
     first, second = comparison.configurations
     assert "configurations differ in the tasks or seeds" in comparison.remarks[0]
     result = paired_difference(first, second, comparison.source)
-    assert result is not None and result.count == 2
-    assert (result.value, result.low, result.high) == pytest.approx((0.3, 0.2, 0.4))
+    assert result is not None and result.estimate.count == 2
+    assert (result.estimate.value, result.estimate.low, result.estimate.high) == pytest.approx(
+        (0.3, 0.2, 0.4)
+    )
+    assert result.deviation == pytest.approx(0.2 / 2**0.5)
+
+
+def test_what_the_capacity_does_to_a_difference(tmp_path: Path, make_run: Maker) -> None:
+    """Each objective has its own learning rate at each capacity, which goes with it."""
+    scores = {("gipo", 20000): 0.9, ("ppo", 20000): 0.4, ("gipo", 1000): 0.8, ("ppo", 1000): 0.7}
+    for (objective, capacity), success in scores.items():
+        for seed in (0, 1):
+            changes = {"replay.capacity": capacity, "env.reward_scale": success}
+            own = success + (0.1 * seed if (objective, capacity) == ("gipo", 20000) else 0.0)
+            make_run(
+                tmp_path / f"{objective}{capacity}-{seed}", objective, seed=seed, success=own, changes=changes
+            )
+    comparison = read(tmp_path)
+    table = results.capacity_differences(comparison)
+    assert table is not None and len(table.rows) == 1
+    row = dict(zip(table.columns, table.rows[0]))
+    assert (row["objective"], row["at_capacity"], row["minus_at_capacity"]) == ("gipo", 20000, 1000)
+    # (.9 - .4) - (.8 - .7) for one seed, .1 more for the other.
+    assert (row["pairs"], row["mean_difference"]) == (2, pytest.approx(0.45))
+    make_run(tmp_path / "more", "ppo", seed=0, changes={"replay.capacity": 1000, "env.reward_scale": 9.0})
+    assert results.capacity_differences(read(tmp_path)) is None  # which of ppo's two at 1000?
 
 
 def test_sigma_by_capacity_has_a_row_for_objectives_without_sigma(tmp_path: Path, make_run: Maker) -> None:

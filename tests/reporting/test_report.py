@@ -23,6 +23,7 @@ from gipo_vla.reporting.table import Table, to_html, write_csv
 Maker = Callable[..., Path]
 
 SWEEP_FILES = {
+    "capacity_differences.csv",
     "configurations.csv",
     "curves.csv",
     "lag.csv",
@@ -35,6 +36,7 @@ SWEEP_FILES = {
     "fractions_by_age.png",
     "health.png",
     "lag.png",
+    "lag_histogram.png",
     "learning_curves.png",
     "scores.png",
     "sigma_capacity.png",
@@ -84,7 +86,7 @@ def test_report_of_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert regimes["ppo, capacity 1,000"] == "not stale" and regimes["ppo, capacity 20,000"] == "stale"
     assert {path.name for path in (sweep / "report").iterdir()} == SWEEP_FILES
     page = (sweep / "report" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 9
+    assert page.count("data:image/png;base64,") == 10
     # Stands alone, and says nothing of the machine that it was made on.
     assert not re.search(r"<script|<link|https?://|src=\"(?!data:)|url\(", page)
     assert str(sweep.parent) not in page

@@ -54,4 +54,15 @@ def test_curves_are_estimated_point_by_point() -> None:
 
 def test_mean_difference_is_a_plain_mean() -> None:
     result = mean_difference([np.array([0.0, 0.0, 0.0, 1.0])])
-    assert result.value == pytest.approx(0.25)
+    assert result.estimate.value == pytest.approx(0.25)
+    assert result.deviation == pytest.approx(0.5)
+
+
+def test_smallest_effect_of_nine_pairs() -> None:
+    """t(0.975, 8) = 2.306 and t(0.80, 8) = 0.889, from a table; nine pairs of deviation 1."""
+    pairs = np.array([-1.0] * 4 + [0.0] + [1.0] * 4)
+    result = mean_difference([pairs])
+    assert result.deviation == 1
+    assert result.smallest_effect == pytest.approx((2.306 + 0.889) / 3, abs=1e-3)
+    alone = mean_difference([np.array([0.5])])
+    assert (alone.deviation, alone.smallest_effect) == (None, None)

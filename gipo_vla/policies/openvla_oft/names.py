@@ -107,30 +107,60 @@ def _add_patches(layout: Layout, name: str, native: str, width: int) -> None:
     _add(layout, f"{name}.bias", (width,), f"{native}.bias")
 
 
+@dataclass(frozen=True)
+class BlockNames:
+    """What transformers calls the parts of a tower's block."""
+
+    layers: str
+    norm: str
+    attention: str
+    output: str
+    layer_scale: str | None = None
+
+
+DINO_BLOCKS = BlockNames("vision.dino.encoder.layer", "norm", "attention", "o_proj", "layer_scale")
+SIGLIP_BLOCKS = BlockNames("vision.siglip.encoder.layers", "layer_norm", "self_attn", "out_proj")
+
+
+def _add_blocks(layout: Layout, published: str, native: BlockNames, tower: TowerSettings) -> None:
+    for index in range(tower.depth):
+        # Features are read from the second-to-last block: what comes after it is dead.
+        live = index < tower.live_depth
+        _add_block(layout, f"{published}.blocks.{index}", f"{native.layers}.{index}", native, tower, live)
+
+
+def _add_block(
+    layout: Layout, block: str, layer: str, native: BlockNames, tower: TowerSettings, live: bool
+) -> None:
+    width = tower.width
+
+    def place(*names: str) -> tuple[str, ...]:
+        return tuple(f"{layer}.{name}" for name in names) if live else ()
+
+    def add_scale(number: int) -> None:
+        if native.layer_scale is not None:
+            own = place(f"{native.layer_scale}{number}.lambda1")
+            name = f"{block}.ls{number}"
+            _add(layout, f"{name}.scale_factor", (width,), *own, aliases=(f"{name}.gamma",))
+
+    _add_norm(layout, f"{block}.norm1", place(f"{native.norm}1"), width)
+    qkv = place(*(f"{native.attention}.{letter}_proj" for letter in "qkv"))
+    _add_linear(layout, f"{block}.attn.qkv", qkv, width, 3 * width)
+    _add_linear(layout, f"{block}.attn.proj", place(f"{native.attention}.{native.output}"), width, width)
+    add_scale(1)
+    _add_norm(layout, f"{block}.norm2", place(f"{native.norm}2"), width)
+    _add_linear(layout, f"{block}.mlp.fc1", place("mlp.fc1"), width, tower.mlp)
+    _add_linear(layout, f"{block}.mlp.fc2", place("mlp.fc2"), tower.mlp, width)
+    add_scale(2)
+
+
 def _add_dino(layout: Layout, tower: TowerSettings, patches: int) -> None:
     width, native = tower.width, "vision.dino.embeddings"
     _add(layout, f"{DINO}.cls_token", (1, 1, width), f"{native}.cls_token")
     _add(layout, f"{DINO}.reg_token", (1, REGISTER_TOKENS, width), f"{native}.register_tokens")
     _add(layout, f"{DINO}.pos_embed", (1, patches, width), f"{native}.position_embeddings")
     _add_patches(layout, f"{DINO}.patch_embed.proj", f"{native}.projection", width)
-    for index in range(tower.depth):
-        block = f"{DINO}.blocks.{index}"
-        live = index < tower.live_depth
-        layer = f"vision.dino.encoder.layer.{index}"
-
-        def place(*names: str, live: bool = live, layer: str = layer) -> tuple[str, ...]:
-            return tuple(f"{layer}.{name}" for name in names) if live else ()
-
-        _add_norm(layout, f"{block}.norm1", place("norm1"), width)
-        qkv = place("attention.q_proj", "attention.k_proj", "attention.v_proj")
-        _add_linear(layout, f"{block}.attn.qkv", qkv, width, 3 * width)
-        _add_linear(layout, f"{block}.attn.proj", place("attention.o_proj"), width, width)
-        scale1, scale2 = place("layer_scale1.lambda1"), place("layer_scale2.lambda1")
-        _add(layout, f"{block}.ls1.scale_factor", (width,), *scale1, aliases=(f"{block}.ls1.gamma",))
-        _add_norm(layout, f"{block}.norm2", place("norm2"), width)
-        _add_linear(layout, f"{block}.mlp.fc1", place("mlp.fc1"), width, tower.mlp)
-        _add_linear(layout, f"{block}.mlp.fc2", place("mlp.fc2"), tower.mlp, width)
-        _add(layout, f"{block}.ls2.scale_factor", (width,), *scale2, aliases=(f"{block}.ls2.gamma",))
+    _add_blocks(layout, DINO, DINO_BLOCKS, tower)
     _add_norm(layout, f"{DINO}.norm", (), width)
 
 
@@ -140,21 +170,7 @@ def _add_siglip(layout: Layout, tower: TowerSettings, patches: int) -> None:
         (1, patches, width), (f"{native}.position_embedding.weight",), leading_axis=True
     )
     _add_patches(layout, f"{SIGLIP}.patch_embed.proj", f"{native}.patch_embedding", width)
-    for index in range(tower.depth):
-        block = f"{SIGLIP}.blocks.{index}"
-        live = index < tower.live_depth
-        layer = f"vision.siglip.encoder.layers.{index}"
-
-        def place(*names: str, live: bool = live, layer: str = layer) -> tuple[str, ...]:
-            return tuple(f"{layer}.{name}" for name in names) if live else ()
-
-        _add_norm(layout, f"{block}.norm1", place("layer_norm1"), width)
-        qkv = place("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        _add_linear(layout, f"{block}.attn.qkv", qkv, width, 3 * width)
-        _add_linear(layout, f"{block}.attn.proj", place("self_attn.out_proj"), width, width)
-        _add_norm(layout, f"{block}.norm2", place("layer_norm2"), width)
-        _add_linear(layout, f"{block}.mlp.fc1", place("mlp.fc1"), width, tower.mlp)
-        _add_linear(layout, f"{block}.mlp.fc2", place("mlp.fc2"), tower.mlp, width)
+    _add_blocks(layout, SIGLIP, SIGLIP_BLOCKS, tower)
     _add_norm(layout, f"{SIGLIP}.norm", (), width)
     pool = f"{SIGLIP}.attn_pool"
     _add(layout, f"{pool}.latent", (1, 1, width))
