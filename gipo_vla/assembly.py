@@ -24,6 +24,7 @@ def build_policy(
     device: torch.device,
     stored: Path | None = None,
     statistics: Mapping[str, Any] | None = None,
+    reinforced: bool = False,
 ) -> Policy:
     """The configured policy, the same on every rank: with the weights of ``init_from``, else with initial
     weights that depend on the seed alone.
@@ -32,6 +33,7 @@ def build_policy(
         stored: the checkpoint whose weights the caller is about to load, or the folder of this run's
             checkpoints; then nothing is taken from ``init_from``, which may be gone by now.
         statistics: of the demonstrations that the policy is about to be cloned from.
+        reinforced: its actions are to be sampled and reinforced; a checkpoint that cannot act so is refused.
 
     Raises:
         UserError: settings, environment and what ``init_from`` names do not go together.
@@ -49,6 +51,7 @@ def build_policy(
             config.learner.precision,
             cloning=config.init_from is not None or isinstance(config, SftConfig),
             statistics=statistics,
+            reinforced=reinforced,
         )
     if origin is not None:
         origins.load(policy, origin, config)

@@ -1,13 +1,19 @@
-"""Measure this installation: ``python -m gipo_vla.benchmark rollout|policy [overrides]``.
+"""Measure this installation: ``python -m gipo_vla.benchmark rollout|policy|training|record [overrides]``.
 
     rollout     env steps a second of the worker pool, alone and with policy, segmenting and replay, beside
                 the simulator's own step in as many processes; as ratios within one run. env=libero_spatial:
                 beside LIBERO's own environment with cameras drawn once a chunk, and naively in every step
                 (repeats=5 seconds=3: so many rounds of the measurements in turn, so many seconds each)
     policy      a vision-language-action network: decisions a second of act, samples a second of evaluate and
-                backward, peak memory beside the plan, share of the device's matrix peak
+                backward, peak memory beside the plan, share of the device's matrix peak, and the numerical
+                floor of |log rho| in float32 and bfloat16
                 (act_batch=16 micro_batch=8 seconds=3; policy=openvla_oft_7b policy.random_weights=true needs
                 no checkpoint)
+    training    whole iterations of a run, also under torchrun: samples a second of the learner alone and end
+                to end, env steps a second, the copy to the behaviour twin, memory beside the plan (rounds=3
+                iterations)
+    record      observations of an environment under random actions, for env=recorded env.assets=FOLDER on a
+                machine without its simulator (out=FOLDER frames=128)
 
 Prints a table for people and one line of JSON on stdout.
 """
@@ -18,7 +24,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +34,9 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from gipo_envs.errors import UserError, nearest
-from gipo_vla import cli, config
+from gipo_vla import cli, config, training_benchmark
 from gipo_vla.config import Config
-from gipo_vla.distributed.group import choose_device
+from gipo_vla.distributed.group import choose_device, rank
 from gipo_vla.pipeline import build_policy, environment_spec, plan
 from gipo_vla.policies.base import Policy
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
@@ -49,12 +56,15 @@ def main(arguments: Sequence[str]) -> int:
     benchmarks: dict[str, Callable[[Config, Options], dict[str, Any]]] = {
         "rollout": rollout,
         "policy": policy,
+        "training": training,
+        "record": record,
     }
     names = [text for text in overrides if "=" not in text]
     if len(names) != 1 or names[0] not in benchmarks:
         given = names[0] if names else ""
         raise UserError(f"which benchmark? {given!r} is none; {nearest(given, benchmarks)}")
-    own, rest = {}, []
+    own: dict[str, str] = {}
+    rest = []
     for text in overrides:
         key, separator, value = text.partition("=")
         if key in (field.name for field in fields(Options)):
@@ -62,10 +72,12 @@ def main(arguments: Sequence[str]) -> int:
         elif separator:
             rest.append(text)
     try:
-        options = Options(**{key: float(value) for key, value in own.items()})
+        options = Options(out=own.pop("out", ""), **{key: float(value) for key, value in own.items()})
     except ValueError:
         raise UserError(f"{', '.join(own)} are numbers, not {', '.join(own.values())}") from None
-    print(json.dumps(benchmarks[names[0]](_settings(rest), options)))
+    result = benchmarks[names[0]](_settings(rest), options)
+    if rank() == 0:
+        print(json.dumps(result))
     return 0
 
 
@@ -97,6 +109,26 @@ class Options:
     """Observations in one call of act."""
     micro_batch: float = 8
     """Samples in one forward and backward."""
+    rounds: float = 3
+    """Iterations."""
+    frames: float = 128
+    out: str = ""
+    """Folder of a recording."""
+
+
+def training(settings: Config, options: Options) -> dict[str, Any]:
+    """See ``gipo_vla.training_benchmark``."""
+    figures = training_benchmark.benchmark_training(settings, int(options.rounds))
+    if rank() == 0:
+        training_benchmark.print_figures(figures)
+    return {"benchmark": "training", **asdict(figures)}
+
+
+def record(settings: Config, options: Options) -> dict[str, Any]:
+    """See ``gipo_vla.training_benchmark.record``."""
+    if not options.out:
+        raise UserError("out is missing: give out=FOLDER for the recording")
+    return training_benchmark.record(settings, Path(options.out), int(options.frames))
 
 
 def policy(settings: Config, options: Options) -> dict[str, Any]:
@@ -105,22 +137,25 @@ def policy(settings: Config, options: Options) -> dict[str, Any]:
         raise UserError(
             "benchmark policy measures vision-language-action networks: add policy=openvla_oft_tiny"
         )
-    from gipo_vla.policies.openvla_oft.benchmark import benchmark_policy
+    from gipo_vla.policies.openvla_oft.benchmark import benchmark_policy, numerical_floor
 
     torch.set_num_threads(settings.learner.threads)
     device = choose_device(settings.learner.device)
     spec = environment_spec(settings)
-    figures = benchmark_policy(
-        settings.policy,
-        device=device,
-        dtype=network_dtype(settings.learner.precision, device),
-        act_batch=int(options.act_batch),
-        micro_batch=int(options.micro_batch),
-        seconds=options.seconds,
-        temperature=settings.rollout.temperature,
-        action_size=spec.action_size,
-        proprio_size=8 if settings.policy.proprio else None,
-    )
+    measured: dict[str, Any] = {
+        "device": device,
+        "act_batch": int(options.act_batch),
+        "micro_batch": int(options.micro_batch),
+        "temperature": settings.rollout.temperature,
+        "action_size": spec.action_size,
+        "proprio_size": 8 if settings.policy.proprio else None,
+    }
+    dtype = network_dtype(settings.learner.precision, device)
+    figures = benchmark_policy(settings.policy, dtype=dtype, seconds=options.seconds, **measured)
+    # One model after the other: two of seven billion parameters need not fit.
+    other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
+    floors = {str(other).removeprefix("torch."): numerical_floor(settings.policy, dtype=other, **measured)}
+    figures = replace(figures, numerical_floor=figures.numerical_floor | floors)
     result = {"benchmark": "policy", **asdict(figures)}
     table = Table(title=f"policy: {figures.parameters:,} parameters, {figures.dtype} on {figures.device}")
     for name in ("", "", "share of the matrix peak"):
@@ -140,11 +175,13 @@ def policy(settings: Config, options: Options) -> dict[str, Any]:
         f"{figures.peak_memory_bytes / 2**30:.2f} GiB, planned {figures.planned_memory_bytes / 2**30:.2f}",
         "",
     )
-    table.add_row(
-        "act and evaluate differ",
-        f"mean |log rho| {figures.log_ratio_mean:.1e}, max {figures.log_ratio_max:.1e}",
-        "",
-    )
+    for name, floor in sorted(figures.numerical_floor.items()):
+        table.add_row(
+            f"act and evaluate differ, {name}",
+            f"|log rho| mean {floor['mean']:.1e}, p99 {floor['p99']:.1e}, p99.9 {floor['p999']:.1e}, "
+            f"max {floor['max']:.1e}",
+            "",
+        )
     console.print(table)
     return result
 

@@ -85,6 +85,11 @@ class RolloutSettings:
     """Spread the ends of the first episodes, so that resets do not all fall into the same vector step."""
     group_size: Positive = 1
     """Episodes that share one task and initial state, for group-relative credits (8 is usual there)."""
+    task_sampling: Literal["uniform", "success"] = "uniform"
+    """How the task of an episode is drawn. success: hard tasks more often, by the failures of each one's last
+    episodes (the formula is in ``rollout/task_sampler.py``)."""
+    task_sampling_floor: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """task_sampling=success: share of the draws that is spread evenly, so that no task is forgotten."""
     worker_timeout_s: PositiveFloat = 120.0
     """A worker that answers nothing for this long counts as hung, and is replaced."""
     max_worker_faults: NonNegative = 10

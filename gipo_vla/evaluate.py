@@ -3,10 +3,15 @@
     python -m gipo_vla.evaluate checkpoint=runs/my-run
     python -m gipo_vla.evaluate checkpoint=runs/my-run eval.episodes_per_task=150 video=trained.mp4
     python -m gipo_vla.evaluate checkpoint=runs/my-run env.task=reach-v3 out=reach.json
+    python -m gipo_vla.evaluate experiment=... policy.checkpoint=FOLDER     a published OpenVLA-OFT checkpoint
 
 ``checkpoint`` is a run folder of train or sft (its newest usable checkpoint is taken) or one checkpoint's
-folder. The settings are those of the run; any of them can be overridden. Initial states are held out from
-training and the same for every policy. Prints a table, and one line of JSON (evaluation.json's) on stdout.
+folder. The settings are those of the run; any of them can be overridden. Without it, what is evaluated is
+``policy.checkpoint``, or ``init_from``, as an experiment or the command line names it: where a training run
+would start. Initial states are held out from training and the same for every policy. Prints a table, and one
+line of JSON (evaluation.json's) on stdout.
+
+A policy with a continuous head is evaluated greedily only: it has nothing to sample from.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gipo_envs import gl
+from gipo_envs import gl, needs_opengl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
 from gipo_vla.assembly import build_policy, environment_spec
@@ -41,11 +46,15 @@ def main(arguments: Sequence[str]) -> int:
     if overrides is None:
         return 0
     own = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in OWN_KEYS}
-    if not own.get("checkpoint"):
-        raise UserError("checkpoint is missing: give checkpoint=RUN_DIR")
     rest = [text for text in overrides if text.partition("=")[0] not in OWN_KEYS]
-    checkpoint = find_checkpoint(Path(own["checkpoint"]))
-    settings = config.override(read_run(checkpoint / "config.yaml"), rest)
+    settings: AnyRun
+    if own.get("checkpoint"):
+        checkpoint = find_checkpoint(Path(own["checkpoint"]))
+        settings = config.override(read_run(checkpoint / "config.yaml"), rest)
+    else:
+        checkpoint, settings = None, config.load("train", rest)
+        if getattr(settings.policy, "checkpoint", None) is None and settings.init_from is None:
+            raise UserError("checkpoint is missing: give checkpoint=RUN_DIR")
     evaluation = evaluate(settings, checkpoint, Path(own["video"]) if own.get("video") else None)
     console.print(summary.table(evaluation))
     if own.get("out"):
@@ -54,16 +63,32 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def evaluate(settings: AnyRun, checkpoint: Path, video_path: Path | None = None) -> dict[str, Any]:
-    """Both modes over the held-out initial states; the content of evaluation.json."""
+def evaluate(settings: AnyRun, checkpoint: Path | None, video_path: Path | None = None) -> dict[str, Any]:
+    """Both modes over the held-out initial states; the content of evaluation.json.
+
+    Args:
+        checkpoint: of a run; None: the policy that a run of these settings would start from.
+
+    Raises:
+        UserError: settings, checkpoint and machine do not go together.
+    """
     spec = environment_spec(settings)
-    if video_path or "images" in spec.observation:
+    if video_path or needs_opengl(settings.env):
         gl.choose()
     device = choose_device(settings.learner.device)
     torch.set_num_threads(settings.learner.threads)
     policy = build_policy(settings, spec, device, stored=checkpoint)
     assert isinstance(policy, nn.Module)
-    load_policy(policy, checkpoint)
+    if checkpoint is not None:
+        load_policy(policy, checkpoint)
+    modes: tuple[str, ...] = ("greedy", "sampled")
+    if getattr(policy, "head", "tokens") == "l1":
+        modes = ("greedy",)
+        if settings.eval.mode not in modes:
+            raise UserError(
+                f"eval.mode is {settings.eval.mode}, but a continuous head has nothing to sample from: "
+                "set it to greedy"
+            )
     plans = evaluation_plans(spec, settings.eval.episodes_per_task)
     rollout = settings.rollout
     results = {}
@@ -77,14 +102,15 @@ def evaluate(settings: AnyRun, checkpoint: Path, video_path: Path | None = None)
         rollout.worker_timeout_s,
     ) as pool:
         pool.begin([plans[0]] * pool.envs)
-        for mode in ("greedy", "sampled"):
+        for mode in modes:
             generator = torch.Generator(device)
             generator.manual_seed(integer_seed(settings.seed, Role.EVALUATION, 0))
             results[mode] = play(
                 policy, pool, plans, device, rollout.temperature, mode == "greedy", generator
             )
         if video_path:
-            video.write(video_path, pool, results[settings.eval.mode][: settings.eval.video_episodes])
+            shown = results[settings.eval.mode][: settings.eval.video_episodes]
+            video.write(video_path, video.Projector(pool), shown)
     return summary.evaluation_json(spec, settings.eval.mode, results)
 
 

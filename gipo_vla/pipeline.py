@@ -33,6 +33,7 @@ from gipo_vla.distributed import group
 from gipo_vla.learner.learner import Learner
 from gipo_vla.policies.base import Policy, copy_trainable
 from gipo_vla.policies.normalization import moments
+from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
 from gipo_vla.replay import samplers
 from gipo_vla.replay.plan import MemoryPlan, StalenessPlan, memory_plan, staleness_plan
 from gipo_vla.replay.ring import SegmentRing
@@ -40,6 +41,7 @@ from gipo_vla.replay.segment import OBSERVATION_PREFIX, Arrays, SegmentLayout, l
 from gipo_vla.rollout.actor import Actor, EpisodeRecord
 from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.rollout.task_sampler import TaskSampler
 from gipo_vla.telemetry.metrics import mean_of
 
 RECENT_EPISODES = 100
@@ -166,6 +168,8 @@ class Pipeline:
         """Env steps over all ranks, at the end of the last iteration."""
         self.updates_done: list[dict[str, float]] = []
         """Metrics of the updates of the iteration under way; its length is the cursor in the schedule."""
+        self.numerical_floor: dict[str, float] | None = None
+        """Of |log rho|: measured once a run, see ``policies.numerical_floor``."""
         rollout = config.rollout
         self.policy: Policy = policy
         self.behaviour: Policy = policy.twin()
@@ -196,8 +200,9 @@ class Pipeline:
         )
         self.replay_rng = generator(config.seed, Role.REPLAY, self.rank)
         envs = rollout.workers * rollout.envs_per_worker
+        self.tasks = TaskSampler(plans.spec.tasks, rollout.task_sampling, rollout.task_sampling_floor)
         self.episodes = TrainingEpisodes(
-            plans.spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger
+            plans.spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger, self.tasks
         )
         self.pool = WorkerPool(
             config.env,
@@ -247,6 +252,8 @@ class Pipeline:
                 must answer alike). If true the iteration is left there and None returned; the next call,
                 also after a checkpoint, goes on with it.
         """
+        if self.numerical_floor is None:
+            self.numerical_floor = self._measure_floor()
         began = time.perf_counter()
         steps_before = self.actor.env_steps
         self.actor.iteration = self.iteration + 1
@@ -272,6 +279,14 @@ class Pipeline:
             "env_steps_per_second": env_steps / max(ended - began, 1e-9),
         }
         return metrics, timings
+
+    def _measure_floor(self) -> dict[str, float]:
+        """Of all ranks, on what their environments show now; changes nothing."""
+        config = self.config
+        size = config.learner.micro_batch_segments * config.replay.segment_length
+        observations = self.actor.present_observations()
+        own = log_ratio_floor(self.policy, observations, size, config.rollout.temperature)
+        return floor_metrics(torch.cat(group.gather(own.cpu())))
 
     def _collect_until_drawable(self, should_stop: Callable[[], bool]) -> bool:
         """Collect without training until every rank may draw a batch for each update to come; False if asked
@@ -399,11 +414,9 @@ class Pipeline:
             "rollout/dropped_segments": totals[4],
             "learner/skipped_total": self.learner.skipped,
         }
-        names = self.plans.spec.tasks
-        if len(names) > 1:
-            for index, name in enumerate(names):
-                own = [record.success_once for record in self.recent if record.task == index]
-                row[f"task/{name}/success_once_recent"] = _mean(own)
+        self.tasks.observe((record.task, record.success_once) for record in episodes)
+        row |= self.tasks.metrics()
+        row |= {f"staleness/numerical_floor_{k}": v for k, v in (self.numerical_floor or {}).items()}
         merged = mean_of(updates)
         skipped = merged.pop("learner/skipped", 0.0)
         return row | {"learner/skipped": round(skipped * len(updates))} | merged

@@ -27,11 +27,11 @@ from gipo_vla.cli import RunStoppedError
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.distributed.signals import StopRequest
-from gipo_vla.evaluation import summary, video
+from gipo_vla.evaluation import before_and_after, summary, video
 from gipo_vla.evaluation.episodes import EpisodeResult, play
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.reporting import write_run_report
-from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
+from gipo_vla.rollout.episodes import EpisodePlan, Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.faults import FaultWindow
 from gipo_vla.telemetry import plots, tracker
 from gipo_vla.telemetry.console import TrainingProgress, console
@@ -126,6 +126,8 @@ class Session:
             RunStoppedError: too many simulator workers failed; there is a checkpoint.
         """
         settings, pipeline = self.settings, self.pipeline
+        if pipeline.iteration == 0 and not pipeline.updates_done:
+            self._play_before()
         last = min(settings.iterations, settings.stop_after or settings.iterations)
         log_every = settings.telemetry.log_every
         with (
@@ -215,22 +217,34 @@ class Session:
 
     # ------------------------------------------------------------------------------------------ evaluation
 
+    def _play_before(self) -> None:
+        """Keep some episodes of the policy as it starts, for the video at the end."""
+        settings, pipeline = self.settings.eval, self.pipeline
+        if not (self.first and settings.video):
+            return
+        plans = before_and_after.chosen_plans(
+            pipeline.plans.spec, settings.video_episodes, settings.episodes_per_task
+        )
+        results = self._play_here(plans, settings.mode == "greedy")
+        before_and_after.save(self.folder.videos / before_and_after.BEFORE_FILE, results)
+
     def _play(self, episodes_per_task: int, greedy: bool) -> list[EpisodeResult]:
         """Held-out episodes, shared out over ranks; every rank gets all results."""
         pipeline = self.pipeline
         pipeline.actor.finish()
         plans = evaluation_plans(pipeline.plans.spec, episodes_per_task)
         own = plans[pipeline.rank :: pipeline.world]
-        generator = torch.Generator(pipeline.device)
-        generator.manual_seed(integer_seed(self.settings.seed, Role.EVALUATION, pipeline.rank))
-        results: list[EpisodeResult] = []
-        if own:
-            temperature = self.settings.rollout.temperature
-            results = play(
-                pipeline.policy, pipeline.pool, own, pipeline.device, temperature, greedy, generator
-            )
+        results = self._play_here(own, greedy) if own else []
         gathered = [result for part in group.gather(results) for result in part]
         return sorted(gathered, key=lambda result: (result.plan.task, result.plan.initial_state))
+
+    def _play_here(self, plans: Sequence[EpisodePlan], greedy: bool) -> list[EpisodeResult]:
+        """Episodes by this rank's workers."""
+        pipeline = self.pipeline
+        generator = torch.Generator(pipeline.device)
+        generator.manual_seed(integer_seed(self.settings.seed, Role.EVALUATION, pipeline.rank))
+        temperature = self.settings.rollout.temperature
+        return play(pipeline.policy, pipeline.pool, plans, pipeline.device, temperature, greedy, generator)
 
     def _evaluate_under_way(self) -> None:
         settings = self.settings.eval
@@ -303,17 +317,20 @@ class Session:
         )
 
     def _write_video(self, results: Sequence[EpisodeResult]) -> bool:
-        """A video of the first held-out states (by rank 0's workers); without OpenGL the reason instead."""
+        """Videos of held-out states (by rank 0's workers), also beside the policy as it started; without
+        OpenGL the reason instead."""
         try:
             gl.choose()
         except UserError as error:
             console.print(f"no video: {error}")
             return False
-        pool = self.pipeline.pool
+        pool, folder = self.pipeline.pool, self.folder.videos
+        kept = folder / before_and_after.BEFORE_FILE
         with pool.borrowed(lambda plan: plan):
-            video.write(
-                self.folder.videos / "evaluation.mp4", pool, results[: self.settings.eval.video_episodes]
-            )
+            projector = video.Projector(pool)
+            video.write(folder / "evaluation.mp4", projector, results[: self.settings.eval.video_episodes])
+            if kept.exists():  # not if the run began without videos
+                before_and_after.write(folder, projector, before_and_after.load(kept), results)
         return True
 
 

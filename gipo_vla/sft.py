@@ -21,7 +21,7 @@ from typing import IO
 
 import torch
 
-from gipo_envs import EnvironmentSpec, gl
+from gipo_envs import EnvironmentSpec, gl, needs_opengl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
 from gipo_vla.assembly import build_policy, environment_spec
@@ -37,6 +37,7 @@ from gipo_vla.imitation.examples import Examples
 from gipo_vla.imitation.session import CloningSession
 from gipo_vla.imitation.settings import SftConfig
 from gipo_vla.imitation.statistics import dataset_statistics
+from gipo_vla.memory import machine_limits, plan_rank, print_table, refuse_what_cannot_fit
 from gipo_vla.policies.base import Policy
 from gipo_vla.telemetry.console import settings_table
 
@@ -111,8 +112,10 @@ def clone(settings: SftConfig) -> Path:
 
 def _clone(settings: SftConfig, device: torch.device) -> Path:
     spec = environment_spec(settings)
-    if "images" in spec.observation:
+    if needs_opengl(settings.env):
         gl.choose()
+    memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
+    refuse_what_cannot_fit(settings, memory, limits)  # before weights are read or demonstrations recorded
     if getattr(settings.policy, "checkpoint", None) is None:
         # One from nothing is quickly built: tell what does not fit before anything is recorded.
         build_policy(settings, spec, device)
@@ -128,6 +131,7 @@ def _clone(settings: SftConfig, device: torch.device) -> Path:
         session = CloningSession(settings, folder, spec, policy, demonstrations, device, checkpoint)
         if group.rank() == 0:
             _print_plan(settings, spec, policy, demonstrations, session.examples, device)
+            print_table(memory, limits)
         if session.run():
             session.finish()
     return folder.path

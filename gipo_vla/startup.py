@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gipo_envs import gl
+from gipo_envs import gl, needs_opengl
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Plans
@@ -42,7 +42,7 @@ def print_plans(settings: Config, policy: Policy, plans: Plans, device: torch.de
         "expected lag": f"mean {lag.mean_lag_iterations:.1f} iterations ({lag.mean_lag_updates:.0f} "
         f"updates), greatest {lag.max_lag_iterations:.1f} ({lag.max_lag_updates:.0f}); every transition "
         f"is used {lag.samples_per_transition:.1f} times",
-        **({"rendering": "{}: {}".format(*gl.choose())} if "images" in spec.observation else {}),
+        **({"rendering": "{}: {}".format(*gl.choose())} if needs_opengl(settings.env) else {}),
         "run folder": str(settings.run_dir),
     }
     settings_table(f"gipo_vla  {settings.experiment}  seed {settings.seed}", list(rows.items()))

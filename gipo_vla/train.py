@@ -20,13 +20,14 @@ from typing import IO
 
 import torch
 
-from gipo_envs import gl
+from gipo_envs import gl, needs_opengl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
 from gipo_vla.checkpoint.resume import Start, resolve
 from gipo_vla.checkpoint.run_folder import RunFolder, create
 from gipo_vla.distributed import group
 from gipo_vla.distributed.signals import stop_with_launcher
+from gipo_vla.memory import machine_limits, plan_rank, print_table, refuse_what_cannot_fit
 from gipo_vla.pipeline import Pipeline, build_policy, environment_spec, plan
 from gipo_vla.session import Session, newest_checkpoint
 from gipo_vla.startup import print_plans
@@ -82,10 +83,12 @@ def _train(start: Start, device: torch.device) -> Path:
         _say(f"{start.folder.path} is finished: nothing to do")
         return start.folder.path
     spec = environment_spec(settings)
-    if "images" in spec.observation:
+    if needs_opengl(settings.env):
         gl.choose()
+    memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
+    refuse_what_cannot_fit(settings, memory, limits)  # before weights are read or workers started
     begun = start.folder if start.folder and start.folder.has_checkpoint() else None
-    policy = build_policy(settings, spec, device, begun.checkpoints if begun else None)
+    policy = build_policy(settings, spec, device, begun.checkpoints if begun else None, reinforced=True)
     plans = plan(settings, policy, spec, group.world_size())
     folder, lock = _open_folder(start)
     with lock:
@@ -93,6 +96,7 @@ def _train(start: Start, device: torch.device) -> Path:
         settings = replace(settings, run_dir=str(folder.path))
         if group.rank() == 0:
             print_plans(settings, policy, plans, device)
+            print_table(memory, limits)
         if start.folder:
             _say(f"going on from {checkpoint or 'the start: there is no checkpoint yet'}")
         for change in start.changes:

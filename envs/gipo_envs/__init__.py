@@ -11,7 +11,7 @@ from gipo_envs.protocol import (
     EnvironmentSpec,
     Observation,
 )
-from gipo_envs.registry import make, make_spec
+from gipo_envs.registry import make, make_spec, needs_opengl
 
 __all__ = [
     "EVALUATION_KEYS_START",
@@ -25,4 +25,5 @@ __all__ = [
     "UserError",
     "make",
     "make_spec",
+    "needs_opengl",
 ]

@@ -157,8 +157,8 @@ class EnvironmentSettings:
     """All that is needed to make an environment, in this process or in a worker."""
 
     family: str
-    """metaworld, point_reach, or a suite of LIBERO: libero_spatial, libero_object, libero_goal, libero_10,
-    libero_90."""
+    """metaworld, point_reach, recorded, or a suite of LIBERO: libero_spatial, libero_object, libero_goal,
+    libero_10, libero_90."""
     task: str | int | tuple[str | int, ...]
     """A task's name or number, several of them, or a group's name (Meta-World: MT10, MT50; LIBERO: all)."""
     observations: tuple[Literal["state", "proprio", "images"], ...] = ("state",)
@@ -172,6 +172,7 @@ class EnvironmentSettings:
     """Env steps; None: the family's own."""
     action_repeat: int = 1
     assets: str | None = None
-    """LIBERO's asset folder; None: the variable LIBERO_ASSETS, else hf-libero's own download."""
+    """LIBERO's asset folder (None: the variable LIBERO_ASSETS, else hf-libero's own download), or a
+    recording's."""
     train_on_evaluation_states: bool = False
     """Train on the very initial states that are evaluated, for comparison with papers that did."""

@@ -25,8 +25,11 @@ FAMILIES: dict[str, str] = {
     "libero_goal": "gipo_envs.libero",
     "libero_10": "gipo_envs.libero",
     "libero_90": "gipo_envs.libero",
+    "recorded": "gipo_envs.recorded",
 }
 """Family name -> dotted name of its module."""
+WITHOUT_OPENGL = frozenset({"point_reach", "recorded"})
+"""Families that make their images without it."""
 
 
 def _family_module(name: str) -> ModuleType:
@@ -43,6 +46,11 @@ def make_spec(settings: EnvironmentSettings) -> EnvironmentSpec:
     """
     spec: EnvironmentSpec = _family_module(settings.family).make_spec(settings)
     return spec
+
+
+def needs_opengl(settings: EnvironmentSettings) -> bool:
+    """Whether workers will draw images, so that OpenGL must be there."""
+    return "images" in settings.observations and settings.family not in WITHOUT_OPENGL
 
 
 def make(settings: EnvironmentSettings) -> Environment:

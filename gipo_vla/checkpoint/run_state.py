@@ -1,7 +1,7 @@
 """Everything a run needs to go on, to the bit: what is written and how it is read back.
 
     config.yaml              composed settings
-    run.json                 iteration, cursor in the schedule, counters, running statistics, wandb id
+    run.json                 iteration, cursor in the schedule, counters, running statistics, tasks, wandb id
     policy.safetensors       trainable tensors and normalisation statistics of the learner
     dataset_statistics.json  of the demonstrations, for policies that normalise by them
     behaviour.safetensors    trainable tensors of the behaviour policy (it may lag behind the learner)
@@ -50,7 +50,8 @@ from gipo_vla.policies.base import Policy
 from gipo_vla.replay.ring import SegmentRing, read
 from gipo_vla.replay.segment import Arrays, iterate, oldest_version
 from gipo_vla.rollout.actor import Actor, EpisodeRecord
-from gipo_vla.rollout.episodes import Role, generator, integer_seed
+from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
+from gipo_vla.rollout.task_sampler import TaskSampler
 
 if TYPE_CHECKING:
     from collections import deque
@@ -64,6 +65,7 @@ class Run(Protocol):
     iteration: int
     env_steps: int
     updates_done: list[dict[str, float]]
+    numerical_floor: dict[str, float] | None
     recent: deque[EpisodeRecord]
     policy: Policy
     behaviour: Policy
@@ -72,6 +74,8 @@ class Run(Protocol):
     actor: Actor
     replay: SegmentRing
     replay_rng: np.random.Generator
+    tasks: TaskSampler
+    episodes: TrainingEpisodes
 
 
 # ------------------------------------------------------------------------------------------------- saving
@@ -116,6 +120,7 @@ def begin(writer: CheckpointWriter, run: Run, extra: dict[str, Any]) -> None:
     arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
     plain, scorers = state_tree.split(run.credit.state_dict())
     values |= {"replay_rng": run.replay_rng.bit_generator.state, "credit": plain}
+    values["group_tasks"] = run.episodes.state()
     files[own + "rank.json"] = text_writer(json.dumps(values))
     files[own + "actor.safetensors"] = _arrays_writer(arrays)
     files[own + "random.safetensors"] = tensors_writer(_random_states(run.device))
@@ -147,7 +152,9 @@ def _run_values(run: Run) -> dict[str, Any]:
         "iteration": run.iteration,
         "env_steps": run.env_steps,
         "updates_done": run.updates_done,
+        "numerical_floor": run.numerical_floor,
         "recent": [asdict(record) for record in run.recent],
+        "tasks": run.tasks.state(),
         "world_size": group.world_size(),
         "environments_per_rank": run.actor.pool.envs,
         "learner": run.learner.counters(),
@@ -224,7 +231,9 @@ def load(folder: Path, run: Run) -> Loaded:
         behaviour[name].copy_(tensor)
     run.iteration, run.env_steps = values["iteration"], values["env_steps"]
     run.updates_done = values["updates_done"]
+    run.numerical_floor = values["numerical_floor"]
     run.recent.extend(EpisodeRecord(**record) for record in values["recent"])
+    run.tasks.load_state(values["tasks"])
     before = (values["world_size"], values["environments_per_rank"])
     if before == (group.world_size(), run.actor.pool.envs):
         _load_rank(folder, group.rank(), run)
@@ -238,6 +247,7 @@ def _load_rank(folder: Path, rank: int, run: Run) -> None:
     run.replay.load(own / "replay")
     run.replay_rng.bit_generator.state = values["replay_rng"]
     run.actor.load_state(load_arrays(own / "actor.safetensors"), values)
+    run.episodes.load_state(values["group_tasks"])
     _load_credit(own, values, run)
     states = load_file(own / "random.safetensors")
     torch.set_rng_state(states["cpu"])

@@ -18,24 +18,40 @@ HEIGHT, WIDTH = 288, 384
 FRAMES_PER_SECOND = 20
 
 
-def write(path: Path, pool: WorkerPool, results: Sequence[EpisodeResult]) -> None:
-    """Write an MP4 of some episodes one after the other, each with a caption.
+class Projector:
+    """Shows episodes again: simulators are deterministic, so replaying (task, initial state, seed, actions)
+    gives the pictures of what happened, which policies need not have seen.
 
-    Simulators are deterministic, so replaying (task, initial state, seed, actions) shows what happened;
-    policies need not see images for that. The pool is left in the last episode: borrow it.
+    An episode is drawn once, however many videos it is in. The pool is left in the last episode: borrow it.
     """
-    spec = pool.spec
-    every = max(1, round(spec.frames_per_second / spec.action_repeat / FRAMES_PER_SECOND))
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self.pool = pool
+        self._shown: dict[int, tuple[EpisodeResult, list[NDArray[np.uint8]]]] = {}
+
+    def frames(self, result: EpisodeResult) -> list[NDArray[np.uint8]]:
+        """(HEIGHT, WIDTH, 3) each, in real time at FRAMES_PER_SECOND, the last one held for half a second so
+        that the eye can follow."""
+        if id(result) not in self._shown:
+            spec = self.pool.spec
+            every = max(1, round(spec.frames_per_second / spec.action_repeat / FRAMES_PER_SECOND))
+            actions = np.concatenate(result.actions)
+            frames = self.pool.film(result.plan, actions, HEIGHT, WIDTH, every)
+            self._shown[id(result)] = result, frames + [frames[-1]] * (FRAMES_PER_SECOND // 2)
+        return self._shown[id(result)][1]
+
+
+def write(path: Path, projector: Projector, results: Sequence[EpisodeResult]) -> None:
+    """Write an MP4 of some episodes one after the other, each with a caption."""
+    spec = projector.pool.spec
     path.parent.mkdir(parents=True, exist_ok=True)
     with imageio.get_writer(
         path, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=16, ffmpeg_log_level="error"
     ) as writer:
         for number, result in enumerate(results):
-            frames = pool.film(result.plan, np.concatenate(result.actions), HEIGHT, WIDTH, every)
             caption = _caption(spec, number, result)
-            # Hold the last frame for half a second, so that the eye can follow.
-            for frame in frames + [frames[-1]] * (FRAMES_PER_SECOND // 2):
-                writer.append_data(_captioned(frame, caption))
+            for frame in projector.frames(result):
+                writer.append_data(captioned(frame, caption))
 
 
 def _caption(spec: EnvironmentSpec, number: int, result: EpisodeResult) -> str:
@@ -43,7 +59,8 @@ def _caption(spec: EnvironmentSpec, number: int, result: EpisodeResult) -> str:
     return f"{spec.tasks[result.plan.task]}  held-out state {number}  {outcome}"
 
 
-def _captioned(frame: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
+def captioned(frame: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
+    """A copy with one line of text in a bar on top."""
     picture = Image.fromarray(frame)
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 0, picture.width, 16), fill=(0, 0, 0))

@@ -303,4 +303,4 @@ class CloningSession:
             console.print(f"no video: {error}")
             return
         chosen = results[: self.settings.eval.video_episodes]
-        video.write(self.folder.videos / "evaluation.mp4", pool, chosen)
+        video.write(self.folder.videos / "evaluation.mp4", video.Projector(pool), chosen)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gipo_vla.distributed import group
 from gipo_vla.learner.optimizer import GroupClippedAdamW
 from gipo_vla.policies.base import Policy
+from gipo_vla.policies.memory_plan import MOST_IN_A_BUCKET
 
 
 class EngineSettings(Protocol):
@@ -72,13 +73,15 @@ def build_engine(
     stage = settings.zero_stage
     if stage == "auto":
         stage = 1 if device.type == "cpu" else 2
+    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     engine, *_ = group.import_deepspeed().initialize(
         model=policy,
         optimizer=optimizer,
         config={
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": micro_batches,
-            "zero_optimization": {"stage": stage},
+            # DeepSpeed allocates a whole bucket in any case, and adapters are a fraction of its default.
+            "zero_optimization": {"stage": stage, "reduce_bucket_size": min(trained, MOST_IN_A_BUCKET)},
             # torch's own AdamW: DeepSpeed's compile for 45 s first.
             "zero_allow_untested_optimizer": True,
             "gradient_clipping": 0.0,

@@ -27,6 +27,8 @@ from gipo_vla.policies.value_heads import ValueHeadSettings
 
 DtypeName = Literal["float32", "bfloat16"]
 BYTES = {"float32": 4, "bfloat16": 2}
+MOST_IN_A_BUCKET = 500_000_000
+"""Gradients (elements) that are reduced over ranks at once; fewer where fewer train."""
 CUDA_OVERHEAD = 1 << 30
 """CUDA context, cuBLAS workspaces and the communication library's buffers."""
 
@@ -49,6 +51,8 @@ class Workload:
     ranks: int = 1
     zero_stage: Literal[0, 1, 2] = 2
     cuda: bool = True
+    twins: int = 1
+    """Copies of what trains beside the learner's own: the behaviour policy's, a frozen reference's."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,11 @@ class MemoryPlan:
     """Weights shared by learner and behaviour policy."""
     trainable: int
     twin: int
-    """The behaviour policy's own copy of what trains."""
+    """The behaviour policy's own copy of what trains (and a reference's)."""
     gradients: int
+    """The bucket that they are reduced in, and this rank's part of them."""
     optimizer: int
-    """Adam's moments, and float32 copies of weights in bfloat16."""
+    """Adam's moments, and the float32 copy of the weights that ZeRO steps (also of float32 weights)."""
     activations: int
     """Kept for the backward pass of one micro-batch."""
     workspace: int
@@ -94,9 +99,10 @@ def plan_memory(settings: OpenVlaOftSettings, workload: Workload) -> MemoryPlan:
     counts = count_parameters(settings, workload)
     model, adapter = BYTES[workload.dtype], _trainable_bytes(settings, workload)
     trained = counts.policy * adapter + counts.value * 4
-    masters = counts.policy * 4 if adapter < 4 else 0
-    moments = 8 * (counts.policy + counts.value)
     stage, ranks = workload.zero_stage, workload.ranks
+    masters = 4 * (counts.policy + counts.value) if stage >= 1 else 0
+    moments = 8 * (counts.policy + counts.value)
+    bucket = min(trained, MOST_IN_A_BUCKET * 4) if stage >= 1 else 0
     tokens = tokens_per_sample(settings, workload)
     block = llama_block_bytes(settings, model, adapter) * tokens
     checkpointed = settings.activation_checkpointing
@@ -106,8 +112,8 @@ def plan_memory(settings: OpenVlaOftSettings, workload: Workload) -> MemoryPlan:
     return MemoryPlan(
         frozen=counts.frozen * model,
         trainable=trained,
-        twin=trained,
-        gradients=trained // (ranks if stage == 2 else 1),
+        twin=trained * workload.twins,
+        gradients=bucket + trained // (ranks if stage == 2 else 1),
         optimizer=(masters + moments) // (ranks if stage >= 1 else 1),
         activations=workload.micro_batch * sample_activation_bytes(settings, workload),
         workspace=max(backward, act),

@@ -27,6 +27,7 @@ def build(
     precision: str = "auto",
     cloning: bool = False,
     statistics: Mapping[str, Any] | None = None,
+    reinforced: bool = False,
 ) -> Policy:
     """The policy that ``settings`` belongs to, on ``device``.
 
@@ -34,6 +35,7 @@ def build(
         cloning: its weights are cloned from demonstrations, or are about to be; see ``openvla_oft.build``.
         statistics: of the demonstrations, as in ``dataset_statistics.json``, for policies that normalise by
             them.
+        reinforced: its actions are to be sampled and reinforced; see ``openvla_oft.build``.
     """
     if isinstance(settings, MlpSettings):
         return MlpPolicy(settings, spec).to(device)
@@ -48,5 +50,6 @@ def build(
             network_dtype(precision, device),
             cloning=cloning,
             statistics=statistics,
+            reinforced=reinforced,
         )
     raise TypeError(f"no policy has settings of type {type(settings).__name__}")

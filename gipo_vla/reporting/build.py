@@ -21,6 +21,7 @@ from gipo_vla.reporting import (
     style,
     summary,
     table,
+    task_figures,
 )
 from gipo_vla.reporting.comparison import Comparison, compare
 from gipo_vla.reporting.page import Image, Page, Section, render
@@ -31,6 +32,11 @@ from gipo_vla.reporting.table import Table
 INTERVALS = (
     "Intervals are 95 % percentile bootstrap intervals that resample seeds within each task; with a single "
     "seed there is none, and with three they are known to be too narrow."
+)
+
+FLOOR = (
+    "Dotted: the numerical floor, which is the 99th percentile of |log ρ| between acting and training with "
+    "the same weights; nothing at or below it is staleness"
 )
 
 
@@ -68,7 +74,7 @@ def write_report(folders: Sequence[Path], destination: Path | None = None) -> Re
     try:
         parts.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(style.SETTINGS):
-            page = _page(comparison, parts)
+            page = _page(comparison, parts, folders[0] / "videos" if alone else None)
         _replace(page_path, render(page))
     except OSError as error:
         raise UserError(
@@ -106,13 +112,14 @@ class _Parts:
         return [made]
 
 
-def _page(comparison: Comparison, folder: Path) -> Page:
+def _page(comparison: Comparison, folder: Path, videos: Path | None) -> Page:
     parts = _Parts(folder)
     layout = style.layout(comparison)
     made = curves.aggregate(comparison)
     parts.table(curves.table(made))
     sections = [
         _results(comparison, parts, layout),
+        _videos(videos),
         _learning(comparison, parts, layout, made),
         _sigma_capacity(comparison, parts),
         _per_task(comparison, parts, layout),
@@ -134,7 +141,7 @@ def _page(comparison: Comparison, folder: Path) -> Page:
 
 
 def _holds(section: Section) -> bool:
-    return bool(section.images or section.tables or section.folded or section.verbatim)
+    return bool(section.images or section.links or section.tables or section.folded or section.verbatim)
 
 
 def _title(comparison: Comparison) -> str:
@@ -201,6 +208,20 @@ def _results(comparison: Comparison, parts: _Parts, layout: Layout) -> Section:
     )
 
 
+def _videos(folder: Path | None) -> Section:
+    """What a run's own page shows of its videos: the contact sheet, and where they are."""
+    found = sorted(folder.glob("*.mp4")) if folder is not None else []
+    if folder is None or not found:
+        return Section("")
+    sheet = folder / "before_and_after.png"
+    caption = "A row is one held-out initial state: left the policy as it started, right the trained one."
+    return Section(
+        "Before and after" if sheet.exists() else "Videos",
+        images=[Image(sheet, caption)] if sheet.exists() else [],
+        links=[f"{folder.name}/{path.name}" for path in found],
+    )
+
+
 def _learning(comparison: Comparison, parts: _Parts, layout: Layout, made: curve_figures.Curves) -> Section:
     caption = "" if comparison.single else f"Interquartile mean over tasks and seeds. {INTERVALS}"
     return Section(
@@ -234,12 +255,19 @@ def _per_task(comparison: Comparison, parts: _Parts, layout: Layout) -> Section:
     made = parts.table(results.success_per_task(comparison))
     if len(comparison.tasks) < 2:  # the headline has said it
         return Section("")
-    figure = snapshot_figures.success_per_task(comparison, layout)
-    return Section("Success per task", images=parts.image("success_per_task", figure, ""), folded=made)
+    images = [
+        *parts.image("success_per_task", snapshot_figures.success_per_task(comparison, layout), ""),
+        *parts.image(
+            "task_curves", task_figures.success_of_each_task(comparison, layout), "Training episodes."
+        ),
+    ]
+    return Section("Success per task", images=images, folded=made)
 
 
 def _staleness(comparison: Comparison, parts: _Parts, layout: Layout, made: curve_figures.Curves) -> Section:
     single = comparison.single
+    known = summary.numerical_floor(comparison.runs)
+    floor = "" if known is None else f"{FLOOR} ({known:.0e})."
     return Section(
         "Staleness",
         "ρ is the ratio of the learner's probability of a token to that of the policy that acted. New "
@@ -248,14 +276,16 @@ def _staleness(comparison: Comparison, parts: _Parts, layout: Layout, made: curv
         "second half of training; greatest lags are the greatest there.",
         [
             *parts.image(
-                "staleness", curve_figures.staleness_curves(comparison, layout, made), "Over training."
+                "staleness",
+                curve_figures.staleness_curves(comparison, layout, made),
+                f"Over training. {floor}",
             ),
             *parts.image(
                 "effective_sample_size",
                 snapshot_figures.effective_sample_size(comparison, layout),
                 "How far the policy has moved since old samples were drawn, against what they still count "
                 "for. A dot is an iteration of the second half of training, a large marker the median. "
-                "Dashed: the 0.5 from which data count as stale.",
+                f"Dashed: the 0.5 from which data count as stale. {floor}",
             ),
             *parts.image(
                 "fractions_by_age",

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gipo_vla.reporting import curves
+from gipo_vla.reporting import curves, summary
 from gipo_vla.reporting.comparison import Comparison
 from gipo_vla.reporting.curves import Curve
 from gipo_vla.reporting.runs import Run
-from gipo_vla.reporting.style import Layout, axes_grid, legend, rate, thousands
+from gipo_vla.reporting.style import Layout, axes_grid, draw_floor, legend, rate, thousands
 
 Curves = Mapping[tuple[str, str], Curve]
 
@@ -100,6 +100,9 @@ def _panels(
                 _draw(axes, curve, name, layout.colour(name))
         if metric in RATES:
             rate(axes)
+        if metric == "staleness/p95_abs_log_ratio":
+            floor = summary.numerical_floor([run for _, one in panel.members for run in one.runs])
+            draw_floor(axes.axhline, floor)
         if metric == "value/explained_variance":
             # Early fits are arbitrarily bad; below -1 they would hide everything else.
             axes.set_ylim(bottom=max(-1.0, axes.get_ylim()[0]))

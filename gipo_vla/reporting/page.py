@@ -55,6 +55,8 @@ class Section:
     folded: Sequence[Table] = ()
     """Long tables that open on a click (and need no script for it)."""
     verbatim: str = ""
+    links: Sequence[str] = ()
+    """Files beside the page that it cannot hold: videos."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def _section(section: Section) -> str:
     parts = [f"<section>\n<h2>{html.escape(section.title)}</h2>"]
     if section.text:
         parts.append(f"<p>{html.escape(section.text)}</p>")
+    parts += [f'<p><a href="{html.escape(link)}">{html.escape(link)}</a></p>' for link in section.links]
     parts += [_image(image) for image in section.images]
     parts += [f'<div class="scroll">{to_html(table)}</div>' for table in section.tables]
     parts += [

@@ -12,7 +12,7 @@ from gipo_vla.reporting import results, summary
 from gipo_vla.reporting.comparison import Comparison, score_estimate, score_strata
 from gipo_vla.reporting.runs import thin
 from gipo_vla.reporting.statistics import Estimate, estimate
-from gipo_vla.reporting.style import Layout, axes_grid, legend, name_rows, rate
+from gipo_vla.reporting.style import Layout, axes_grid, draw_floor, legend, name_rows, rate
 from gipo_vla.reporting.summary import Score
 
 POINTS_PER_RUN = 40
@@ -169,6 +169,7 @@ def effective_sample_size(comparison: Comparison, layout: Layout) -> Figure | No
         axes.axvline(
             summary.STALE_P95_ABS_LOG_RATIO, color="#888888", linewidth=0.8, linestyle="--", zorder=0
         )
+        draw_floor(axes.axvline, summary.numerical_floor(comparison.runs))
         axes.set_xlim(left=0)
     grid[0, 0].set_ylabel("effective sample size of old samples")
     legend(figure, grid[0], layout.names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,17 @@ def _short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
+
+
+def draw_floor(line: Callable[..., Any], floor: float | None) -> None:
+    """Mark the numerical floor of |log rho|, below which nothing is staleness.
+
+    Args:
+        line: ``axhline`` or ``axvline`` of the axes.
+        floor: None: the runs did not measure it.
+    """
+    if floor is not None:
+        line(floor, color="#D55E00", linewidth=1.2, linestyle=":", zorder=1)
 
 
 def rate(axes: Axes, horizontal: bool = False) -> None:

@@ -79,6 +79,12 @@ def mean_over(runs: Sequence[Run], metric: str) -> float | None:
     return float(max(values) if metric.endswith("_max") else np.mean(values))
 
 
+def numerical_floor(runs: Sequence[Run]) -> float | None:
+    """99th percentile of |log rho| between two forwards with the same weights: the greatest of the runs."""
+    values = [run.rows[-1].get("staleness/numerical_floor_p99") for run in runs]
+    return max((float(value) for value in values if value is not None), default=None)
+
+
 def task_scores(run: Run, source: Source, score: Score = "success_once") -> dict[str, float]:
     """Success rate on each task.
 

@@ -129,6 +129,11 @@ class Actor:
             for name in self.layout.observation_names
         }
 
+    def present_observations(self) -> Observations:
+        """What every environment shows now; nothing may be under way."""
+        assert not self._under_way
+        return self._observations(np.arange(self.pool.envs), "observation")
+
     def _decide(self) -> None:
         slots = self._ready
         if not len(slots):

@@ -1,7 +1,8 @@
 """Which episode an environment plays next, and every random draw that decides it.
 
 No random generator lives in a worker. An episode is a pure function of (seed, global env id, episode
-number), so respawning a worker, restoring a simulator or changing the number of ranks changes no stream.
+number), so respawning a worker, restoring a simulator or changing the number of ranks changes no stream. With
+``rollout.task_sampling: success`` the task also depends on the sampler's statistics at the time of planning.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from enum import IntEnum
 import numpy as np
 
 from gipo_envs import EnvironmentSpec
+from gipo_vla.rollout.task_sampler import TaskSampler
 
 
 class Role(IntEnum):
@@ -54,7 +56,7 @@ class EpisodePlan:
 
 
 class TrainingEpisodes:
-    """Training episodes: tasks drawn uniformly, initial states from the task's own sampler.
+    """Training episodes: tasks drawn by a sampler, initial states by the task's own.
 
     Args:
         spec: the environment.
@@ -62,12 +64,22 @@ class TrainingEpisodes:
         envs: environments over all ranks.
         group_size: consecutive environments that share task and initial state in each episode number.
         stagger: shorten first episodes to evenly spread lengths, so that resets spread in time.
+        tasks: chooses the tasks; None: uniformly.
     """
 
     def __init__(
-        self, spec: EnvironmentSpec, seed: int, envs: int, group_size: int = 1, stagger: bool = True
+        self,
+        spec: EnvironmentSpec,
+        seed: int,
+        envs: int,
+        group_size: int = 1,
+        stagger: bool = True,
+        tasks: TaskSampler | None = None,
     ) -> None:
         self.spec, self.seed, self.envs, self.group_size = spec, seed, envs, group_size
+        self.tasks = tasks or TaskSampler(spec.tasks)
+        self._group_tasks: dict[tuple[int, int], tuple[int, int]] = {}
+        """By group and episode number, where not all members have asked yet: task, members still to ask."""
         # A shortened episode is no fair member of a group: its return is smaller for its length.
         self.stagger = stagger and group_size == 1
 
@@ -80,10 +92,14 @@ class TrainingEpisodes:
         return self.plan(plan.env, plan.episode + 1)
 
     def plan(self, env: int, episode: int) -> EpisodePlan:
-        """Episode number ``episode`` of the environment with global id ``env``."""
+        """Episode number ``episode`` of the environment with global id ``env``.
+
+        To be asked once for each: members of a group ask at different times, between which the sampler's
+        statistics may move, and the first one's draw binds the others.
+        """
         group = env // self.group_size
         rng = generator(self.seed, Role.EPISODE, group, episode)
-        task = int(rng.integers(len(self.spec.tasks)))
+        task = self._of_group(group, episode, self.tasks.draw(rng))
         initial_state = int(rng.integers(*self.spec.training_keys))
         # The last number keeps the key apart from any group's, whatever the number of environments.
         own = generator(self.seed, Role.EPISODE, env, episode, 1)
@@ -104,6 +120,23 @@ class TrainingEpisodes:
             episode=episode,
             group=episode * groups + group if self.group_size > 1 else -1,
         )
+
+    def _of_group(self, group: int, episode: int, drawn: int) -> int:
+        """The task that the first member of a group drew; any later member's own draw is dropped."""
+        if self.group_size == 1:
+            return drawn
+        task, left = self._group_tasks.pop((group, episode), (drawn, self.group_size))
+        if left > 1:
+            self._group_tasks[group, episode] = task, left - 1
+        return task
+
+    def state(self) -> list[list[int]]:
+        """This rank's half-planned groups, for a checkpoint: group, episode number, task, members to ask."""
+        return [[*key, *value] for key, value in self._group_tasks.items()]
+
+    def load_state(self, state: list[list[int]]) -> None:
+        """Take back what ``state`` returned."""
+        self._group_tasks = {(group, episode): (task, left) for group, episode, task, left in state}
 
 
 def evaluation_plans(spec: EnvironmentSpec, episodes_per_task: int) -> list[EpisodePlan]:

@@ -54,6 +54,10 @@ def learning_curve(
 
     steps, spread = _column(metrics, "staleness/p95_abs_log_ratio")
     staleness.plot(steps, spread, color="tab:red", label="P95 |log ratio|")
+    _, floor = _column(metrics, "staleness/numerical_floor_p99")
+    if floor:
+        known = f"numerical floor of |log ratio| ({floor[-1]:.0e})"
+        staleness.axhline(floor[-1], color="tab:gray", linestyle="--", linewidth=1, label=known)
     steps, size = _column(metrics, "staleness/effective_sample_size")
     staleness.plot(steps, size, color="tab:green", label="effective sample size (share)")
     staleness.set_ylabel("staleness")

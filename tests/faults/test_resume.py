@@ -46,6 +46,7 @@ METAWORLD = (
     *("env=metaworld", "env.task=button-press-v3", "env.step_limit=60"),
     *("replay.segment_length=5", "rollout.env_steps=96", "rollout.envs_per_worker=2", "iterations=4"),
 )
+TASKS = ("env.task=[reach,push]", "rollout.task_sampling=success")
 LORA = ("policy.training=lora", "policy.activation_checkpointing=true")
 
 
@@ -53,7 +54,7 @@ LORA = ("policy.training=lora", "policy.activation_checkpointing=true")
     "settings",
     [
         ITERATIONS,
-        (*ITERATIONS, "credit=group", "rollout.group_size=2"),
+        (*ITERATIONS, "credit=group", "rollout.group_size=2", *TASKS),
         pytest.param(METAWORLD, marks=pytest.mark.medium),
         pytest.param(VLA, marks=pytest.mark.medium),
         pytest.param((*VLA, *LORA), marks=pytest.mark.medium),

@@ -114,6 +114,13 @@ def test_report_of_a_run_lies_beside_its_metrics_and_is_fast(tmp_path: Path, mak
     assert "objective:" in (run / "report.html").read_text()
 
 
+def test_tasks_that_were_trained_together_have_curves_of_their_own(tmp_path: Path, make_run: Maker) -> None:
+    several = make_run(tmp_path / "several" / "run", task=["push", "reach", "turn"])
+    assert (write_run_report(several).parent / "report" / "task_curves.png").exists()
+    alone = make_run(tmp_path / "alone" / "run")
+    assert not (write_run_report(alone).parent / "report" / "task_curves.png").exists()
+
+
 def test_metrics_alone_make_a_report(tmp_path: Path, make_run: Maker) -> None:
     run = make_run(tmp_path / "run", iterations=1)
     for name in ("config.yaml", "evaluation.json"):

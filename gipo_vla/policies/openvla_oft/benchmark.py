@@ -4,8 +4,7 @@ No checkpoint is needed: the arithmetic does not depend on the weights' values. 
 counts matrix multiplications only, against the card's dense peak from its data sheet where the card is known
 and against a large matrix product measured here where it is not.
 
-It also reports how far log-probs of ``evaluate`` (at its micro-batch) are from those of ``act`` (at its
-batch) with the same weights: the numerical floor of every log-ratio, below which nothing is staleness.
+It also reports the numerical floor of every log-ratio (``policies.numerical_floor``).
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from gipo_envs.protocol import ArraySpec, EnvironmentSpec
 from gipo_vla.policies.base import Observations
 from gipo_vla.policies.memory_plan import DtypeName, Workload, plan_memory, tokens_per_sample
+from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
 from gipo_vla.policies.openvla_oft.construction import build
 from gipo_vla.policies.openvla_oft.flops import forward_flops, train_flops
-from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 
 BFLOAT16_PEAKS = {
@@ -65,11 +63,8 @@ class PolicyBenchmark:
     """Allocated on the GPU while training; the process's largest resident set on a CPU."""
     planned_memory_bytes: int
     """What the memory plan says of weights, gradients and activations (no optimiser here)."""
-    log_ratio_mean: float
-    """Mean |log rho| between act and evaluate with the same weights; then its quantiles."""
-    log_ratio_p99: float
-    log_ratio_p999: float
-    log_ratio_max: float
+    numerical_floor: dict[str, dict[str, float]]
+    """|log rho| between act and evaluate with the same weights, by dtype: see ``numerical_floor``."""
 
 
 def benchmark_policy(
@@ -108,7 +103,7 @@ def benchmark_policy(
     peak, source = matrix_peak(device, dtype)
     many = synthetic_observations(spec, act_batch, device)
     act_rate = _rate(lambda: policy.act(many, temperature), seconds, device) * act_batch
-    floor = log_ratio_floor(policy, many, micro_batch, temperature)
+    floor = floor_metrics(log_ratio_floor(policy, many, micro_batch, temperature))
 
     few = synthetic_observations(spec, micro_batch, device)
     tokens = policy.act(few, temperature).tokens
@@ -139,26 +134,28 @@ def benchmark_policy(
         matrix_peak_source=source,
         peak_memory_bytes=_peak_memory(device),
         planned_memory_bytes=plan.total - plan.twin - plan.optimizer,
-        log_ratio_mean=float(floor.mean()),
-        log_ratio_p99=float(floor.quantile(0.99)),
-        log_ratio_p999=float(floor.quantile(0.999)),
-        log_ratio_max=float(floor.max()),
+        numerical_floor={dtype_name: floor},
     )
 
 
-@torch.no_grad()
-def log_ratio_floor(
-    policy: OpenVlaOftPolicy, observations: Observations, micro_batch: int, temperature: float
-) -> Tensor:
-    """|log rho| of every token (B * K * D,), between acting on the whole batch and evaluating in parts."""
-    decision = policy.act(observations, temperature)
-    parts = []
-    for start in range(0, len(decision.tokens), micro_batch):
-        part = {name: value[start : start + micro_batch] for name, value in observations.items()}
-        tokens = decision.tokens[start : start + micro_batch]
-        temperatures = torch.full((len(tokens),), temperature, device=tokens.device)
-        parts.append(policy.evaluate(part, tokens, temperatures).log_probs)
-    return (torch.cat(parts) - decision.log_probs).abs().flatten()
+def numerical_floor(
+    settings: OpenVlaOftSettings,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    act_batch: int,
+    micro_batch: int,
+    temperature: float = 1.6,
+    action_size: int = 7,
+    proprio_size: int | None = None,
+) -> dict[str, float]:
+    """The floor of |log rho| alone, in any dtype; arguments as for ``benchmark_policy``."""
+    device = torch.device(device)
+    image_size = settings.architecture.image_size
+    spec = synthetic_spec(image_size, settings.images or 1, proprio_size, action_size)
+    policy = build(settings, spec, device, dtype)
+    observations = synthetic_observations(spec, act_batch, device)
+    return floor_metrics(log_ratio_floor(policy, observations, micro_batch, temperature))
 
 
 def synthetic_spec(

@@ -40,6 +40,7 @@ def build(
     *,
     cloning: bool = False,
     statistics: Mapping[str, Any] | None = None,
+    reinforced: bool = False,
 ) -> OpenVlaOftPolicy:
     """The policy that the settings describe, for an environment, on a device.
 
@@ -49,6 +50,8 @@ def build(
             taken for its features.
         statistics: entries as in ``dataset_statistics.json``, in place of the checkpoint's (a policy that is
             about to be cloned from other data).
+        reinforced: the policy will be sampled from and reinforced, so a checkpoint that acts through a
+            continuous head is refused, before its weights are read.
 
     Raises:
         UserError: settings, checkpoint and environment do not go together.
@@ -64,6 +67,8 @@ def build(
         return _assemble(settings, None, spec, device, dtype, statistics)
     checkpoint = open_checkpoint(settings.checkpoint, settings.base_checkpoint)
     settings = fitting.for_checkpoint(settings, checkpoint, spec, cloning)
+    if reinforced:
+        fitting.require_tokens(settings)
     if not (statistics or checkpoint.statistics or checkpoint.own):
         raise UserError(
             f"{checkpoint.folder} has neither dataset_statistics.json nor norm_stats in config.json, so its "

@@ -76,6 +76,20 @@ def for_checkpoint(
     return completed
 
 
+def require_tokens(settings: OpenVlaOftSettings) -> None:
+    """Refuse a policy that cannot be sampled from, and so not be reinforced.
+
+    Raises:
+        UserError: it acts through a continuous head.
+    """
+    if settings.head == "l1":
+        raise UserError(
+            f"{settings.checkpoint} has an L1 head (action_head--*.pt): its tokens are untrained, so it "
+            "cannot be sampled from; clone it to tokens with python -m gipo_vla.sft first, or take a "
+            "checkpoint trained on discrete tokens"
+        )
+
+
 def camera_count(spec: EnvironmentSpec, architecture: Architecture) -> int:
     """Images an observation has, whose size must be the network's.
 

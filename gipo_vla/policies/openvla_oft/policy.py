@@ -28,6 +28,7 @@ from gipo_vla.policies.base import (
     token_log_probs,
 )
 from gipo_vla.policies.normalization import RunningNormalizer
+from gipo_vla.policies.openvla_oft.fitting import require_tokens
 from gipo_vla.policies.openvla_oft.heads import L1ActionHead
 from gipo_vla.policies.openvla_oft.images import PixelNormalizer
 from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
@@ -195,17 +196,8 @@ class OpenVlaOftPolicy(nn.Module):
         return self.action_scaling.to_environment(self._l1_actions(self.states(observations)))
 
     def require_tokens(self) -> None:
-        """Refuse a policy that cannot be trained by reinforcement.
-
-        Raises:
-            UserError: it acts through a continuous head.
-        """
-        if self.head == "l1":
-            raise UserError(
-                f"{self.settings.checkpoint} has an L1 head (action_head--*.pt): its tokens are untrained, "
-                "so it cannot be sampled from; clone it to tokens with python -m gipo_vla.sft first, or take "
-                "a checkpoint trained on discrete tokens"
-            )
+        """See ``fitting.require_tokens``."""
+        require_tokens(self.settings)
 
     def describe(self) -> str:
         """One line for the start of a run."""

@@ -1,8 +1,10 @@
-"""LIBERO under the whole pipeline: three tasks, the tiny vision-language-action policy, two workers."""
+"""LIBERO under the whole pipeline with the tiny vision-language-action policy: on one rank, and on two."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from gipo_vla import config
 from gipo_vla.checkpoint.resume import Start, resolve
 from gipo_vla.telemetry.metrics import read_json_lines
 from gipo_vla.train import train
+from tests.faults.conftest import Launch, launch  # noqa: F401 (a fixture)
 
 OVERRIDES = (
     "experiment=point_reach",
@@ -55,3 +58,50 @@ def test_a_run_and_its_continuation_are_the_same(libero_assets: Path, tmp_path: 
     evaluation = json.loads((straight / "evaluation.json").read_text())
     assert evaluation["episodes"] == 3
     assert len(evaluation["tasks"]) == 3
+
+
+TWO_RANKS = (
+    "env.task=[0,1]",
+    "env.step_limit=32",
+    "rollout.workers=1",
+    "rollout.task_sampling=success",
+    "checkpoint.every_iterations=1",
+)
+
+
+@pytest.fixture
+def tiny_overrides() -> tuple[str, ...]:
+    """What ``launch`` begins with."""
+    return (*OVERRIDES, *TWO_RANKS)
+
+
+def weights(folder: Path, iteration: int) -> dict[str, str]:
+    """Digests of everything that training moved, as of a checkpoint."""
+    (checkpoint,) = folder.glob(f"checkpoints/{iteration:06d}-*")
+    names = ("policy", "behaviour", "optimizer")
+    files = {name: checkpoint / f"{name}.safetensors" for name in names}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+
+
+@pytest.mark.medium
+def test_two_ranks_and_their_continuation_are_the_same(
+    libero_assets: Path,
+    launch: Launch,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Under torchrun; the second run goes on from what was on disk after the first of two iterations."""
+    straight = launch(ranks=2, folder=tmp_path / "straight")
+    straight.wait()
+    rows = straight.rows()
+    assert [row["updates"] for row in rows] == [2, 4]
+    assert rows[-1]["gradient_norm/policy"] > 0
+    assert weights(straight.folder, 1) != weights(straight.folder, 2)
+
+    halved = tmp_path / "halved"
+    shutil.copytree(straight.folder, halved, ignore=shutil.ignore_patterns("000002-*", "finished.json"))
+    (halved / "checkpoints/latest").write_text(next(halved.glob("checkpoints/000001-*")).name + "\n")
+    launch(f"resume={halved}", ranks=2, folder=halved).wait()
+    assert (halved / "metrics.jsonl").read_bytes() == (straight.folder / "metrics.jsonl").read_bytes()
+    assert weights(halved, 2) == weights(straight.folder, 2)
+    evaluation = json.loads((halved / "evaluation.json").read_text())
+    assert evaluation == json.loads((straight.folder / "evaluation.json").read_text())

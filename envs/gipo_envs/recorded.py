@@ -1,0 +1,167 @@
+"""Recorded observations in place of a simulator, to measure the rest of the system where none is installed.
+
+A recording is a folder that ``python -m gipo_vla.benchmark record`` writes on a machine with the simulator:
+
+    recording.json    tasks, instructions, action size, step limit, frames a second
+    images.npy, proprio.npy, state.npy    observations (N, ...), those that were asked for
+
+An episode walks through it from a place that its initial state decides, whatever the actions; every other one
+succeeds, half-way. Nothing can be learned here. Shapes, sizes and the flow of data are those of the original.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gipo_envs.episode import Episode, check_actions, check_reset_arguments
+from gipo_envs.errors import UserError
+from gipo_envs.protocol import (
+    CameraSettings,
+    ChunkResult,
+    Environment,
+    EnvironmentSettings,
+    EnvironmentSpec,
+    Observation,
+)
+from gipo_envs.settings import OBSERVATIONS, FamilyFacts, build_spec
+
+DESCRIPTION = "recording.json"
+
+
+def write(folder: Path, spec: EnvironmentSpec, observations: dict[str, NDArray[Any]]) -> None:
+    """Write a recording.
+
+    Args:
+        spec: of the environment that was recorded.
+        observations: arrays (N, ...) by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in observations.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    described = {
+        "tasks": spec.tasks,
+        "instructions": spec.instructions,
+        "action_size": spec.action_size,
+        "step_limit": spec.step_limit,
+        "frames_per_second": spec.frames_per_second,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n")
+
+
+def make_spec(settings: EnvironmentSettings) -> EnvironmentSpec:
+    """See ``gipo_envs.registry.make_spec``. Cameras are those of the recording, whatever the settings say."""
+    described, arrays = _read(settings)
+    missing = [name for name in settings.observations if name not in arrays]
+    if missing:
+        raise UserError(
+            f"observations names {missing[0]}, but {settings.assets} holds {', '.join(arrays)} only"
+        )
+    cameras, height, width = arrays["images"].shape[1:4] if "images" in arrays else (1, 1, 1)
+    names = tuple(f"camera{index}" for index in range(cameras))
+    facts = FamilyFacts(
+        instructions=dict(zip(described["tasks"], described["instructions"])),
+        cameras=names,
+        state_size=arrays["state"].shape[1] if "state" in arrays else 0,
+        proprio_size=arrays["proprio"].shape[1] if "proprio" in arrays else 0,
+        action_size=described["action_size"],
+        default_step_limit=described["step_limit"],
+        greatest_step_limit=None,
+        dense_reward_scale=1.0,
+        sparse_reward_scale=1.0,
+        frames_per_second=described["frames_per_second"],
+        task_groups={"all": tuple(described["tasks"])},
+    )
+    return build_spec(replace(settings, camera=CameraSettings(names, height, width)), facts)
+
+
+def make(settings: EnvironmentSettings) -> Environment:
+    """See ``gipo_envs.registry.make``."""
+    return Recorded(settings, make_spec(settings))
+
+
+def _read(settings: EnvironmentSettings) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The description and, mapped from disk, the arrays of a recording."""
+    folder = Path(settings.assets or "")
+    if settings.assets is None or not (folder / DESCRIPTION).is_file():
+        raise UserError(
+            f"assets is {settings.assets}: name a folder that python -m gipo_vla.benchmark record wrote"
+        )
+    arrays = {
+        name: np.load(path, mmap_mode="r", allow_pickle=False)
+        for name in OBSERVATIONS
+        if (path := folder / f"{name}.npy").is_file()
+    }
+    return json.loads((folder / DESCRIPTION).read_text()), arrays
+
+
+class Recorded:
+    """See the module; ``gipo_envs.protocol.Environment`` says what the methods do."""
+
+    def __init__(self, settings: EnvironmentSettings, spec: EnvironmentSpec) -> None:
+        self._spec = spec
+        self._arrays = {name: array for name, array in _read(settings)[1].items() if name in spec.observation}
+        self._frames = len(next(iter(self._arrays.values())))
+        self._episode: Episode[None] = Episode(spec, sparse=True, advance=self._advance)
+        self._task = self._frame = self._steps = 0
+        self._success_at: int | None = None
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self._spec
+
+    def reset(
+        self,
+        initial_state: int,
+        seed: int,
+        task: int = 0,
+        step_limit: int | None = None,
+        end_on_success: bool | None = None,
+    ) -> Observation:
+        """See the protocol. ``seed`` changes nothing."""
+        check_reset_arguments(self._spec, initial_state, seed, task)
+        self._episode.start(step_limit, end_on_success)
+        draw = np.random.default_rng(np.random.SeedSequence((task, initial_state)))
+        self._task, self._steps = task, 0
+        self._frame = int(draw.integers(self._frames))
+        self._success_at = self._spec.step_limit // 2 if draw.random() < 0.5 else None
+        return self.observe()
+
+    def step_chunk(self, actions: NDArray[np.float32]) -> ChunkResult:
+        outcome = self._episode.run([None] * len(check_actions(actions, self._spec.action_size)))
+        return ChunkResult(
+            observation=self.observe(),
+            rewards=outcome.rewards,
+            executed=outcome.executed,
+            success=outcome.success,
+            success_at_end=outcome.success_at_end,
+            terminated=outcome.terminated,
+            truncated=outcome.truncated,
+        )
+
+    def replay(self, actions: NDArray[np.float32]) -> None:
+        self._episode.run([None] * len(actions))
+
+    def observe(self) -> Observation:
+        row = (self._frame + self._steps) % self._frames
+        observation: Observation = {name: np.array(array[row]) for name, array in self._arrays.items()}
+        return observation | {"task": np.asarray(self._task, np.int64)}
+
+    def render(self, height: int, width: int) -> NDArray[np.uint8]:
+        if "images" not in self._arrays:
+            return np.zeros((height, width, 3), np.uint8)
+        frame = self._arrays["images"][(self._frame + self._steps) % self._frames, 0]
+        return np.asarray(Image.fromarray(frame).resize((width, height)))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _advance(self, _: None) -> tuple[float, bool]:
+        self._steps += 1
+        return 0.0, self._steps == self._success_at

@@ -1,0 +1,231 @@
+"""What a run will need, beside what there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from gipo_envs.errors import UserError
+from gipo_vla import config, memory, sft
+from gipo_vla.checkpoint.resume import Start
+from gipo_vla.config import Config
+from gipo_vla.imitation import settings as sft_settings
+from gipo_vla.memory import GIB, Limits, RankMemory, container_limit, plan_rank, problem
+from gipo_vla.pipeline import environment_spec
+from gipo_vla.policies.openvla_oft.construction import build
+from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
+from gipo_vla.rollout.episodes import TrainingEpisodes
+from gipo_vla.rollout.memory import worker_bytes
+from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.train import train
+from tests.conftest import MakeConfig
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+PLENTY = 2**50
+TINY_VLA = (
+    "policy=openvla_oft_tiny",
+    "env.observations=[images,proprio]",
+    "env.camera.height=84",
+    "env.camera.width=84",
+    "replay.segment_length=5",
+)
+
+
+@pytest.fixture
+def tiny_vla(tmp_path: Path) -> Config:
+    overrides = ("experiment=point_reach", *TINY_VLA, f"run_dir={tmp_path / 'run'}", "telemetry.wandb=off")
+    return config.load("train", overrides)
+
+
+@pytest.fixture
+def seven_billion() -> Config:
+    """Random weights, two cameras of LIBERO."""
+    overrides = ("env=libero_spatial", "policy=openvla_oft_7b", "policy.random_weights=true")
+    images = ("env.camera.format=openvla", "env.step_limit=220", "replay.segment_length=8", "env.task=all")
+    values = config.compose_yaml("train", ["~experiment", *overrides, *images])
+    return config.from_dict({"experiment": "seven_billion", "iterations": 1, **values})
+
+
+def planned(settings: Config, device: torch.device = CUDA, world: int = 1) -> RankMemory:
+    return plan_rank(settings, environment_spec(settings), device, world)
+
+
+def changed(settings: Config, section: str, **values: object) -> Config:
+    return replace(settings, **{section: replace(getattr(settings, section), **values)})
+
+
+def test_the_weights_of_a_cpu_run_count_as_host_memory(tiny_vla: Config) -> None:
+    cpu, cuda = planned(tiny_vla, CPU), planned(tiny_vla, CUDA)
+    assert cpu.on_host and cpu.host > cpu.device > 0
+    assert not cuda.on_host and cuda.policy is not None and cuda.policy.overhead > 0
+    policy = build(tiny_vla.policy, environment_spec(tiny_vla))  # type: ignore[arg-type]
+    weights = sum(4 * parameter.numel() for parameter in policy.parameters())
+    assert cpu.policy is not None and cpu.policy.trainable == cpu.policy.twin == weights
+
+
+def test_small_policies_need_host_memory_only(make_config: MakeConfig) -> None:
+    need = planned(make_config(), CPU)
+    assert need.device == 0 and 0 < need.replay < 10_000_000
+    assert problem(make_config(), need, Limits(PLENTY, None)) is None
+
+
+def test_7b_fits_an_h200_and_no_small_card(seven_billion: Config) -> None:
+    settings = changed(seven_billion, "learner", micro_batch_segments=1, batch_segments=8)
+    need = planned(settings)
+    assert need.policy is not None and 13.6 * GIB < need.policy.frozen < 14.2 * GIB
+    assert problem(settings, need, Limits(PLENTY, 139 * GIB)) is None
+    line = problem(settings, need, Limits(PLENTY, 16 * GIB))
+    assert line is not None and "GPU memory" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"learner": {"micro_batch_segments": 32}}, "learner.micro_batch_segments (32)"),
+        (
+            {"learner": {"micro_batch_segments": 1}, "replay": {"segment_length": 27}},
+            "replay.segment_length (27)",
+        ),
+        ({"policy": {"activation_checkpointing": False}}, "policy.activation_checkpointing=true"),
+        ({"policy": {"training": "full"}}, "policy.training=lora"),
+        ({"learner": {"precision": "float32", "micro_batch_segments": 1}}, "learner.precision=bfloat16"),
+    ],
+)
+def test_the_setting_to_lower_on_the_device_is_named(
+    seven_billion: Config, changes: dict[str, dict[str, object]], named: str
+) -> None:
+    for section, values in changes.items():
+        seven_billion = changed(seven_billion, section, **values)
+    line = problem(seven_billion, planned(seven_billion), Limits(PLENTY, 15 * GIB))
+    assert line is not None and named in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"replay": {"capacity": 200_000, "memory_limit_gb": 500.0}}, "replay.capacity (200000)"),
+        ({"rollout": {"workers": 64}, "replay": {"capacity": 2000}}, "rollout.workers (64)"),
+        (
+            {"learner": {"batch_segments": 4096}, "rollout": {"workers": 1}, "replay": {"capacity": 2000}},
+            "learner.batch_segments (4096)",
+        ),
+    ],
+)
+def test_the_setting_to_lower_on_the_host_is_named(
+    seven_billion: Config, changes: dict[str, dict[str, object]], named: str
+) -> None:
+    for section, values in changes.items():
+        seven_billion = changed(seven_billion, section, **values)
+    line = problem(seven_billion, planned(seven_billion), Limits(8 * GIB, PLENTY))
+    assert line is not None and named in line and "host memory" in line
+
+
+def test_ranks_of_a_machine_share_its_memory(make_config: MakeConfig) -> None:
+    settings = make_config()
+    need = planned(settings, CPU, world=4)
+    assert need.replay < planned(settings, CPU).replay
+    enough = Limits(4 * need.host, None, ranks=4)
+    assert problem(settings, need, enough) is None
+    line = problem(settings, need, replace(enough, host=4 * need.host - 1))
+    assert line is not None and line.startswith("4 ranks need")
+
+
+def refuses(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> str:
+    """The message of a run on a machine of 1 MB, which must come before weights and workers."""
+
+    def not_yet(*_: object, **__: object) -> None:
+        raise AssertionError("something was spent before the refusal")
+
+    for place in ("pipeline.WorkerPool", "train.build_policy", "sft.build_policy", "sft.sources.obtain"):
+        monkeypatch.setattr(f"gipo_vla.{place}", not_yet)
+    for module in ("train", "sft"):
+        monkeypatch.setattr(f"gipo_vla.{module}.machine_limits", lambda device: Limits(1_000_000, None))
+    with pytest.raises(UserError) as error:
+        run()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_train_refuses_before_anything_is_spent(tiny_vla: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "host memory" in refuses(monkeypatch, lambda: train(Start(tiny_vla, None)))
+    assert tiny_vla.run_dir is not None and not Path(tiny_vla.run_dir).exists()
+
+
+def test_sft_refuses_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = sft_settings.load(["experiment=metaworld_oft_tiny_sft", f"run_dir={tmp_path / 'run'}"])
+    need = plan_rank(settings, environment_spec(settings), CUDA, 1)
+    assert need.replay == 0 and need.policy is not None and need.policy.twin == 0
+    line = problem(settings, need, Limits(PLENTY, need.policy.frozen))
+    assert line is not None and "policy." in line
+    monkeypatch.setattr("gipo_envs.gl.choose", lambda: ("none", "needed"))
+    assert "host memory" in refuses(monkeypatch, lambda: sft.clone(settings))
+
+
+def test_the_plan_is_shown(tiny_vla: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    memory.print_table(planned(tiny_vla), Limits(8 * GIB, 16 * GIB, ranks=2))
+    table = capsys.readouterr().err
+    for name in ("base weights", "activations, micro-batch of", "replay", "simulator workers", "for 2 ranks"):
+        assert name in table
+
+
+def test_prompt_lengths_are_not_underestimated(tiny_vla: Config) -> None:
+    spec = environment_spec(tiny_vla)
+    assert isinstance(tiny_vla.policy, OpenVlaOftSettings)
+    assert memory._prompt_tokens(tiny_vla.policy, spec) == build(tiny_vla.policy, spec).prompt_ids.shape[1]
+    published = OpenVlaOftSettings(checkpoint="somewhere")
+    text = "pick up the black bowl between the plate and the ramekin and place it on the plate"
+    assert 30 <= memory._prompt_tokens(published, replace(spec, instructions=(text,))) <= 60
+
+
+# ------------------------------------------------------------------------------------------------ machine
+
+
+def test_containers_limit_host_memory(tmp_path: Path) -> None:
+    cgroups, own = tmp_path / "cgroups", tmp_path / "own"
+    inner = cgroups / "pod" / "container"
+    inner.mkdir(parents=True)
+    assert container_limit(cgroups, own) is None
+    own.write_text("0::/pod/container\n")
+    (inner / "memory.max").write_text("max\n")
+    assert container_limit(cgroups, own) is None
+    (cgroups / "pod" / "memory.max").write_text("4096\n")
+    assert container_limit(cgroups, own) == 4096
+    (cgroups / "memory.max").write_text("1024\n")  # inside the container its own group is the root
+    assert container_limit(cgroups, own) == 1024
+
+
+def test_containers_of_the_first_version(tmp_path: Path) -> None:
+    cgroups, own = tmp_path / "cgroups", tmp_path / "own"
+    (cgroups / "memory").mkdir(parents=True)
+    own.write_text("5:cpu:/\n4:memory:/\n")
+    (cgroups / "memory" / "memory.limit_in_bytes").write_text(f"{2 * GIB}\n")
+    assert container_limit(cgroups, own) == 2 * GIB
+
+
+def test_this_machine_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "LOCAL_WORLD_SIZE", "3")
+    limits = memory.machine_limits(CPU)
+    assert limits.device is None and limits.ranks == 3
+    assert 0 < limits.host <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("env=metaworld", "env.task=[reach-v3,push-v3]", "env.step_limit=16", "replay.segment_length=4")],
+    ids=["point_reach", "metaworld"],
+)
+def test_workers_take_no_more_than_planned(make_config: MakeConfig, overrides: tuple[str, ...]) -> None:
+    settings = make_config(*overrides)
+    spec = environment_spec(settings)
+    episodes = TrainingEpisodes(spec, 0, 4)
+    with WorkerPool(settings.env, spec, 1, 4, 1, episodes.following) as pool:
+        pool.begin(episodes.first(range(4)))
+        (pid,) = pool.process_ids
+        taken = psutil.Process(pid).memory_full_info().uss
+    assert taken <= 1.25 * worker_bytes(settings.env.family, spec)
