@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from gipo_envs import EnvironmentSpec, make_spec
+from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.policy_files import read_statistics
+from gipo_vla.config import Config
 from gipo_vla.imitation import origins
 from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.policies import registry as policies
-from gipo_vla.policies.base import Policy
+from gipo_vla.policies.base import HasFeatures, Policy
+from gipo_vla.replay.segment import Arrays
 from gipo_vla.rollout.episodes import Role, integer_seed
+
+ROWS_AT_A_TIME = 64
+"""Observations in one forward for their features."""
 
 
 def build_policy(
@@ -56,6 +64,33 @@ def build_policy(
         # Weights and input statistics were learned together: moving the latter would undo the former.
         policy.normalizer_iterations = 0
     return policy
+
+
+def rollout_environment(config: Config) -> EnvironmentSettings:
+    """The environment as training's workers make it: with landmarks where the credit looks at them."""
+    if not getattr(config.credit, "needs_landmarks", False) or "landmarks" in config.env.observations:
+        return config.env
+    return replace(config.env, observations=(*config.env.observations, "landmarks"))
+
+
+def policy_features(policy: Policy, device: torch.device) -> Callable[[Arrays], NDArray[np.float32]]:
+    """A policy's features of stored observations, a few at a time."""
+
+    def features(observations: Arrays) -> NDArray[np.float32]:
+        assert isinstance(policy, HasFeatures)
+        count = len(next(iter(observations.values())))
+        parts = [
+            policy.features(
+                {
+                    name: torch.from_numpy(array[start : start + ROWS_AT_A_TIME]).to(device)
+                    for name, array in observations.items()
+                }
+            ).cpu()
+            for start in range(0, count, ROWS_AT_A_TIME)
+        ]
+        return torch.cat(parts).numpy()
+
+    return features
 
 
 def environment_spec(config: AnyRun) -> EnvironmentSpec:

@@ -28,6 +28,7 @@ from rich.table import Table
 
 from gipo_envs.errors import UserError, nearest
 from gipo_vla import cli, config
+from gipo_vla.assembly import rollout_environment
 from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.pipeline import build_policy, environment_spec, plan
@@ -160,8 +161,9 @@ def rollout(settings: Config, options: Options) -> dict[str, Any]:
     episodes = TrainingEpisodes(
         spec, settings.seed, settings.rollout.workers * settings.rollout.envs_per_worker
     )
+    spec = plans.spec
     with WorkerPool(
-        settings.env,
+        rollout_environment(settings),
         spec,
         settings.rollout.workers,
         settings.rollout.envs_per_worker,

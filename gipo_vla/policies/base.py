@@ -119,6 +119,15 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A policy that can say in a few numbers what it sees, for credits that compare states."""
+
+    def features(self, observations: Observations) -> Tensor:
+        """float32 (B, F), without gradient: of images, what a vision tower makes of them; else the state."""
+        ...
+
+
 def sample_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """Sample ids (...) from logits (..., bins) that the temperature already divides."""
     probabilities = torch.softmax(logits.float(), dim=-1)

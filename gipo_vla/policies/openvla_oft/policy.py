@@ -233,6 +233,12 @@ class OpenVlaOftPolicy(nn.Module):
         )
         return self.network.action_states(hidden)
 
+    @torch.no_grad()
+    def features(self, observations: Observations) -> Tensor:
+        """The vision towers' patch features (B, vision width), averaged over the patches of all images."""
+        pixels = self.pixels(observations["images"]).to(self.network.dtype)
+        return self.network.vision(pixels).float().mean(dim=1)
+
     def compile_if_asked(self) -> None:
         if self.settings.compile:
             self.network.language_model.compile()
