@@ -15,7 +15,8 @@ from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.policy_files import read_statistics
 from gipo_vla.config import Config
-from gipo_vla.imitation import origins
+from gipo_vla.credit.base import CreditContext, ExpertChunks
+from gipo_vla.imitation import demonstrations, origins
 from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.policies import registry as policies
 from gipo_vla.policies.base import HasFeatures, Policy
@@ -71,6 +72,39 @@ def rollout_environment(config: Config) -> EnvironmentSettings:
     if not getattr(config.credit, "needs_landmarks", False) or "landmarks" in config.env.observations:
         return config.env
     return replace(config.env, observations=(*config.env.observations, "landmarks"))
+
+
+def credit_context(
+    config: Config, spec: EnvironmentSpec, policy: Policy, device: torch.device
+) -> CreditContext:
+    """What the credit may know of the run.
+
+    Raises:
+        UserError: the demonstrations that its settings name cannot be used.
+    """
+    folder = getattr(config.credit, "demonstrations", None)
+    chunks = None
+    if folder is not None:
+        chunks = _expert_chunks(Path(folder), spec, config.credit.match, policy.chunk)  # type: ignore[union-attr]
+    return CreditContext(spec, policy, device, config.seed, chunks)
+
+
+def _expert_chunks(folder: Path, spec: EnvironmentSpec, match: str, chunk: int) -> ExpertChunks:
+    """The demonstrated decisions in a folder that were followed by a whole chunk of actions."""
+    if match not in spec.observation:
+        return ExpertChunks({}, np.empty((0, chunk, spec.action_size), np.float32), np.empty(0, np.int64))
+    matched = replace(spec, observation={match: spec.observation[match]})
+    found = demonstrations.read(folder, matched)
+    rows, tasks = [], []
+    for task, record in zip(found.task_index, found.records):
+        own = np.arange(record.first_row, record.first_row + record.rows)
+        own = own[found.observed_at[own] + chunk <= record.first_action + record.actions]
+        rows.append(own)
+        tasks.append(np.full(len(own), task, np.int64))
+    chosen = np.concatenate(rows)
+    seen = {match: found.observations[match][chosen]}
+    actions = found.actions[found.observed_at[chosen][:, None] + np.arange(chunk)]
+    return ExpertChunks(seen, actions, np.concatenate(tasks))
 
 
 def policy_features(policy: Policy, device: torch.device) -> Callable[[Arrays], NDArray[np.float32]]:

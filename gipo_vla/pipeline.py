@@ -25,8 +25,8 @@ from torch import nn
 from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import build_policy as build_policy
+from gipo_vla.assembly import credit_context, policy_features, rollout_environment
 from gipo_vla.assembly import environment_spec as environment_spec
-from gipo_vla.assembly import policy_features, rollout_environment
 from gipo_vla.config import Config
 from gipo_vla.credit import base as credits
 from gipo_vla.credit.normalization import AdvantageNormalizer
@@ -175,7 +175,7 @@ class Pipeline:
         self.behaviour: Policy = policy.twin()
         reference = policy.twin() if config.regularizers.kl_reference_coefficient > 0 else None
         self.credit = credits.create(per_action(config.credit, plans.spec.action_repeat))
-        self.credit.prepare(credits.CreditContext(plans.spec, policy, device, config.seed))
+        self.credit.prepare(credit_context(config, plans.spec, policy, device))
         stored_values = getattr(config.credit, "values", "recomputed") == "stored"
         self.learner = Learner(
             policy,

@@ -11,19 +11,25 @@ import numpy as np
 import pytest
 import torch
 
+from gipo_envs import EnvironmentSettings, make_spec
 from gipo_envs.errors import UserError
+from gipo_vla.assembly import credit_context
 from gipo_vla.checkpoint import run_state
 from gipo_vla.checkpoint.resume import resolve
 from gipo_vla.config import Config
+from gipo_vla.imitation import demonstrations
+from gipo_vla.imitation.episode import Episode
 from gipo_vla.pipeline import Pipeline, build_policy, environment_spec, plan
 from gipo_vla.replay.segment import iterate
 from gipo_vla.train import train
 
+CPU = torch.device("cpu")
 MakePipeline = Callable[..., Pipeline]
 Row = dict[str, Any]
 
 GROUPS = ("rollout.envs_per_worker=8", "rollout.group_size=4", "env.reward=sparse")
 GRAPH = (*GROUPS, "credit=graph", "rollout.group_size=4")
+GAIN = (*GROUPS, "credit=information_gain", "rollout.group_size=4", "credit.refresh_every=2")
 
 
 @pytest.fixture
@@ -33,9 +39,9 @@ def make_pipeline(make_config: Callable[..., Config], process_group: None) -> It
 
     def make(*overrides: str) -> Pipeline:
         settings = make_config(*overrides)
-        spec, device = environment_spec(settings), torch.device("cpu")
-        policy = build_policy(settings, spec, device)
-        pipelines.append(Pipeline(settings, policy, plan(settings, policy, spec, 1), device))
+        spec = environment_spec(settings)
+        policy = build_policy(settings, spec, CPU)
+        pipelines.append(Pipeline(settings, policy, plan(settings, policy, spec, 1), CPU))
         return pipelines[-1]
 
     yield make
@@ -55,6 +61,8 @@ def iterations(pipeline: Pipeline, count: int) -> list[Row]:
 CREDITS = {
     "graph": GRAPH,
     "graph-replay": (*GRAPH, "credit.structure=replay", "credit.structure_transitions=200"),
+    "gain": (*GAIN, "env.task=reach"),
+    "gain-gae": (*GAIN, "credit.base=gae", "credit.belief_input=features", "credit.coefficient=0.02"),
     "graph-embedding": (*GRAPH, "credit.state_key=embedding", "credit.clusters=8"),
 }
 
@@ -123,6 +131,35 @@ def test_groups_stay_together_in_the_ring_and_in_checkpoints(
     assert sorted(found) == sorted(runs) and len(found) == len(set(found))
 
 
+@pytest.mark.parametrize("match", ["state", "landmarks"])
+def test_demonstrations_of_a_file_are_scored(make_pipeline: MakePipeline, tmp_path: Path, match: str) -> None:
+    """Recorded every second action of seven; the last one has no whole chunk left and is not used."""
+    folder = tmp_path / "demonstrations"
+    spec = make_spec(EnvironmentSettings("point_reach", "reach", ("state", "landmarks")))
+    rng = np.random.default_rng(0)
+    episodes = (
+        Episode(
+            task=0,
+            initial_state=number,
+            actions=rng.uniform(-1, 1, (7, 2)).astype(np.float32),
+            observed_at=np.array([0, 2, 4, 6]),
+            observations={
+                "state": rng.normal(size=(4, 10)).astype(np.float32),
+                "landmarks": rng.normal(size=(4, 6)).astype(np.float32),
+            },
+        )
+        for number in range(3)
+    )
+    demonstrations.write(folder, spec, episodes, "made up")
+    overrides = (*GAIN, "credit.scorer=demonstration", f"credit.demonstrations={folder}", "policy.chunk=2")
+    pipeline = make_pipeline(*overrides, f"credit.match={match}", "replay.segment_length=5")
+    rows = iterations(pipeline, 4)
+    assert rows[-1]["credit/scorer_version"] == 1 and rows[-1]["credit/gain_std"] > 0
+    assert ("observation/landmarks" in pipeline.replay.layout.fields) == (match == "landmarks")
+    chunks = credit_context(pipeline.config, pipeline.plans.spec, pipeline.policy, CPU).demonstrations
+    assert chunks is not None and chunks.actions.shape == (9, 2, 2), "of 4 observations 3 have a whole chunk"
+
+
 # ------------------------------------------------------------------------------------- stopping, going on
 
 
@@ -179,6 +216,13 @@ def test_a_run_writes_a_few_small_graphs(tmp_path: Path, tiny_overrides: tuple[s
     [
         (("credit=graph", "rollout.group_size=1"), r"credit=graph compares.*rollout\.group_size"),
         ((*GRAPH, "credit.state_key=sim"), r"credit\.state_key is sim"),
+        (("credit=information_gain", "rollout.group_size=1"), r"credit=information_gain.*group_size"),
+        ((*GAIN, "credit.scorer=instruction"), r"credit\.scorer is instruction.*openvla_oft"),
+        ((*GAIN, "credit.scorer=demonstration"), r"credit\.demonstrations"),
+        (
+            (*GAIN, "credit.scorer=demonstration", "credit.demonstrations=/nowhere"),
+            r"/nowhere holds no demonstrations",
+        ),
     ],
     ids=str,
 )

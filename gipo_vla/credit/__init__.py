@@ -20,9 +20,10 @@ from gipo_vla.credit.base import (
 from gipo_vla.credit.gae import Gae, GaeSettings
 from gipo_vla.credit.graph import GraphCredit, GraphSettings
 from gipo_vla.credit.group import GroupRelative, GroupSettings
+from gipo_vla.credit.information_gain import InformationGain, InformationGainSettings
 from gipo_vla.credit.normalization import AdvantageNormalizer, NormalizationMode, advantage_moments
 
-AnyCreditSettings = GaeSettings | GroupSettings | GraphSettings
+AnyCreditSettings = GaeSettings | GroupSettings | GraphSettings | InformationGainSettings
 """Discriminated by ``name``."""
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "GroupEpisode",
     "GroupRelative",
     "GroupSettings",
+    "InformationGain",
+    "InformationGainSettings",
     "NormalizationMode",
     "advantage_moments",
     "create",

@@ -92,6 +92,9 @@ class CreditOutput:
     """float32 (N, L); None where the credit trains no value head (``needs_values`` is false)."""
 
 
+FEATURES = "features"
+"""What ``CreditAssigner.inputs`` calls the policy's own description of what it sees."""
+
 SumOverRanks = Callable[[Tensor], Tensor]
 """Returns the sum of a tensor (CPU) over all ranks; a collective call."""
 
@@ -140,7 +143,7 @@ class CreditAssigner(Protocol):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the ``GroupEpisode.observations`` that ``on_group`` reads: those of the environment, and
-        ``features`` for the policy's own description of what it sees."""
+        ``FEATURES``."""
         return ()
 
     @property

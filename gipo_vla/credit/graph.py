@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from gipo_envs.errors import UserError
 from gipo_vla.credit import state_graph, state_keys
 from gipo_vla.credit.base import (
+    FEATURES,
     CreditAssigner,
     CreditBatch,
     CreditContext,
@@ -41,9 +42,6 @@ from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 from gipo_vla.credit.snapshot import GraphSnapshot, hand_axes
 from gipo_vla.credit.state_graph import EdgeReward, Ids
 from gipo_vla.policies.base import HasFeatures
-
-FEATURES = "features"
-"""What ``CreditAssigner.inputs`` calls the policy's own description of what it sees."""
 
 METRICS = ("merge_ratio", "branching_share", "nonzero_share", "reachable_share", "fallback_share")
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_vla.credit.base import CreditAssigner, GroupEpisode
-from gipo_vla.credit.graph import FEATURES
+from gipo_vla.credit.base import FEATURES, CreditAssigner, GroupEpisode
 from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.replay.segment import OBSERVATION_PREFIX, Arrays, iterate
 
