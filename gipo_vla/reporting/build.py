@@ -12,7 +12,16 @@ import yaml
 from matplotlib.figure import Figure
 
 from gipo_envs.errors import UserError
-from gipo_vla.reporting import curve_figures, curves, results, snapshot_figures, style, summary, table
+from gipo_vla.reporting import (
+    curve_figures,
+    curves,
+    graph_figures,
+    results,
+    snapshot_figures,
+    style,
+    summary,
+    table,
+)
 from gipo_vla.reporting.comparison import Comparison, compare
 from gipo_vla.reporting.page import Image, Page, Section, render
 from gipo_vla.reporting.runs import read_runs
@@ -117,6 +126,7 @@ def _page(comparison: Comparison, folder: Path) -> Page:
                 "that jump are the usual signs of trouble.",
             ),
         ),
+        _credit(comparison, parts, layout, made),
         _appendix(comparison, parts),
     ]
     return Page(
@@ -260,6 +270,28 @@ def _staleness(comparison: Comparison, parts: _Parts, layout: Layout, made: curv
         folded=[
             *([] if single else parts.table(results.age(comparison))),
             *parts.table(results.lag(comparison)),
+        ],
+    )
+
+
+def _credit(comparison: Comparison, parts: _Parts, layout: Layout, made: curve_figures.Curves) -> Section:
+    return Section(
+        "Credit",
+        images=[
+            *parts.image(
+                "state_graph",
+                graph_figures.state_graphs(comparison),
+                "States that the rollouts of one group share, at the mean position of the hand; edges are "
+                "observed steps, wider the more often they were taken. What several rollouts passed through "
+                "is where GraphGPO compares their steps.",
+            ),
+            *parts.image(
+                "credit",
+                curve_figures.credit_curves(comparison, layout, made),
+                "Means over the groups that closed in an iteration. Below the least merge ratio a group gets "
+                "episode advantages alone. A belief that knows nothing has a Brier score of p(1 - p) at a "
+                "success rate p.",
+            ),
         ],
     )
 
