@@ -23,7 +23,7 @@ from gipo_vla.policies.base import HasFeatures, Policy
 from gipo_vla.replay.segment import Arrays
 from gipo_vla.rollout.episodes import Role, integer_seed
 
-ROWS_AT_A_TIME = 64
+ROWS_AT_A_TIME = 128
 """Observations in one forward for their features."""
 
 

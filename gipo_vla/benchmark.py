@@ -1,4 +1,4 @@
-"""Measure this installation: ``python -m gipo_vla.benchmark rollout|policy [overrides]``.
+"""Measure this installation: ``python -m gipo_vla.benchmark rollout|policy|credit [overrides]``.
 
     rollout     env steps a second of the worker pool, alone and with policy, segmenting and replay, beside
                 the simulator's own step in as many processes; as ratios within one run. env=libero_spatial:
@@ -8,6 +8,9 @@
                 backward, peak memory beside the plan, share of the device's matrix peak
                 (act_batch=16 micro_batch=8 seconds=3; policy=openvla_oft_7b policy.random_weights=true needs
                 no checkpoint)
+
+    credit      milliseconds that each credit takes of an iteration of 64 rollouts x 64 chunks, and its share
+                of the wall time of one, measured in the same run (see studies.credit_cost)
 
 Prints a table for people and one line of JSON on stdout.
 """
@@ -50,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     benchmarks: dict[str, Callable[[Config, Options], dict[str, Any]]] = {
         "rollout": rollout,
         "policy": policy,
+        "credit": credit,
     }
     names = [text for text in overrides if "=" not in text]
     if len(names) != 1 or names[0] not in benchmarks:
@@ -215,6 +219,40 @@ def rollout(settings: Config, options: Options) -> dict[str, Any]:
         table.add_row(lines[name], f"{rate:,.1f}", f"{rate / workers:,.1f}", f"{ratio:.2f}")
     console.print(table)
     return result
+
+
+def credit(settings: Config, options: Options) -> dict[str, Any]:
+    """What each credit costs, with groups of the usual size and one of all rollouts."""
+    from gipo_vla.studies.credit_cost import CHUNKS, GROUPINGS, ROLLOUTS, measure
+
+    torch.set_num_threads(settings.learner.threads)
+    cost = measure(settings, int(options.repeats))
+    table = Table(
+        title=f"credit: {ROLLOUTS} rollouts x {CHUNKS} chunks, beside an iteration of {cost.iteration:.2f} s"
+    )
+    table.add_column("")
+    for grouping in GROUPINGS:
+        table.add_column(f"{grouping}, ms", justify="right")
+        table.add_column("share", justify="right")
+    for name, own in cost.credits.items():
+        cells = [(f"{1e3 * own[g]:.1f}", f"{own[g] / cost.iteration:.2%}") for g in GROUPINGS]
+        table.add_row(name, *(cell for pair in cells for cell in pair))
+    console.print(table)
+    return {
+        "benchmark": "credit",
+        "rollouts": ROLLOUTS,
+        "chunks": CHUNKS,
+        "repeats": int(options.repeats),
+        "iteration_seconds": round(cost.iteration, 3),
+        "milliseconds": {
+            name: {grouping: round(1e3 * value, 2) for grouping, value in own.items()}
+            for name, own in cost.credits.items()
+        },
+        "share": {
+            name: {grouping: round(value / cost.iteration, 5) for grouping, value in own.items()}
+            for name, own in cost.credits.items()
+        },
+    }
 
 
 def _median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

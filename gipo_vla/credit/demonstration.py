@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
-from torch import nn
+from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditContext, GroupEpisode, SumOverRanks
@@ -52,43 +51,50 @@ class DemonstrationScorer(Scorer):
         self._frozen.requires_grad_(False)
         self._seen = tuple(name for name in context.spec.observation if name != "landmarks")
         demonstrations = context.demonstrations
-        places = demonstrations.observations[self.match].astype(np.float64)
+        places = demonstrations.observations[self.match].astype(np.float32)
         # Landmarks are metres and truths, and as they are they say what is near; a state's numbers are of
         # any kind.
-        self._scale = np.ones(places.shape[1])
+        self._scale = np.ones(places.shape[1], np.float32)
         if self.match == "state":
             self._scale = 1.0 / np.maximum(places.std(axis=0), 1e-3)
-        self._trees: dict[int, cKDTree] = {}
-        self._actions: dict[int, NDArray[np.float32]] = {}
+        self._places: dict[int, Tensor] = {}
+        """By task."""
+        self._actions: dict[int, Tensor] = {}
         for task in np.unique(demonstrations.task).tolist():
             own = demonstrations.task == task
-            self._trees[task] = cKDTree(places[own] * self._scale)
-            self._actions[task] = demonstrations.actions[own]
+            self._places[task] = torch.from_numpy(places[own] * self._scale)
+            self._actions[task] = torch.from_numpy(demonstrations.actions[own])
 
     @property
     def inputs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self._seen, self.match)))
 
     def score(self, episodes: Sequence[GroupEpisode]) -> list[Scores] | None:
-        return [self._score(episode) for episode in episodes]
+        actions = torch.cat([self._nearest(episode) for episode in episodes])
+        seen = {
+            name: np.concatenate([episode.observations[name] for episode in episodes]) for name in self._seen
+        }
+        parts = [
+            self._likelihoods({name: array[rows] for name, array in seen.items()}, actions[rows])
+            for rows in (slice(at, at + ROWS_AT_A_TIME) for at in range(0, len(actions), ROWS_AT_A_TIME))
+        ]
+        ends = np.cumsum([len(episode) + 1 for episode in episodes])[:-1]
+        return np.split(np.concatenate(parts), ends)
+
+    def _nearest(self, episode: GroupEpisode) -> Tensor:
+        """The expert's chunks (T + 1, K, A) at the demonstrated states nearest to an episode's."""
+        places = torch.from_numpy(episode.observations[self.match].astype(np.float32) * self._scale)
+        return self._actions[episode.task][torch.cdist(places, self._places[episode.task]).argmin(1)]
 
     @torch.no_grad()
-    def _score(self, episode: GroupEpisode) -> Scores:
-        places = episode.observations[self.match].astype(np.float64) * self._scale
-        nearest = self._trees[episode.task].query(places)[1]
-        actions = torch.from_numpy(self._actions[episode.task][nearest])
-        parts = []
-        for start in range(0, len(places), ROWS_AT_A_TIME):
-            rows = slice(start, start + ROWS_AT_A_TIME)
-            seen = {
-                name: torch.from_numpy(episode.observations[name][rows]).to(self.device)
-                for name in self._seen
-            }
-            tokens = self._frozen.encode(actions[rows].to(self.device))
-            temperature = torch.ones(len(tokens), device=self.device)
-            log_probs = self._frozen.evaluate(seen, tokens, temperature).log_probs
-            parts.append(log_probs.flatten(1).double().mean(1).exp().cpu().numpy())
-        return np.concatenate(parts)
+    def _likelihoods(self, seen: Mapping[str, NDArray[Any]], actions: Tensor) -> Scores:
+        """Length-normalised likelihood (n,) of chunks of actions (n, K, A)."""
+        tokens = self._frozen.encode(actions.to(self.device))
+        observations = {name: torch.from_numpy(array).to(self.device) for name, array in seen.items()}
+        temperature = torch.ones(len(tokens), device=self.device)
+        log_probs = self._frozen.evaluate(observations, tokens, temperature).log_probs
+        likelihoods: Scores = log_probs.flatten(1).double().mean(1).exp().cpu().numpy()
+        return likelihoods
 
     def refresh(self, sum_over_ranks: SumOverRanks) -> None:
         assert isinstance(self.policy, nn.Module)

@@ -18,10 +18,14 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
 Ids = NDArray[np.int64]
+
+ROUNDS = 5
+"""Of k-means: it starts from an even spread, and nodes need not be optimal clusters."""
 
 
 def number_rows(rows: NDArray[np.int64]) -> Ids:
@@ -60,16 +64,29 @@ def cluster_ids(features: NDArray[Any], dimensions: int, clusters: int) -> Ids:
         dimensions: principal components kept, at most.
         clusters: at most; no more than there are different states.
     """
-    distinct, place = np.unique(features.astype(np.float64), axis=0, return_inverse=True)
-    # Each state as often as it occurs, in an order of its own: which episode came first must not matter.
-    points = distinct[np.sort(place.reshape(-1))]
-    centred = points - points.mean(axis=0)
-    components = np.linalg.svd(centred, full_matrices=False)[2][:dimensions]
-    projected = centred @ components.T
-    count = min(clusters, len(distinct))
+    rows = np.ascontiguousarray(features, np.float64)
+    # In an order of their own, that of their bytes: which episode came first must not matter.
+    as_bytes = np.dtype((np.void, rows.itemsize * rows.shape[1]))
+    order = np.argsort(rows.view(as_bytes).reshape(-1), kind="stable")
+    projected = _principal_components(rows[order], dimensions)
+    # Evenly along the first component: nothing is drawn, and nothing takes a loop.
+    along = np.argsort(projected[:, 0], kind="stable")
+    count = min(clusters, len(rows))
+    first = projected[along[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty cluster: there were fewer
-        centres, _ = kmeans2(projected, count, minit="++", seed=0)
-    own = (distinct - points.mean(axis=0)) @ components.T
-    squared = (own**2).sum(1)[:, None] - 2 * own @ centres.T + (centres**2).sum(1)
-    return number_rows(squared.argmin(axis=1)[place.reshape(-1), None])
+        _, labels = kmeans2(projected, first, iter=ROUNDS, minit="matrix")
+    ids = np.empty(len(rows), np.int64)
+    ids[order] = labels
+    return number_rows(ids[:, None])
+
+
+def _principal_components(points: NDArray[np.float64], dimensions: int) -> NDArray[np.float64]:
+    """Points (S, F) in the coordinates of their first components."""
+    # torch's algebra, because it keeps to the run's number of threads.
+    centred = torch.from_numpy(points - points.mean(axis=0))
+    # The same directions from the smaller matrix, where there are more points than numbers a point.
+    matrix = centred.T @ centred if len(points) > points.shape[1] else centred
+    directions = torch.linalg.svd(matrix, full_matrices=False)[2][:dimensions]
+    projected: NDArray[np.float64] = (centred @ directions.T).numpy()
+    return projected

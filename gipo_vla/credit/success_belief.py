@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 WIDTH = 64
 LEARNING_RATE = 3e-3
-BATCH = 512
+BATCH = 256
 """States of each rank in one step of training."""
 BINS = 10
 """Of the expected calibration error."""

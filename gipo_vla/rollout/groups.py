@@ -35,6 +35,9 @@ class GroupAdvantages:
     ) -> None:
         self.credit, self.reward_scale = credit, np.float32(reward_scale)
         self.replay, self.features = replay, features
+        self._held: dict[int, list[GroupEpisode]] = {}
+        """Older segments by task, of the replay as it was after ``_added`` segments."""
+        self._added = -1
 
     def __call__(self, episodes: Sequence[list[Arrays]]) -> None:
         """Write the advantages of a complete group into its segments, each episode given in order."""
@@ -77,6 +80,13 @@ class GroupAdvantages:
         most = self.credit.older_transitions
         if not most:
             return []
+        if self._added != self.replay.added:
+            self._held, self._added = {}, self.replay.added
+        if task not in self._held:
+            self._held[task] = self._look_up(task, most)
+        return self._held[task]
+
+    def _look_up(self, task: int, most: int) -> list[GroupEpisode]:
         names = [OBSERVATION_PREFIX + name for name in self.credit.inputs]
         names += ["length", "group", "rewards", "executed", "success", "terminated", "task"]
         return [self.episode([segment]) for segment in iterate(self.replay.newest(task, most, names))]

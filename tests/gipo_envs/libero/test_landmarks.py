@@ -9,6 +9,7 @@ import pytest
 
 from gipo_envs.libero import catalogue, installation, landmarks
 from gipo_envs.libero.environment import LiberoEnvironment
+from gipo_vla.credit.state_keys import grid_ids
 from tests.gipo_envs.libero import goals
 from tests.gipo_envs.libero.conftest import MakeLibero
 
@@ -53,6 +54,27 @@ def test_they_are_the_same_after_a_restore_and_beside_others(
     actual = environment.step_chunk(actions[8:]).observation["landmarks"]
     np.testing.assert_array_equal(actual, expected)
     assert not np.array_equal(first, expected)
+
+
+def test_state_keys_are_the_same_after_a_restore(environment: LiberoEnvironment) -> None:
+    """Keys of credit=graph (sim) at the boundaries of four chunks."""
+    is_position = np.array([landmark.kind == "position" for landmark in environment.spec.landmarks])
+    actions = _actions(16)
+
+    def keys(restored: bool) -> list[int]:
+        states = [environment.reset(7, 3, task=0)["landmarks"]]
+        for start in range(0, 16, 4):
+            if restored:
+                environment.reset(1, 0, task=1)
+                environment.reset(7, 3, task=0)
+                if start:
+                    environment.replay(actions[:start])
+            states.append(environment.step_chunk(actions[start : start + 4]).observation["landmarks"])
+        ids: list[int] = grid_ids(np.stack(states), states[0], 0.01, is_position).tolist()
+        return ids
+
+    straight = keys(restored=False)
+    assert len(set(straight)) > 1 and keys(restored=True) == straight
 
 
 @pytest.mark.parametrize("task", [0, 1])
