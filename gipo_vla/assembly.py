@@ -109,12 +109,13 @@ def _expert_chunks(folder: Path, spec: EnvironmentSpec, match: str, chunk: int) 
 
 def policy_features(policy: Policy, device: torch.device) -> Callable[[Arrays], NDArray[np.float32]]:
     """A policy's features of stored observations, a few at a time."""
+    describe = policy.features if isinstance(policy, HasFeatures) else None
 
     def features(observations: Arrays) -> NDArray[np.float32]:
-        assert isinstance(policy, HasFeatures)
+        assert describe is not None
         count = len(next(iter(observations.values())))
         parts = [
-            policy.features(
+            describe(
                 {
                     name: torch.from_numpy(array[start : start + ROWS_AT_A_TIME]).to(device)
                     for name, array in observations.items()

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -55,6 +56,18 @@ class GroupEpisode:
     def __len__(self) -> int:
         """Transitions, T."""
         return len(self.executed)
+
+    @cached_property
+    def executed_mask(self) -> NDArray[np.bool_]:
+        """(T, K), true at steps that were executed."""
+        mask: NDArray[np.bool_] = np.arange(self.success.shape[1]) < self.executed[:, None]
+        return mask
+
+    @cached_property
+    def first_success(self) -> int | None:
+        """The transition in which the episode first succeeds."""
+        succeeded = (self.success & self.executed_mask).any(axis=1)
+        return int(succeeded.argmax()) if succeeded.any() else None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from gipo_vla.credit.base import (
     register,
     stored_advantages,
 )
-from gipo_vla.credit.group import Outcome, episode_outcome, executed_mask, group_relative
+from gipo_vla.credit.group import Outcome, episode_outcome, group_relative
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 from gipo_vla.credit.snapshot import GraphSnapshot, hand_axes
 from gipo_vla.credit.state_graph import EdgeReward, Ids
@@ -138,12 +138,6 @@ class GroupGraph:
     """Share of the group's nodes that edges to two or more different nodes leave."""
     reachable_share: float
     """Share of the group's nodes with a path to success."""
-
-
-def first_success(episode: GroupEpisode) -> int | None:
-    """The transition in which an episode first succeeds."""
-    within = (episode.success & executed_mask(episode.executed, episode.success.shape[1])).any(axis=1)
-    return int(within.argmax()) if within.any() else None
 
 
 def group_graph(
@@ -248,7 +242,7 @@ class GraphCredit(CreditAssigner):
         """Advantages (T,) of each episode: what its steps did for it and how it ended."""
         settings = self.settings
         ids = self._nodes([*episodes, *older])
-        successes = [first_success(episode) for episode in (*episodes, *older)]
+        successes = [episode.first_success for episode in (*episodes, *older)]
         size = len(episodes)
         graph = group_graph(
             ids[:size],
@@ -330,7 +324,7 @@ class GraphCredit(CreditAssigner):
             return
         # The states that are nodes: up to the first success.
         kept = [
-            len(own) if first_success(episode) is None else count
+            len(own) if episode.first_success is None else count
             for own, episode, count in zip(ids, episodes, graph.edges.counts)
         ]
         places = [e.observations["landmarks"][:n, self._hand] for e, n in zip(episodes, kept)]

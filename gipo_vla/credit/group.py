@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,17 +56,11 @@ class GroupSettings:
         check_normalize(self.normalize)
 
 
-def executed_mask(executed: NDArray[np.integer[Any]], chunk: int) -> NDArray[np.bool_]:
-    """bool (T, K), true at steps that were executed."""
-    return np.arange(chunk) < executed[:, None]
-
-
 def episode_outcome(episode: GroupEpisode, outcome: Outcome) -> float:
     """What an episode is judged by: see ``GroupSettings.outcome``."""
-    valid = executed_mask(episode.executed, episode.rewards.shape[1])
     if outcome == "success_once":
-        return float((episode.success & valid).any())
-    return float(episode.rewards.sum(where=valid, dtype=np.float64))
+        return float(episode.first_success is not None)
+    return float(episode.rewards.sum(where=episode.executed_mask, dtype=np.float64))
 
 
 def group_relative(outcomes: NDArray[np.float64], normalize_std: bool) -> NDArray[np.float64]:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit.base import FEATURES, CreditContext, GroupEpisode, SumOverRanks
-from gipo_vla.credit.graph import first_success
 from gipo_vla.credit.scorers import Scorer, Scores, register
 from gipo_vla.policies.base import HasFeatures
 
@@ -92,7 +91,7 @@ class SuccessBelief(Scorer):
         scores = np.split(beliefs, np.cumsum([len(episode) + 1 for episode in episodes])[:-1])
         for episode, own in zip(episodes, scores):
             if episode.terminated:
-                own[-1] = float(first_success(episode) is not None)
+                own[-1] = float(episode.first_success is not None)
         return scores
 
     def _rows(self, episode: GroupEpisode) -> NDArray[np.float32]:
@@ -112,7 +111,7 @@ class SuccessBelief(Scorer):
 
     def observe(self, episodes: Sequence[GroupEpisode], scores: Sequence[Scores] | None) -> None:
         rows = [self._rows(episode) for episode in episodes]
-        ends = [np.float32(first_success(episode) is not None) for episode in episodes]
+        ends = [np.float32(episode.first_success is not None) for episode in episodes]
         outcomes = [np.full(len(own), end, np.float32) for own, end in zip(rows, ends)]
         if scores is not None:
             # Not the last state of what has ended: that score was no estimate.
@@ -141,7 +140,7 @@ class SuccessBelief(Scorer):
         self._measure(inputs, sum_over_ranks)
         network = self._network = self._network or self._build()
         network.requires_grad_(True)
-        optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+        optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
         # Every rank draws the same places among its own states: nothing of it needs to be kept.
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.version]))
         parameters = list(network.parameters())

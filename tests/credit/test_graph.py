@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gipo_envs import EnvironmentSettings, make_spec
 from gipo_envs.errors import UserError
 from gipo_vla.credit import CreditContext, GraphCredit, GraphSettings, GroupEpisode, create
-from gipo_vla.credit.graph import first_success, group_graph
+from gipo_vla.credit.graph import group_graph
 from gipo_vla.credit.state_graph import edge_rewards, standardized_by_source
 
 W = 0.97
@@ -118,7 +118,7 @@ def test_a_success_that_was_not_executed_does_not_count() -> None:
         success=np.array([[False, True]]),
         terminated=False,
     )
-    assert first_success(fluke) is None
+    assert fluke.first_success is None
 
 
 def test_both_advantages_are_mixed() -> None:
