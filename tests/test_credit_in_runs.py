@@ -80,6 +80,39 @@ def test_credits_and_objectives_compose(make_pipeline: MakePipeline, credit: str
     json.dumps(rows)
 
 
+VLA = (
+    *("policy=openvla_oft_tiny", "env.observations=[images,proprio]", "policy.chunk=8"),
+    *("env.camera.height=84", "env.camera.width=84", "replay.segment_length=5", "rollout.env_steps=320"),
+)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "credit",
+    [
+        (*GRAPH, "credit.state_key=embedding"),
+        (*GAIN, "credit.belief_input=features", "credit.refresh_every=1"),
+        (*GAIN, "credit.scorer=instruction", "policy.full_vocabulary=true"),
+    ],
+    ids=["graph-embedding", "gain-features", "gain-instruction"],
+)
+def test_credits_of_a_policy_that_sees(
+    process_group: None, tiny_overrides: tuple[str, ...], tmp_path: Path, credit: tuple[str, ...]
+) -> None:
+    """A tiny vision-language-action policy: stopped after one iteration, and gone on with."""
+    common = [text for text in tiny_overrides if not text.startswith("policy.")]
+    common += [*VLA, *credit, f"run_dir={tmp_path / 'run'}", "stop_after=1", "iterations=2"]
+    train(resolve(common))
+    train(resolve([f"resume={tmp_path / 'run'}"]))
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and rows[-1]["learner/skipped_total"] == 0
+    told = {name: value for name, value in rows[-1].items() if name.startswith("credit/")}
+    if "credit.scorer=instruction" in credit:
+        assert told["credit/gain_std"] > 0 and told["credit/scorer_version"] == 0
+    elif "credit=graph" in credit:
+        assert told["credit/merge_ratio"] > 0
+
+
 def test_no_group_closed_means_null(make_pipeline: MakePipeline) -> None:
     """Episodes of 40 steps, iterations of 20: every other one closes no group."""
     pipeline = make_pipeline(*GRAPH, "rollout.env_steps=160", "env.end_on_success=false")
