@@ -101,10 +101,15 @@ def _expert_chunks(folder: Path, spec: EnvironmentSpec, match: str, chunk: int) 
         own = own[found.observed_at[own] + chunk <= record.first_action + record.actions]
         rows.append(own)
         tasks.append(np.full(len(own), task, np.int64))
-    chosen = np.concatenate(rows)
+    chosen, task_of = np.concatenate(rows), np.concatenate(tasks)
+    if set(task_of.tolist()) != set(found.task_index):
+        raise UserError(
+            f"credit.demonstrations={folder}: some task has no demonstration of a whole chunk of {chunk} "
+            "actions; record longer ones, or lower policy.chunk"
+        )
     seen = {match: found.observations[match][chosen]}
     actions = found.actions[found.observed_at[chosen][:, None] + np.arange(chunk)]
-    return ExpertChunks(seen, actions, np.concatenate(tasks))
+    return ExpertChunks(seen, actions, task_of)
 
 
 def policy_features(policy: Policy, device: torch.device) -> Callable[[Arrays], NDArray[np.float32]]:
