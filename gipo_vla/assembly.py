@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from gipo_envs import EnvironmentSpec, make_spec
+from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.policy_files import read_statistics
-from gipo_vla.imitation import origins
+from gipo_vla.config import Config
+from gipo_vla.credit.base import CreditContext, ExpertChunks
+from gipo_vla.imitation import demonstrations, origins
 from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.policies import registry as policies
-from gipo_vla.policies.base import Policy
+from gipo_vla.policies.base import HasFeatures, Policy
+from gipo_vla.replay.segment import Arrays
 from gipo_vla.rollout.episodes import Role, integer_seed
+
+ROWS_AT_A_TIME = 128
+"""Observations in one forward for their features."""
 
 
 def build_policy(
@@ -59,6 +68,72 @@ def build_policy(
         # Weights and input statistics were learned together: moving the latter would undo the former.
         policy.normalizer_iterations = 0
     return policy
+
+
+def rollout_environment(config: Config) -> EnvironmentSettings:
+    """The environment as training's workers make it: with landmarks where the credit looks at them."""
+    if not getattr(config.credit, "needs_landmarks", False) or "landmarks" in config.env.observations:
+        return config.env
+    return replace(config.env, observations=(*config.env.observations, "landmarks"))
+
+
+def credit_context(
+    config: Config, spec: EnvironmentSpec, policy: Policy, device: torch.device
+) -> CreditContext:
+    """What the credit may know of the run.
+
+    Raises:
+        UserError: the demonstrations that its settings name cannot be used.
+    """
+    folder = getattr(config.credit, "demonstrations", None)
+    chunks = None
+    if folder is not None:
+        chunks = _expert_chunks(Path(folder), spec, config.credit.match, policy.chunk)  # type: ignore[union-attr]
+    return CreditContext(spec, policy, device, config.seed, chunks)
+
+
+def _expert_chunks(folder: Path, spec: EnvironmentSpec, match: str, chunk: int) -> ExpertChunks:
+    """The demonstrated decisions in a folder that were followed by a whole chunk of actions."""
+    if match not in spec.observation:
+        return ExpertChunks({}, np.empty((0, chunk, spec.action_size), np.float32), np.empty(0, np.int64))
+    matched = replace(spec, observation={match: spec.observation[match]})
+    found = demonstrations.read(folder, matched)
+    rows, tasks = [], []
+    for task, record in zip(found.task_index, found.records):
+        own = np.arange(record.first_row, record.first_row + record.rows)
+        own = own[found.observed_at[own] + chunk <= record.first_action + record.actions]
+        rows.append(own)
+        tasks.append(np.full(len(own), task, np.int64))
+    chosen, task_of = np.concatenate(rows), np.concatenate(tasks)
+    if set(task_of.tolist()) != set(found.task_index):
+        raise UserError(
+            f"credit.demonstrations={folder}: some task has no demonstration of a whole chunk of {chunk} "
+            "actions; record longer ones, or lower policy.chunk"
+        )
+    seen = {match: found.observations[match][chosen]}
+    actions = found.actions[found.observed_at[chosen][:, None] + np.arange(chunk)]
+    return ExpertChunks(seen, actions, task_of)
+
+
+def policy_features(policy: Policy, device: torch.device) -> Callable[[Arrays], NDArray[np.float32]]:
+    """A policy's features of stored observations, a few at a time."""
+    describe = policy.features if isinstance(policy, HasFeatures) else None
+
+    def features(observations: Arrays) -> NDArray[np.float32]:
+        assert describe is not None
+        count = len(next(iter(observations.values())))
+        parts = [
+            describe(
+                {
+                    name: torch.from_numpy(array[start : start + ROWS_AT_A_TIME]).to(device)
+                    for name, array in observations.items()
+                }
+            ).cpu()
+            for start in range(0, count, ROWS_AT_A_TIME)
+        ]
+        return torch.cat(parts).numpy()
+
+    return features
 
 
 def environment_spec(config: AnyRun) -> EnvironmentSpec:

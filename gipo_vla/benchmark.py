@@ -1,4 +1,4 @@
-"""Measure this installation: ``python -m gipo_vla.benchmark rollout|policy|training|record [overrides]``.
+"""Measure this installation: ``python -m gipo_vla.benchmark NAME [overrides]``.
 
     rollout     env steps a second of the worker pool, alone and with policy, segmenting and replay, beside
                 the simulator's own step in as many processes; as ratios within one run. env=libero_spatial:
@@ -14,6 +14,8 @@
                 iterations)
     record      observations of an environment under random actions, for env=recorded env.assets=FOLDER on a
                 machine without its simulator (out=FOLDER frames=128)
+    credit      milliseconds that each credit takes of an iteration of 64 rollouts x 64 chunks, and its share
+                of the wall time of one, measured in the same run (see studies.credit_cost)
 
 Prints a table for people and one line of JSON on stdout.
 """
@@ -35,6 +37,7 @@ from rich.table import Table
 
 from gipo_envs.errors import UserError, nearest
 from gipo_vla import cli, config, training_benchmark
+from gipo_vla.assembly import rollout_environment
 from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device, rank
 from gipo_vla.pipeline import build_policy, environment_spec, plan
@@ -58,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         "policy": policy,
         "training": training,
         "record": record,
+        "credit": credit,
     }
     names = [text for text in overrides if "=" not in text]
     if len(names) != 1 or names[0] not in benchmarks:
@@ -197,8 +201,9 @@ def rollout(settings: Config, options: Options) -> dict[str, Any]:
     episodes = TrainingEpisodes(
         spec, settings.seed, settings.rollout.workers * settings.rollout.envs_per_worker
     )
+    spec = plans.spec
     with WorkerPool(
-        settings.env,
+        rollout_environment(settings),
         spec,
         settings.rollout.workers,
         settings.rollout.envs_per_worker,
@@ -250,6 +255,40 @@ def rollout(settings: Config, options: Options) -> dict[str, Any]:
         table.add_row(lines[name], f"{rate:,.1f}", f"{rate / workers:,.1f}", f"{ratio:.2f}")
     console.print(table)
     return result
+
+
+def credit(settings: Config, options: Options) -> dict[str, Any]:
+    """What each credit costs, with groups of the usual size and one of all rollouts."""
+    from gipo_vla.studies.credit_cost import CHUNKS, GROUPINGS, ROLLOUTS, measure
+
+    torch.set_num_threads(settings.learner.threads)
+    cost = measure(settings, int(options.repeats))
+    table = Table(
+        title=f"credit: {ROLLOUTS} rollouts x {CHUNKS} chunks, beside an iteration of {cost.iteration:.2f} s"
+    )
+    table.add_column("")
+    for grouping in GROUPINGS:
+        table.add_column(f"{grouping}, ms", justify="right")
+        table.add_column("share", justify="right")
+    for name, own in cost.credits.items():
+        cells = [(f"{1e3 * own[g]:.1f}", f"{own[g] / cost.iteration:.2%}") for g in GROUPINGS]
+        table.add_row(name, *(cell for pair in cells for cell in pair))
+    console.print(table)
+    return {
+        "benchmark": "credit",
+        "rollouts": ROLLOUTS,
+        "chunks": CHUNKS,
+        "repeats": int(options.repeats),
+        "iteration_seconds": round(cost.iteration, 3),
+        "milliseconds": {
+            name: {grouping: round(1e3 * value, 2) for grouping, value in own.items()}
+            for name, own in cost.credits.items()
+        },
+        "share": {
+            name: {grouping: round(value / cost.iteration, 5) for grouping, value in own.items()}
+            for name, own in cost.credits.items()
+        },
+    }
 
 
 def _median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

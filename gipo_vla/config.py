@@ -26,7 +26,9 @@ from gipo_envs import EnvironmentSettings
 from gipo_envs.errors import UserError, nearest
 from gipo_vla.composing import MISSING, compose_yaml, groups, known_keys, nearest_key, repair
 from gipo_vla.credit.gae import GaeSettings
+from gipo_vla.credit.graph import GraphSettings
 from gipo_vla.credit.group import GroupSettings
+from gipo_vla.credit.information_gain import InformationGainSettings
 from gipo_vla.objectives.gipo import GipoSettings
 from gipo_vla.objectives.no_clip import NoClipSettings
 from gipo_vla.objectives.ppo import PpoSettings
@@ -42,7 +44,9 @@ NonNegative = Annotated[int, Field(ge=0)]
 ObjectiveSettings = Annotated[
     GipoSettings | PpoSettings | SapoSettings | NoClipSettings, Field(discriminator="name")
 ]
-CreditSettings = Annotated[GaeSettings | GroupSettings, Field(discriminator="name")]
+CreditSettings = Annotated[
+    GaeSettings | GroupSettings | GraphSettings | InformationGainSettings, Field(discriminator="name")
+]
 PolicySettings = Annotated[MlpSettings | OpenVlaOftSettings, Field(discriminator="name")]
 Settings = TypeVar("Settings")
 """Settings of a whole run of some kind."""
@@ -284,9 +288,10 @@ def _check_relations(config: Config) -> None:
             f"rollout.group_size is {rollout.group_size}: it must divide rollout.workers x "
             f"rollout.envs_per_worker = {rollout.workers * rollout.envs_per_worker}"
         )
-    if config.credit.name == "group" and rollout.group_size < 2:
+    if config.credit.name != "gae" and rollout.group_size < 2:
         raise UserError(
-            "credit=group compares episodes of one initial state: set rollout.group_size to 2 or more"
+            f"credit={config.credit.name} compares episodes of one initial state: set rollout.group_size to "
+            "2 or more"
         )
 
 

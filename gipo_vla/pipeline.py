@@ -25,6 +25,7 @@ from torch import nn
 from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import build_policy as build_policy
+from gipo_vla.assembly import credit_context, policy_features, rollout_environment
 from gipo_vla.assembly import environment_spec as environment_spec
 from gipo_vla.config import Config
 from gipo_vla.credit import base as credits
@@ -37,9 +38,10 @@ from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
 from gipo_vla.replay import samplers
 from gipo_vla.replay.plan import MemoryPlan, StalenessPlan, memory_plan, staleness_plan
 from gipo_vla.replay.ring import SegmentRing
-from gipo_vla.replay.segment import OBSERVATION_PREFIX, Arrays, SegmentLayout, layout
+from gipo_vla.replay.segment import OBSERVATION_PREFIX, SegmentLayout, layout
 from gipo_vla.rollout.actor import Actor, EpisodeRecord
 from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
+from gipo_vla.rollout.groups import GroupAdvantages
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.rollout.task_sampler import TaskSampler
 from gipo_vla.telemetry.metrics import mean_of
@@ -89,6 +91,8 @@ def plan(config: Config, policy: Policy, spec: EnvironmentSpec, world: int) -> P
         UserError: a segment is longer than an episode.
     """
     decisions = math.ceil(spec.actions_limit / policy.chunk)
+    if "landmarks" in rollout_environment(config).observations:
+        spec = environment_spec(replace(config, env=rollout_environment(config)))
     length = config.replay.segment_length
     if length > decisions:
         raise UserError(
@@ -175,6 +179,7 @@ class Pipeline:
         self.behaviour: Policy = policy.twin()
         reference = policy.twin() if config.regularizers.kl_reference_coefficient > 0 else None
         self.credit = credits.create(per_action(config.credit, plans.spec.action_repeat))
+        self.credit.prepare(credit_context(config, plans.spec, policy, device))
         stored_values = getattr(config.credit, "values", "recomputed") == "stored"
         self.learner = Learner(
             policy,
@@ -205,7 +210,7 @@ class Pipeline:
             plans.spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger, self.tasks
         )
         self.pool = WorkerPool(
-            config.env,
+            rollout_environment(config),
             plans.spec,
             rollout.workers,
             rollout.envs_per_worker,
@@ -233,9 +238,13 @@ class Pipeline:
             act_generator,
             device,
             stored_values,
-            self._write_group_advantages if self.credit.needs_groups else None,
+            self._group_hook() if self.credit.needs_groups else None,
             rollout.group_size,
         )
+
+    def _group_hook(self) -> GroupAdvantages:
+        features = policy_features(self.behaviour, self.device)
+        return GroupAdvantages(self.credit, self.plans.spec.reward_scale, self.replay, features)
 
     def close(self) -> None:
         self.pool.close()
@@ -271,6 +280,7 @@ class Pipeline:
         self.iteration += 1
         metrics = self._metrics(self.updates_done)
         self.updates_done = []
+        self.credit.end_iteration(lambda own: group.sum_over_ranks(own.to(self.device)).cpu())
         ended = time.perf_counter()
         env_steps = self.world * (self.actor.env_steps - steps_before)
         timings = {
@@ -356,31 +366,6 @@ class Pipeline:
         size = len(total)
         normalizer.update(packed[0], packed[1 : 1 + size], packed[1 + size :])
 
-    def _write_group_advantages(self, episodes: Sequence[list[Arrays]]) -> None:
-        """Ask the credit for the advantages of a complete group and write them into its segments."""
-        views = []
-        for episode in episodes:
-            lengths = [int(segment["length"]) for segment in episode]
-
-            def joined(name: str, own: list[Arrays] = episode, n: list[int] = lengths) -> np.ndarray:
-                return np.concatenate([segment[name][:k] for segment, k in zip(own, n)])
-
-            views.append(
-                credits.GroupEpisode(
-                    group=int(episode[0]["group"]),
-                    rewards=joined("rewards") * np.float32(self.plans.spec.reward_scale),
-                    executed=joined("executed"),
-                    success=joined("success"),
-                    terminated=bool(episode[-1]["terminated"]),
-                )
-            )
-        for episode, advantages in zip(episodes, self.credit.on_group(views), strict=True):
-            at = 0
-            for segment in episode:
-                length = int(segment["length"])
-                segment["advantages"][:length] = advantages[at : at + length]
-                at += length
-
     # --------------------------------------------------------------------------------------------- metrics
 
     def _metrics(self, updates: list[dict[str, float]]) -> dict[str, float | int | None]:
@@ -392,11 +377,13 @@ class Pipeline:
                 len(self.replay),
                 self.pool.faults,
                 self.actor.dropped_segments,
+                self.credit.take_sums(),
             )
         )
         episodes = [record for own, *_ in gathered for record in own]
         self.recent.extend(episodes)
-        totals = [sum(column) for column in list(zip(*gathered))[1:]]
+        totals = [sum(column) for column in list(zip(*gathered))[1:-1]]
+        credit = {name: sum(own[-1][name] for own in gathered) for name in gathered[0][-1]}
         self.env_steps = totals[0]
         row: dict[str, float | int | None] = {
             "iteration": self.iteration,
@@ -417,6 +404,7 @@ class Pipeline:
         self.tasks.observe((record.task, record.success_once) for record in episodes)
         row |= self.tasks.metrics()
         row |= {f"staleness/numerical_floor_{k}": v for k, v in (self.numerical_floor or {}).items()}
+        row |= self.credit.metrics(credit)
         merged = mean_of(updates)
         skipped = merged.pop("learner/skipped", 0.0)
         return row | {"learner/skipped": round(skipped * len(updates))} | merged

@@ -35,6 +35,7 @@ from gipo_vla.rollout.episodes import EpisodePlan, Role, evaluation_plans, integ
 from gipo_vla.rollout.faults import FaultWindow
 from gipo_vla.telemetry import plots, tracker
 from gipo_vla.telemetry.console import TrainingProgress, console
+from gipo_vla.telemetry.graphs import GraphFiles
 from gipo_vla.telemetry.metrics import JsonLines, read_json_lines
 
 
@@ -60,6 +61,7 @@ class Session:
         self.first = group.rank() == 0
         self.began = time.monotonic()
         self.stop = StopRequest()
+        self.graphs = GraphFiles(folder.graphs, settings.iterations)
         self.reason = Reason.NONE
         self.tracker: tracker.Tracker = tracker.NoTracker()
         self.writer = _writer(settings, folder, pipeline.device)
@@ -166,6 +168,9 @@ class Session:
         if not self.first:
             return
         iteration = self.pipeline.iteration
+        self.graphs.after(iteration, self.pipeline.credit.snapshot)
+        if line := self.pipeline.credit.notice():
+            self._say(line)
         self.metrics.write(row)
         self.timings.write({"iteration": iteration, **timings})
         progress.update(row, timings)

@@ -39,7 +39,7 @@ def test_every_experiment_composes(experiment: str) -> None:
 )
 def test_every_option_is_valid(make_config: MakeConfig, override: str) -> None:
     group, _, option = override.partition("=")
-    extra = ("rollout.envs_per_worker=8",) if override == "credit=group" else ()
+    extra = ("rollout.envs_per_worker=8",) if override != "credit=gae" else ()
     assert getattr(make_config(override, *extra), group).name == option
 
 

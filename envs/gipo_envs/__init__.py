@@ -9,6 +9,7 @@ from gipo_envs.protocol import (
     Environment,
     EnvironmentSettings,
     EnvironmentSpec,
+    Landmark,
     Observation,
 )
 from gipo_envs.registry import make, make_spec, needs_opengl
@@ -21,6 +22,7 @@ __all__ = [
     "Environment",
     "EnvironmentSettings",
     "EnvironmentSpec",
+    "Landmark",
     "Observation",
     "UserError",
     "make",

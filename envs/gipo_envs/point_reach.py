@@ -11,6 +11,8 @@ State (10,): point, object, goal, object - point, goal - object, each x and y. I
 object is the point itself. Proprioception (2,): the point. Dense reward of an env step: 1 while the object
 is at the goal, plus the progress of the step in units of the greatest step. The first term pays for staying
 at the goal, the second says at once which action was good.
+
+Landmarks (6,): point ("hand"), object and goal, each x and y, in metres if the square's side is 20 cm.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from numpy.typing import NDArray
 
 from gipo_envs import image_formats
 from gipo_envs.episode import Episode, check_actions, check_reset_arguments
-from gipo_envs.protocol import ChunkResult, Environment, EnvironmentSettings, EnvironmentSpec, Observation
+from gipo_envs.protocol import (
+    ChunkResult,
+    Environment,
+    EnvironmentSettings,
+    EnvironmentSpec,
+    Landmark,
+    Observation,
+)
 from gipo_envs.settings import FamilyFacts, build_spec
 
 STEP_LENGTH = 0.15
@@ -31,6 +40,10 @@ STEP_LENGTH = 0.15
 GOAL_RADIUS = 0.15
 CONTACT_RADIUS = 0.2
 """The object of ``push`` moves with the point while it is nearer than this."""
+
+LANDMARK_SCALE = 0.1
+"""Metres of a landmark to a unit of the square: its steps are then as long as a robot's, and so a credit's
+cells fit."""
 
 FACTS = FamilyFacts(
     instructions={
@@ -49,6 +62,9 @@ FACTS = FamilyFacts(
     dense_reward_scale=0.1,
     sparse_reward_scale=1.0,
     frames_per_second=10.0,
+    landmarks=tuple(
+        Landmark(f"{thing} {axis}", "position") for thing in ("hand", "object", "goal") for axis in "xy"
+    ),
 )
 
 _BACKGROUND = (235, 235, 230)
@@ -140,6 +156,9 @@ class PointReach:
             )
         if "proprio" in self._spec.observation:
             observation["proprio"] = np.array(self._point, np.float32)
+        if "landmarks" in self._spec.observation:
+            things = (point_x, point_y, object_x, object_y, goal_x, goal_y)
+            observation["landmarks"] = np.array(things, np.float32) * np.float32(LANDMARK_SCALE)
         if "images" in self._spec.observation:
             camera = self._camera
             frames = (self._draw(name, camera.height, camera.width) for name in camera.names)

@@ -25,7 +25,8 @@ EVALUATION_KEYS_START = 1_000_000
 
 Observation = dict[str, NDArray[Any]]
 """Arrays by name, those that ``EnvironmentSpec.observation`` lists, out of:
-``images`` uint8 (C, H, W, 3); ``proprio`` float32 (P,); ``state`` float32 (S,); ``task`` int64 ()."""
+``images`` uint8 (C, H, W, 3); ``proprio`` float32 (P,); ``state`` float32 (S,); ``task`` int64 ();
+``landmarks`` float32, one number for each of ``EnvironmentSpec.landmarks``, which no policy reads."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,21 @@ class ArraySpec:
 
     shape: tuple[int, ...]
     dtype: str
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """One number that says where the task stands, read off the simulator: for credit, never for a policy."""
+
+    name: str
+    """``hand x``, ``hand y`` and ``hand z`` are the position of the hand wherever there is one."""
+    kind: Literal["position", "truth"]
+    """position: metres. truth: 0 or 1."""
+
+
+def positions(*things: str) -> tuple[Landmark, ...]:
+    """The landmarks of the positions of things: x, y and z of each."""
+    return tuple(Landmark(f"{thing} {axis}", "position") for thing in things for axis in "xyz")
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,8 @@ class EnvironmentSpec:
     """Multiply rewards by this for learning (returns of about 1); metrics stay unscaled."""
     frames_per_second: float
     """Control steps a second of simulated time, for videos."""
+    landmarks: tuple[Landmark, ...] = ()
+    """What the observation ``landmarks`` holds where the settings ask for it; empty if there is none."""
     evaluation_ends_on_success: bool = False
     """As in a published evaluation protocol that ends episodes so; success at the end then says nothing."""
     training_keys: tuple[int, int] = (0, EVALUATION_KEYS_START)
@@ -161,7 +179,8 @@ class EnvironmentSettings:
     libero_10, libero_90."""
     task: str | int | tuple[str | int, ...]
     """A task's name or number, several of them, or a group's name (Meta-World: MT10, MT50; LIBERO: all)."""
-    observations: tuple[Literal["state", "proprio", "images"], ...] = ("state",)
+    observations: tuple[Literal["state", "proprio", "images", "landmarks"], ...] = ("state",)
+    """What is observed. ``landmarks`` are added by the credits that need them."""
     camera: CameraSettings = field(default_factory=CameraSettings)
     reward: Literal["dense", "sparse"] = "dense"
     reward_scale: float | None = None

@@ -18,9 +18,10 @@ from gipo_envs.protocol import (
     CameraSettings,
     EnvironmentSettings,
     EnvironmentSpec,
+    Landmark,
 )
 
-OBSERVATIONS = ("state", "proprio", "images")
+OBSERVATIONS = ("state", "proprio", "images", "landmarks")
 REWARDS = ("dense", "sparse")
 QUALITIES = ("fast", "default")
 
@@ -44,6 +45,8 @@ class FamilyFacts:
     frames_per_second: float
     task_groups: Mapping[str, tuple[str, ...]]
     """Group name -> task names."""
+    landmarks: tuple[Landmark, ...] = ()
+    """See ``EnvironmentSpec``."""
     evaluation_ends_on_success: bool = False
     """See ``EnvironmentSpec``."""
     evaluation_keys: tuple[int, int] = (EVALUATION_KEYS_START, 2 * EVALUATION_KEYS_START)
@@ -83,6 +86,8 @@ def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> Environment
         arrays["proprio"] = ArraySpec((facts.proprio_size,), "float32")
     if "images" in settings.observations:
         arrays["images"] = ArraySpec(_images_shape(settings.camera, facts), "uint8")
+    if "landmarks" in settings.observations:
+        arrays["landmarks"] = ArraySpec((len(facts.landmarks),), "float32")
     return EnvironmentSpec(
         tasks=tasks,
         instructions=tuple(facts.instructions[task] for task in tasks),
@@ -93,6 +98,7 @@ def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> Environment
         end_on_success=sparse if settings.end_on_success is None else settings.end_on_success,
         reward_scale=reward_scale,
         frames_per_second=facts.frames_per_second,
+        landmarks=facts.landmarks,
         evaluation_ends_on_success=facts.evaluation_ends_on_success,
         training_keys=facts.evaluation_keys
         if settings.train_on_evaluation_states

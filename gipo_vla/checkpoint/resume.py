@@ -18,7 +18,8 @@ from gipo_vla.checkpoint.folder import MANIFEST
 from gipo_vla.checkpoint.run_folder import RunFolder, runs_root
 from gipo_vla.config import SESSION_KEYS, Config
 
-FIXED = ("env.", "policy.", "seed", "replay.segment_length", "rollout.group_size", "credit.name", "init_from")
+FIXED = ("env.", "policy.", "seed", "replay.segment_length", "rollout.group_size", "init_from",
+         "credit.name", "credit.scorer", "credit.belief_input", "credit.match")  # fmt: skip
 """A run continued with another one of these would be another run ..."""
 MOVABLE = ("env.assets", "policy.checkpoint", "policy.base_checkpoint", "policy.compile",
            "policy.activation_checkpointing")  # fmt: skip

@@ -4,6 +4,7 @@ config.yaml        settings; launch.json: what started it
 metrics.jsonl      one flat object an iteration, decided by the seed; timings.jsonl: clock readings
 evaluations.jsonl  evaluations under way; evaluation.json: the final one
 checkpoints/  videos/  learning_curve.png  report.html
+graphs/            with credit=graph: a few graphs of states, for the report
 finished.json      alone marks a finished run
 """
 
@@ -37,6 +38,7 @@ class RunFolder:
         self.evaluation = path / "evaluation.json"
         self.checkpoints = path / "checkpoints"
         self.videos = path / "videos"
+        self.graphs = path / "graphs"
         self.learning_curve = path / "learning_curve.png"
         self.finished = path / "finished.json"
         self.launch = path / "launch.json"

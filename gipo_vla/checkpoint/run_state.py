@@ -293,12 +293,22 @@ def _deal_out(folder: Path, world_before: int, envs_before: int, run: Run) -> li
 def _deal_segments(folders: Sequence[Path], replay: SegmentRing) -> int:
     """Fill this rank's ring with its share of all ranks' segments; returns how many there are.
 
-    Oldest first over all ranks, so that the ring's order stays that of age. Groups stay on one rank.
+    Oldest first over all ranks, so that the ring's order stays that of age. A group stays on one rank and
+    together: it is as old as its oldest segment.
     """
     segments: list[Arrays] = []
     for own in folders:
         segments += iterate(read(own / "replay", replay.layout))
-    segments.sort(key=oldest_version)
+    ages: dict[int, int] = {}
+    for segment in segments:
+        number, age = int(segment["group"]), oldest_version(segment)
+        ages[number] = min(age, ages.get(number, age))
+    segments.sort(
+        key=lambda segment: (
+            ages[int(segment["group"])] if segment["group"] >= 0 else oldest_version(segment),
+            int(segment["group"]),
+        )
+    )
     for index, segment in enumerate(segments):
         owner = int(segment["group"]) if segment["group"] >= 0 else index
         if owner % group.world_size() == group.rank():

@@ -9,6 +9,7 @@ Importing this package registers every credit::
 from gipo_vla.credit.base import (
     CreditAssigner,
     CreditBatch,
+    CreditContext,
     CreditOutput,
     GroupEpisode,
     create,
@@ -17,10 +18,12 @@ from gipo_vla.credit.base import (
     register,
 )
 from gipo_vla.credit.gae import Gae, GaeSettings
+from gipo_vla.credit.graph import GraphCredit, GraphSettings
 from gipo_vla.credit.group import GroupRelative, GroupSettings
+from gipo_vla.credit.information_gain import InformationGain, InformationGainSettings
 from gipo_vla.credit.normalization import AdvantageNormalizer, NormalizationMode, advantage_moments
 
-AnyCreditSettings = GaeSettings | GroupSettings
+AnyCreditSettings = GaeSettings | GroupSettings | GraphSettings | InformationGainSettings
 """Discriminated by ``name``."""
 
 __all__ = [
@@ -28,12 +31,17 @@ __all__ = [
     "AnyCreditSettings",
     "CreditAssigner",
     "CreditBatch",
+    "CreditContext",
     "CreditOutput",
     "Gae",
     "GaeSettings",
+    "GraphCredit",
+    "GraphSettings",
     "GroupEpisode",
     "GroupRelative",
     "GroupSettings",
+    "InformationGain",
+    "InformationGainSettings",
     "NormalizationMode",
     "advantage_moments",
     "create",

@@ -7,6 +7,8 @@ There are two moments at which a credit can look at experience:
 - ``on_batch``: when segments are drawn for an update, with the values and log-ratios of the network as it
   is now (GAE). Credits of the first kind pass their stored advantages through here.
 
+Between iterations all ranks call ``end_iteration`` together: the one place where a credit may learn.
+
 Rewards arrive already multiplied by the environment's ``reward_scale``: scaling is the caller's, once, so
 that values, returns and advantages all are in units of scaled return.
 
@@ -16,14 +18,18 @@ Shape suffixes: N segments, L transitions of a segment, K steps of a chunk, T tr
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError, nearest
+from gipo_vla.policies.base import Policy
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,27 @@ class GroupEpisode:
     terminated: bool
     """The task really ended; false at a step limit."""
     keys: Sequence[Hashable] | None = None
-    """T + 1 state keys, before each transition and after the last, where the credit asks for them."""
-    observations: Mapping[str, NDArray[Any]] | None = None
-    """Arrays (T + 1, ...) by name, where the credit asks for them."""
+    """T + 1 state keys, before each transition and after the last, for a caller that has its own."""
+    observations: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Arrays (T + 1, ...) by name, before each transition and after the last: the credit's ``inputs``."""
+    task: int = 0
+    """Index into the environment's tasks."""
 
     def __len__(self) -> int:
         """Transitions, T."""
         return len(self.executed)
+
+    @cached_property
+    def executed_mask(self) -> NDArray[np.bool_]:
+        """(T, K), true at steps that were executed."""
+        mask: NDArray[np.bool_] = np.arange(self.success.shape[1]) < self.executed[:, None]
+        return mask
+
+    @cached_property
+    def first_success(self) -> int | None:
+        """The transition in which the episode first succeeds."""
+        succeeded = (self.success & self.executed_mask).any(axis=1)
+        return int(succeeded.argmax()) if succeeded.any() else None
 
 
 @dataclass(frozen=True)
@@ -85,8 +105,43 @@ class CreditOutput:
     """float32 (N, L); None where the credit trains no value head (``needs_values`` is false)."""
 
 
+FEATURES = "features"
+"""What ``CreditAssigner.inputs`` calls the policy's own description of what it sees."""
+
+SumOverRanks = Callable[[Tensor], Tensor]
+"""Returns the sum of a tensor (CPU) over all ranks; a collective call."""
+
+
+@dataclass(frozen=True)
+class ExpertChunks:
+    """Demonstrated decisions: what was seen and what the expert did next. N decisions of all tasks."""
+
+    observations: Mapping[str, NDArray[Any]]
+    """Arrays (N, ...) by name."""
+    actions: NDArray[np.float32]
+    """(N, K, A) in [-1, 1]."""
+    task: NDArray[np.int64]
+    """(N,) index into the environment's tasks."""
+
+
+@dataclass(frozen=True)
+class CreditContext:
+    """What a credit may know of the run that it serves."""
+
+    spec: EnvironmentSpec
+    """With the observations that are stored."""
+    policy: Policy
+    """The one that is trained; a credit reads its weights and never changes them."""
+    device: torch.device
+    """Where the policy lives."""
+    seed: int
+    demonstrations: ExpertChunks | None = None
+    """Where the credit's settings name some."""
+
+
 class CreditAssigner(Protocol):
-    """What a credit does. Most are stateless; scorers have a state that checkpoints keep."""
+    """What a credit does. The methods with a body are for the credits that need more; the others inherit
+    them."""
 
     @property
     def needs_groups(self) -> bool:
@@ -98,21 +153,74 @@ class CreditAssigner(Protocol):
         """``on_batch`` needs values and bootstrap values, and gives value targets."""
         ...
 
-    def on_group(self, episodes: Sequence[GroupEpisode]) -> list[NDArray[np.float32]]:
-        """Advantages (T,) for each episode of one complete group."""
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the ``GroupEpisode.observations`` that ``on_group`` reads: those of the environment, and
+        ``FEATURES``."""
+        return ()
+
+    @property
+    def older_transitions(self) -> int:
+        """Most transitions of older segments of the same task that ``on_group`` wants to see."""
+        return 0
+
+    def prepare(self, context: CreditContext) -> None:
+        """Called once, before anything else.
+
+        Raises:
+            UserError: the credit cannot do its work in this run.
+        """
+        return
+
+    def on_group(
+        self, episodes: Sequence[GroupEpisode], older: Sequence[GroupEpisode] = ()
+    ) -> list[NDArray[np.float32]]:
+        """Advantages (T,) for each episode of one complete group.
+
+        Args:
+            older: pieces of earlier episodes of the same task, for ``older_transitions``.
+        """
         ...
 
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
         """Advantages and value targets of drawn segments."""
         ...
 
+    def end_iteration(self, sum_over_ranks: SumOverRanks) -> None:
+        """Called on all ranks together at the end of each iteration, after its metrics. Ranks must make the
+        same calls of ``sum_over_ranks``, whatever each of them has seen."""
+        return
+
+    def take_sums(self) -> dict[str, float]:
+        """What the metrics are made of, on this rank, since the last call: numbers that add up over ranks."""
+        return {}
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float | None]:
+        """Metrics of the sums of all ranks; None for what there was nothing of. The names never change."""
+        return {}
+
+    def notice(self) -> str | None:
+        """A line that the user should read, once."""
+        return None
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """A small JSON value that shows what the credit saw last, for a report."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint must keep; empty for stateless credits."""
-        ...
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""
-        ...
+        return
+
+
+def stored_advantages(batch: CreditBatch) -> Tensor:
+    """float32 (N, L): what ``on_group`` gave for the transitions of a batch, 0 at padding."""
+    if batch.advantages is None:
+        raise ValueError("this credit needs the advantages that on_group gave")
+    return torch.where(batch.mask, batch.advantages.float(), 0.0)
 
 
 class CreditSettings(Protocol):

@@ -22,9 +22,9 @@ Shape suffixes: N segments, L transitions of a segment, K steps of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit.base import CreditBatch, CreditOutput, GroupEpisode, register
+from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput, GroupEpisode, register
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 
 
@@ -114,7 +114,7 @@ def generalized_advantages(
 
 
 @register("gae")
-class Gae:
+class Gae(CreditAssigner):
     """GAE as a credit; stateless."""
 
     needs_groups = False
@@ -123,7 +123,9 @@ class Gae:
     def __init__(self, settings: GaeSettings) -> None:
         self.settings = settings
 
-    def on_group(self, episodes: Sequence[GroupEpisode]) -> list[NDArray[np.float32]]:
+    def on_group(
+        self, episodes: Sequence[GroupEpisode], older: Sequence[GroupEpisode] = ()
+    ) -> list[NDArray[np.float32]]:
         """Not for GAE, whose ``needs_groups`` is false."""
         raise NotImplementedError("gae gives its advantages on_batch")
 
@@ -147,10 +149,3 @@ class Gae:
             self.settings.gae_lambda,
             corrections,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to load."""

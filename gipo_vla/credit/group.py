@@ -14,16 +14,22 @@ found that it favours groups that are almost always or almost never solved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit.base import CreditBatch, CreditOutput, GroupEpisode, register
+from gipo_vla.credit.base import (
+    CreditAssigner,
+    CreditBatch,
+    CreditOutput,
+    GroupEpisode,
+    register,
+    stored_advantages,
+)
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 
 EPSILON = 1e-6
@@ -50,17 +56,11 @@ class GroupSettings:
         check_normalize(self.normalize)
 
 
-def executed_mask(executed: NDArray[np.integer[Any]], chunk: int) -> NDArray[np.bool_]:
-    """bool (T, K), true at steps that were executed."""
-    return np.arange(chunk) < executed[:, None]
-
-
 def episode_outcome(episode: GroupEpisode, outcome: Outcome) -> float:
     """What an episode is judged by: see ``GroupSettings.outcome``."""
-    valid = executed_mask(episode.executed, episode.rewards.shape[1])
     if outcome == "success_once":
-        return float((episode.success & valid).any())
-    return float(episode.rewards.sum(where=valid, dtype=np.float64))
+        return float(episode.first_success is not None)
+    return float(episode.rewards.sum(where=episode.executed_mask, dtype=np.float64))
 
 
 def group_relative(outcomes: NDArray[np.float64], normalize_std: bool) -> NDArray[np.float64]:
@@ -73,7 +73,7 @@ def group_relative(outcomes: NDArray[np.float64], normalize_std: bool) -> NDArra
 
 
 @register("group")
-class GroupRelative:
+class GroupRelative(CreditAssigner):
     """Group-relative advantages as a credit; stateless."""
 
     needs_groups = True
@@ -82,7 +82,9 @@ class GroupRelative:
     def __init__(self, settings: GroupSettings) -> None:
         self.settings = settings
 
-    def on_group(self, episodes: Sequence[GroupEpisode]) -> list[NDArray[np.float32]]:
+    def on_group(
+        self, episodes: Sequence[GroupEpisode], older: Sequence[GroupEpisode] = ()
+    ) -> list[NDArray[np.float32]]:
         """Advantages (T,) of each episode: one number an episode, at all its transitions."""
         if len({episode.group for episode in episodes}) > 1:
             raise ValueError("on_group takes the episodes of one group")
@@ -92,13 +94,4 @@ class GroupRelative:
 
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
         """The stored advantages; no value targets."""
-        if batch.advantages is None:
-            raise ValueError("group needs the advantages that on_group gave")
-        return CreditOutput(torch.where(batch.mask, batch.advantages.float(), 0.0), None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to load."""
+        return CreditOutput(stored_advantages(batch), None)

@@ -119,6 +119,39 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A policy that can say in a few numbers what it sees, for credits that compare states."""
+
+    @property
+    def feature_size(self) -> int:
+        """F."""
+        ...
+
+    def features(self, observations: Observations) -> Tensor:
+        """float32 (B, F), without gradient: of images, what a vision tower makes of them; else the state."""
+        ...
+
+
+@runtime_checkable
+class ReadsInstructions(Protocol):
+    """A policy made from a vision-language model that can still speak."""
+
+    @property
+    def has_frozen_base(self) -> bool:
+        """The model's own weights stay as they were; else whoever needs them keeps a copy."""
+        ...
+
+    def require_instructions(self) -> None:
+        """Raise UserError where ``instruction_log_probs`` is impossible."""
+        ...
+
+    def instruction_log_probs(self, observations: Observations) -> Tensor:
+        """float32 (B,), without gradient: mean log-prob of the tokens of each observation's instruction,
+        given its images, by the model without adapters."""
+        ...
+
+
 def sample_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """Sample ids (...) from logits (..., bins) that the temperature already divides."""
     probabilities = torch.softmax(logits.float(), dim=-1)

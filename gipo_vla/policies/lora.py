@@ -8,6 +8,7 @@ Dropout is always 0: the ratio of two log-probs must not contain its noise.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -96,6 +97,23 @@ def adapter_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
     for name, parameter in network.named_parameters():
         if f".lora_A.{ADAPTER}." in name or f".lora_B.{ADAPTER}." in name:
             yield parameter
+
+
+@contextmanager
+def without_adapters(network: nn.Module) -> Iterator[None]:
+    """The network as it was before adapters, for the moment.
+
+    Not peft's ``enable_adapters``, which would also change what requires a gradient.
+    """
+    layers = [layer for _, layer in adapted_modules(network)]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, disabled in zip(layers, before):
+            layer._disable_adapters = disabled
 
 
 @torch.no_grad()

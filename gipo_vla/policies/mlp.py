@@ -138,6 +138,15 @@ class MlpPolicy(nn.Module):
     def value(self, observations: Observations) -> Tensor:
         return self._values(self._inputs(observations))
 
+    @property
+    def feature_size(self) -> int:
+        return len(self.normalizer.mean)
+
+    @torch.no_grad()
+    def features(self, observations: Observations) -> Tensor:
+        """The state as the network gets it (B, S)."""
+        return self.normalizer(observations["state"])
+
     def decode(self, tokens: Tensor) -> Tensor:
         return self.bin_centres[tokens]
 

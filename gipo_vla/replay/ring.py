@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +105,17 @@ class SegmentRing:
             raise ValueError(f"{count} segments asked for, {len(slots)} may be drawn")
         chosen = slots[self.sampler(len(slots), count, rng)]
         return {name: array[chosen] for name, array in self._arrays.items()}
+
+    def newest(self, task: int, transitions: int, names: Sequence[str]) -> Arrays:
+        """The newest segments of a task with at most so many valid transitions together, newest first.
+
+        Args:
+            names: of the arrays wanted (copies).
+        """
+        slots = np.fromiter(reversed(self._order), np.int64, len(self._order))
+        slots = slots[self._arrays["task"][slots] == task]
+        held = np.cumsum(self._arrays["length"][slots])
+        return {name: self._arrays[name][slots[held <= transitions]] for name in names}
 
     def contents(self) -> Arrays:
         """All segments, oldest first (copies)."""

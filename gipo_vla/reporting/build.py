@@ -16,6 +16,7 @@ from gipo_vla.reporting import (
     age_figures,
     curve_figures,
     curves,
+    graph_figures,
     results,
     snapshot_figures,
     style,
@@ -133,6 +134,7 @@ def _page(comparison: Comparison, folder: Path, videos: Path | None) -> Page:
                 "that jump are the usual signs of trouble.",
             ),
         ),
+        _credit(comparison, parts, layout, made),
         _appendix(comparison, parts),
     ]
     return Page(
@@ -308,6 +310,28 @@ def _staleness(comparison: Comparison, parts: _Parts, layout: Layout, made: curv
         folded=[
             *([] if single else parts.table(results.age(comparison))),
             *parts.table(results.lag(comparison)),
+        ],
+    )
+
+
+def _credit(comparison: Comparison, parts: _Parts, layout: Layout, made: curve_figures.Curves) -> Section:
+    return Section(
+        "Credit",
+        images=[
+            *parts.image(
+                "state_graph",
+                graph_figures.state_graphs(comparison),
+                "States that the rollouts of one group share, at the mean position of the hand; edges are "
+                "observed steps, wider the more often they were taken. What several rollouts passed through "
+                "is where GraphGPO compares their steps.",
+            ),
+            *parts.image(
+                "credit",
+                curve_figures.credit_curves(comparison, layout, made),
+                "Means over the groups that closed in an iteration. Below the least merge ratio a group gets "
+                "episode advantages alone. A belief that knows nothing has a Brier score of p(1 - p) at a "
+                "success rate p.",
+            ),
         ],
     )
 

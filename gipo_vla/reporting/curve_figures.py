@@ -28,18 +28,35 @@ NAMES = {
     "value/explained_variance": "explained variance",
     "gradient_norm/policy": "policy gradient norm",
     "loss/value": "value loss",
+    "credit/merge_ratio": "merge ratio",
+    "credit/nonzero_share": "steps with a graph advantage",
+    "credit/fallback_share": "groups fallen back",
+    "credit/gain_std": "spread of information gains",
+    "credit/belief_brier": "Brier score of the belief",
+    "credit/belief_calibration_error": "calibration error of the belief",
 }
 RATES = {
     curves.SUCCESS,
     curves.HELD_OUT,
     "staleness/effective_sample_size_old",
     "staleness/damped_fraction_old",
+    "credit/merge_ratio",
+    "credit/nonzero_share",
+    "credit/fallback_share",
 }
 STALENESS = (
     "staleness/lag_iterations_mean",
     "staleness/p95_abs_log_ratio",
     "staleness/effective_sample_size_old",
     "staleness/damped_fraction_old",
+)
+CREDIT = (
+    "credit/merge_ratio",
+    "credit/nonzero_share",
+    "credit/fallback_share",
+    "credit/gain_std",
+    "credit/belief_brier",
+    "credit/belief_calibration_error",
 )
 HEALTH = ("policy/entropy", "value/explained_variance", "gradient_norm/policy", "loss/value")
 
@@ -69,6 +86,11 @@ def staleness_curves(comparison: Comparison, layout: Layout, made: Curves) -> Fi
 def health_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure | None:
     """Entropy, explained variance, gradient norm and value loss."""
     return _panels_of_logged(layout, made, HEALTH)
+
+
+def credit_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure | None:
+    """What the credits over groups say of themselves."""
+    return _panels_of_logged(layout, made, CREDIT)
 
 
 def _panels_of_logged(layout: Layout, made: Curves, metrics: Sequence[str]) -> Figure | None:

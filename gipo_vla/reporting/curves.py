@@ -34,6 +34,12 @@ METRICS = (
     "value/explained_variance",
     "gradient_norm/policy",
     "loss/value",
+    "credit/merge_ratio",
+    "credit/nonzero_share",
+    "credit/fallback_share",
+    "credit/gain_std",
+    "credit/belief_brier",
+    "credit/belief_calibration_error",
 )
 
 

@@ -1,8 +1,9 @@
 """Finding run folders and reading what they hold.
 
 A run folder is one that holds ``metrics.jsonl``. ``config.yaml``, ``evaluation.json`` (held-out episodes at
-the end) and ``evaluations.jsonl`` (held-out episodes on the way) are used where they exist, so the small
-data of a finished run that is kept without its checkpoints reads like the run itself.
+the end), ``evaluations.jsonl`` (held-out episodes on the way) and ``graphs/`` (graphs of states) are used
+where they exist, so the small data of a finished run that is kept without its checkpoints reads like the run
+itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import yaml
 
 from gipo_envs.errors import UserError
+from gipo_vla.telemetry.graphs import newest_graph
 from gipo_vla.telemetry.metrics import read_json_lines
 
 Row = dict[str, Any]
@@ -42,6 +44,8 @@ class Run:
     evaluations: Sequence[Row] = ()
     finished: bool = False
     """finished.json exists."""
+    graph: Row | None = None
+    """A late graph of states, with credit=graph; see ``gipo_vla.credit.snapshot``."""
     settings: Row = field(default_factory=dict)
     """config.yaml as it is nested on disk."""
 
@@ -142,6 +146,7 @@ def read_run(folder: Path, name: str | None = None) -> Run | None:
         evaluation=_read(folder / "evaluation.json"),
         evaluations=read_json_lines(folder / "evaluations.jsonl"),
         finished=(folder / "finished.json").exists(),
+        graph=newest_graph(folder),
         settings=settings,
     )
 

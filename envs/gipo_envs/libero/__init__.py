@@ -6,12 +6,13 @@ extra ``libero`` (``./scripts/setup.sh libero``) and assets (``gipo_envs.libero.
 Actions (7,): displacement of the hand (+-1 is 5 cm), rotation of the hand (+-1 is 0.5 rad), gripper (-1
 opens, +1 closes). Proprioception (8,): position, axis-angle, fingers. State: proprioception, then positions
 and velocities of all joints, robot's and objects', with zeros up to the largest of the suite's tasks.
+Landmarks: see ``gipo_envs.libero.landmarks``.
 """
 
 from __future__ import annotations
 
 from gipo_envs.errors import UserError
-from gipo_envs.libero import assets, catalogue
+from gipo_envs.libero import assets, catalogue, landmarks
 from gipo_envs.protocol import EVALUATION_KEYS_START, Environment, EnvironmentSettings, EnvironmentSpec
 from gipo_envs.settings import FamilyFacts, build_spec
 
@@ -58,6 +59,7 @@ def _facts(suite: str) -> FamilyFacts:
         dense_reward_scale=1.0,
         sparse_reward_scale=1.0,
         frames_per_second=20.0,
+        landmarks=landmarks.names(suite),
         evaluation_ends_on_success=True,
         evaluation_keys=(EVALUATION_KEYS_START, EVALUATION_KEYS_START + catalogue.PUBLISHED_STATES),
     )

@@ -40,6 +40,11 @@ STEP_LIMITS: Mapping[str, int] = MappingProxyType(
 """Suite -> env steps of the published evaluation (OpenVLA-OFT, ``run_libero_eval.py``), which count from
 after the settle steps."""
 
+GOAL_PREDICATES: Mapping[str, int] = MappingProxyType(
+    {"libero_spatial": 1, "libero_object": 1, "libero_goal": 1, "libero_10": 3, "libero_90": 2}
+)
+"""Suite -> most predicates in the goal of one of its tasks; a test reads them all."""
+
 PUBLISHED_STATES = 50
 """Initial states a task."""
 

@@ -51,6 +51,7 @@ class LiberoEnvironment:
         self._task = 0
         self._simulation: TaskSimulation | None = None
         self._episode: EpisodeState | None = None
+        self._landmarks: NDArray[np.float32] | None = None
 
     @property
     def spec(self) -> EnvironmentSpec:
@@ -94,6 +95,7 @@ class LiberoEnvironment:
             if published < 0
             else self._simulation.begin_published(published, seed)
         )
+        self._look_at_landmarks()
         return self.observe()
 
     def prepare(self, task: int) -> None:
@@ -102,6 +104,7 @@ class LiberoEnvironment:
 
     def step_chunk(self, actions: NDArray[np.float32]) -> ChunkResult:
         outcome = self._clock.run(self._prepare(actions))
+        self._look_at_landmarks()
         return ChunkResult(
             observation=self.observe(),
             rewards=outcome.rewards,
@@ -116,6 +119,7 @@ class LiberoEnvironment:
         prepared = self._prepare(actions)
         if self._clock.run(prepared).executed < len(prepared):
             raise ValueError("the episode ended before all of the actions to replay were executed")
+        self._look_at_landmarks()
 
     def observe(self) -> Observation:
         """The observation that LIBERO's last step would have returned; the only place where a camera of a
@@ -130,6 +134,8 @@ class LiberoEnvironment:
             state[: len(proprio)] = proprio
             state[len(proprio) : len(proprio) + len(joints)] = joints
             observation["state"] = state
+        if self._landmarks is not None:
+            observation["landmarks"] = self._landmarks.copy()
         if "images" in self._spec.observation:
             observation["images"] = self._images()
         return observation
@@ -144,6 +150,11 @@ class LiberoEnvironment:
         if self._simulation is not None:
             simulations.release(self._simulation)
         self._simulation = self._episode = None
+
+    def _look_at_landmarks(self) -> None:
+        """Now, while MuJoCo's positions and contacts are this episode's; ``observe`` may come later."""
+        if "landmarks" in self._spec.observation:
+            self._landmarks = self.simulation.landmarks(self.episode)
 
     def _images(self) -> NDArray[np.uint8]:
         camera = self._settings.camera

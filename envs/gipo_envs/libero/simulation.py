@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gipo_envs import rendering
 from gipo_envs.errors import UserError
-from gipo_envs.libero import installation
+from gipo_envs.libero import installation, landmarks
 from gipo_envs.libero.catalogue import Task, published_states
 from gipo_envs.libero.installation import MODEL_FIELDS, model_values
 from gipo_envs.libero.stepping import Floats, Stepper, View
@@ -137,6 +137,11 @@ class TaskSimulation:
         """Positions and velocities of all joints, as in the published initial states but for the time."""
         self._give_turn(episode)
         return np.concatenate([self.data.qpos, self.data.qvel])
+
+    def landmarks(self, episode: EpisodeState) -> NDArray[np.float32]:
+        """See ``gipo_envs.libero.landmarks``; to be asked right after ``begin_...`` or ``step``."""
+        assert self._holder is episode, "positions are computed in a step: another episode has had one since"
+        return landmarks.read(self._robosuite, episode.view, self.task.suite)
 
     def _begin_from(self, state: Floats) -> EpisodeState:
         """What LIBERO's ``set_init_state`` does, then the settle steps."""

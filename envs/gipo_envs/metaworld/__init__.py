@@ -2,13 +2,15 @@
 
 Actions (4,): hand displacement x, y, z in centimetres, and gripper effort (1 closes). State (39,): this
 frame and the one before of hand position, gripper opening and two objects' poses, then the goal position.
+Landmarks (13,): positions of hand, first object, second object (zeros where there is none) and goal, and the
+gripper's opening, in metres.
 """
 
 from __future__ import annotations
 
 from gipo_envs.metaworld.instructions import INSTRUCTIONS
 from gipo_envs.metaworld.tasks import TASK_GROUPS
-from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec
+from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec, Landmark, positions
 from gipo_envs.settings import FamilyFacts, build_spec
 
 CAMERAS = ("overview", "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
@@ -29,6 +31,7 @@ FACTS = FamilyFacts(
     dense_reward_scale=0.02,
     sparse_reward_scale=1.0,
     frames_per_second=80.0,
+    landmarks=(*positions("hand", "object", "second object", "goal"), Landmark("opening", "position")),
 )
 
 

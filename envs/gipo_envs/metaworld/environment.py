@@ -12,6 +12,12 @@ from gipo_envs.metaworld.simulation import TaskSimulation
 from gipo_envs.metaworld.stepping import PreparedAction
 from gipo_envs.protocol import ChunkResult, EnvironmentSettings, EnvironmentSpec, Observation
 
+LANDMARK_SOURCES = np.array([*range(3), *range(4, 7), *range(11, 14), *range(36, 39), 3])
+"""Where the landmarks stand in the state: hand, two objects, goal, opening of the gripper."""
+
+WIDEST_OPENING = np.float32(0.1)
+"""Metres between the claws that the state calls 1."""
+
 
 class MetaWorldEnvironment:
     """One robot that can be reset to any of its tasks; see ``gipo_envs.protocol.Environment``.
@@ -80,6 +86,9 @@ class MetaWorldEnvironment:
             observation["state"] = self.simulation.observation.astype(np.float32)
         if "proprio" in self._spec.observation:
             observation["proprio"] = self.simulation.observation[:4].astype(np.float32)
+        if "landmarks" in self._spec.observation:
+            observation["landmarks"] = self.simulation.observation[LANDMARK_SOURCES].astype(np.float32)
+            observation["landmarks"][-1] *= WIDEST_OPENING
         if "images" in self._spec.observation:
             observation["images"] = self._images()
         return observation

@@ -31,6 +31,7 @@ from gipo_vla.policies.normalization import RunningNormalizer
 from gipo_vla.policies.openvla_oft.fitting import require_tokens
 from gipo_vla.policies.openvla_oft.heads import L1ActionHead
 from gipo_vla.policies.openvla_oft.images import PixelNormalizer
+from gipo_vla.policies.openvla_oft.instruction import instruction_ids, mean_log_prob
 from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
 from gipo_vla.policies.openvla_oft.normalization import ActionScaling, ProprioScaling, Statistics
 from gipo_vla.policies.openvla_oft.prompt import pad_prompts, prompt_ids
@@ -224,6 +225,42 @@ class OpenVlaOftPolicy(nn.Module):
             proprio,
         )
         return self.network.action_states(hidden)
+
+    @property
+    def feature_size(self) -> int:
+        return self.settings.architecture.vision_width
+
+    @property
+    def has_frozen_base(self) -> bool:
+        return self.settings.training == "lora"
+
+    def require_instructions(self) -> None:
+        """Refuse a network that was built to speak actions only.
+
+        Raises:
+            UserError: its head has the rows of the actions alone.
+        """
+        if not self.settings.full_vocabulary:
+            raise UserError(
+                "credit.scorer=instruction reads the whole vocabulary: add policy.full_vocabulary=true"
+            )
+
+    @torch.no_grad()
+    def instruction_log_probs(self, observations: Observations) -> Tensor:
+        """(B,) see ``gipo_vla.policies.openvla_oft.instruction``."""
+        assert self.tokenizer is not None
+        pixels, tasks = self.pixels(observations["images"]), observations["task"]
+        result = torch.empty(len(tasks), device=tasks.device)
+        for task in tasks.unique().tolist():
+            ids = instruction_ids(self.tokenizer, self.instructions[task]).to(tasks.device)
+            result[tasks == task] = mean_log_prob(self.network, pixels[tasks == task], ids)
+        return result
+
+    @torch.no_grad()
+    def features(self, observations: Observations) -> Tensor:
+        """The vision towers' patch features (B, vision width), averaged over the patches of all images."""
+        pixels = self.pixels(observations["images"]).to(self.network.dtype)
+        return self.network.vision(pixels).float().mean(dim=1)
 
     def compile_if_asked(self) -> None:
         if self.settings.compile:

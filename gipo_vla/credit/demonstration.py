@@ -1,0 +1,113 @@
+"""Demonstration action: how likely is what an expert did in such a state?
+
+For each state the nearest demonstrated one of the same task is looked up, and the expert's chunk of actions
+there is scored by a frozen copy of the policy:
+
+    p = exp(mean over the chunk's tokens of log pi(expert's token | what the rollout sees))
+
+A step gains where it led to a state in which the policy knows what the expert would do. The copy is taken
+when the run begins and again at each refresh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gipo_envs.errors import UserError
+from gipo_vla.credit.base import CreditContext, GroupEpisode, SumOverRanks
+from gipo_vla.credit.scorers import Scorer, Scores, register
+from gipo_vla.policies.base import copy_trainable
+
+if TYPE_CHECKING:
+    from gipo_vla.credit.information_gain import InformationGainSettings
+
+ROWS_AT_A_TIME = 64
+
+
+@register("demonstration")
+class DemonstrationScorer(Scorer):
+    """See the module."""
+
+    def __init__(self, settings: InformationGainSettings, context: CreditContext) -> None:
+        assert context.demonstrations is not None
+        assert isinstance(context.policy, nn.Module)
+        self.version = 0
+        self.match = settings.match
+        if self.match not in context.spec.observation:
+            raise UserError(
+                f"credit.match is {self.match}, but this environment observes no {self.match}: set it to one "
+                f"of {', '.join(name for name in ('landmarks', 'state') if name in context.spec.observation)}"
+            )
+        self.policy, self.device = context.policy, context.device
+        self._trainable = [name for name, p in context.policy.named_parameters() if p.requires_grad]
+        self._frozen: Any = context.policy.twin()
+        """A policy, and a module."""
+        self._frozen.requires_grad_(False)
+        self._seen = tuple(name for name in context.spec.observation if name != "landmarks")
+        demonstrations = context.demonstrations
+        places = demonstrations.observations[self.match].astype(np.float32)
+        # Landmarks are metres and truths, and as they are they say what is near; a state's numbers are of
+        # any kind.
+        self._scale = np.ones(places.shape[1], np.float32)
+        if self.match == "state":
+            self._scale = 1.0 / np.maximum(places.std(axis=0), 1e-3)
+        self._places: dict[int, Tensor] = {}
+        """By task."""
+        self._actions: dict[int, Tensor] = {}
+        for task in np.unique(demonstrations.task).tolist():
+            own = demonstrations.task == task
+            self._places[task] = torch.from_numpy(places[own] * self._scale)
+            self._actions[task] = torch.from_numpy(demonstrations.actions[own])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self._seen, self.match)))
+
+    def score(self, episodes: Sequence[GroupEpisode]) -> list[Scores] | None:
+        actions = torch.cat([self._nearest(episode) for episode in episodes])
+        seen = {
+            name: np.concatenate([episode.observations[name] for episode in episodes]) for name in self._seen
+        }
+        parts = [
+            self._likelihoods({name: array[rows] for name, array in seen.items()}, actions[rows])
+            for rows in (slice(at, at + ROWS_AT_A_TIME) for at in range(0, len(actions), ROWS_AT_A_TIME))
+        ]
+        ends = np.cumsum([len(episode) + 1 for episode in episodes])[:-1]
+        return np.split(np.concatenate(parts), ends)
+
+    def _nearest(self, episode: GroupEpisode) -> Tensor:
+        """The expert's chunks (T + 1, K, A) at the demonstrated states nearest to an episode's."""
+        places = torch.from_numpy(episode.observations[self.match].astype(np.float32) * self._scale)
+        return self._actions[episode.task][torch.cdist(places, self._places[episode.task]).argmin(1)]
+
+    @torch.no_grad()
+    def _likelihoods(self, seen: Mapping[str, NDArray[Any]], actions: Tensor) -> Scores:
+        """Length-normalised likelihood (n,) of chunks of actions (n, K, A)."""
+        tokens = self._frozen.encode(actions.to(self.device))
+        observations = {name: torch.from_numpy(array).to(self.device) for name, array in seen.items()}
+        temperature = torch.ones(len(tokens), device=self.device)
+        log_probs = self._frozen.evaluate(observations, tokens, temperature).log_probs
+        likelihoods: Scores = log_probs.flatten(1).double().mean(1).exp().cpu().numpy()
+        return likelihoods
+
+    def refresh(self, sum_over_ranks: SumOverRanks) -> None:
+        assert isinstance(self.policy, nn.Module)
+        copy_trainable(self.policy, self._frozen)
+        self.version += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        tensors = dict(self._frozen.named_parameters())
+        return {"version": self.version, "policy": {name: tensors[name] for name in self._trainable}}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.version = int(state["version"])
+        tensors = dict(self._frozen.named_parameters())
+        for name, tensor in state["policy"].items():
+            tensors[name].copy_(tensor)

@@ -1,0 +1,103 @@
+"""Scorers: how sure is something else than the critic that the episode will do what it should?
+
+A scorer looks at each state of a group's episodes and gives a number between 0 and 1. Information gain is by
+how much a step raised it. While it scores it is frozen: the only moment at which it may change is
+``refresh``, between iterations, on all ranks alike, and each change is a new version.
+
+Register one with a name::
+
+    @register("my_scorer")
+    class MyScorer(Scorer): ...          # called with (InformationGainSettings, CreditContext)
+
+Here: ``success_belief``, ``instruction``, ``demonstration``, each in a module of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gipo_envs.errors import UserError, nearest
+from gipo_vla.credit.base import CreditContext, GroupEpisode, SumOverRanks
+
+Scores = NDArray[np.float64]
+
+
+class Scorer(Protocol):
+    """What a scorer does. Those that never learn inherit the methods with a body."""
+
+    version: int
+    """Counts its changes; stored with its state and reported with every metric."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See ``CreditAssigner.inputs``."""
+        ...
+
+    def score(self, episodes: Sequence[GroupEpisode]) -> list[Scores] | None:
+        """Scores (T + 1,) in 0..1 of the states of each episode, without gradient; None while it knows
+        nothing yet."""
+        ...
+
+    def observe(self, episodes: Sequence[GroupEpisode], scores: Sequence[Scores] | None) -> None:
+        """Remember how scored episodes ended. Comes after their scores: what a scorer is trained on it has
+        never scored."""
+        return
+
+    def refresh(self, sum_over_ranks: SumOverRanks) -> None:
+        """The window is over: become the next version. Called on all ranks together."""
+        return
+
+    def take_sums(self) -> dict[str, float]:
+        """See ``CreditAssigner.take_sums``."""
+        return {}
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float | None]:
+        """See ``CreditAssigner.metrics``."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a checkpoint must keep."""
+        return {"version": self.version}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
+        self.version = int(state["version"])
+
+
+Factory = Callable[[Any, CreditContext], Scorer]
+FactoryT = TypeVar("FactoryT", bound=Factory)
+
+_scorers: dict[str, Factory] = {}
+
+
+def register(name: str) -> Callable[[FactoryT], FactoryT]:
+    """Decorator: make a scorer class known as ``name``."""
+
+    def add(factory: FactoryT) -> FactoryT:
+        if name in _scorers:
+            raise ValueError(f"scorer {name} is registered twice")
+        _scorers[name] = factory
+        return factory
+
+    return add
+
+
+def names() -> list[str]:
+    """Names of all scorers, sorted."""
+    return sorted(_scorers)
+
+
+def check(name: str) -> None:
+    """Raise UserError unless a scorer has this name."""
+    if name not in _scorers:
+        raise UserError(f"credit.scorer is {name}: there is no such scorer; {nearest(name, _scorers)}")
+
+
+def create(name: str, settings: Any, context: CreditContext) -> Scorer:
+    """A scorer for a run."""
+    check(name)
+    return _scorers[name](settings, context)

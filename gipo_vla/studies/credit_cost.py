@@ -1,0 +1,233 @@
+"""What credit costs: milliseconds of each credit for 64 rollouts of 64 chunks, beside a whole iteration.
+
+A credit's time in one iteration is that of everything it is asked: joining segments into episodes,
+``on_group`` for every group, its share of ``end_iteration``, and ``on_batch`` for every micro-batch of every
+update. The iteration beside it is a real one of the configured experiment with as many decisions, measured in
+the same process; its own updates are left as they are, so that it is rather too short than too long.
+
+The rollouts are made up: the hand walks at random from one place, an object moves along now and then, a
+quarter of the rollouts succeeds in its last step. 8 groups of 8 are the usual case, one group of 64 the
+largest.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from gipo_vla.assembly import policy_features
+from gipo_vla.config import Config
+from gipo_vla.credit import (
+    AnyCreditSettings,
+    CreditContext,
+    GaeSettings,
+    GraphSettings,
+    GroupSettings,
+    InformationGainSettings,
+    create,
+)
+from gipo_vla.credit.base import CreditAssigner, CreditBatch, ExpertChunks
+from gipo_vla.distributed import group
+from gipo_vla.pipeline import Pipeline, Plans, build_policy, environment_spec, plan
+from gipo_vla.policies.base import Policy
+from gipo_vla.replay import samplers
+from gipo_vla.replay.ring import SegmentRing
+from gipo_vla.replay.segment import Arrays
+from gipo_vla.rollout.groups import GroupAdvantages
+
+ROLLOUTS = 64
+CHUNKS = 64
+GROUPINGS = {"8 groups of 8": 8, "1 group of 64": 64}
+"""Name -> rollouts a group."""
+STRIDE = 0.02
+"""Metres that the hand moves in a chunk, about."""
+DEMONSTRATED = 2000
+
+CREDITS: dict[str, AnyCreditSettings] = {
+    "gae": GaeSettings(),
+    "group": GroupSettings(),
+    "graph": GraphSettings(),
+    "graph, structure=replay": GraphSettings(structure="replay"),
+    "graph, state_key=embedding": GraphSettings(state_key="embedding"),
+    "information_gain": InformationGainSettings(),
+    "information_gain, base=gae": InformationGainSettings(base="gae"),
+    "information_gain, scorer=demonstration": InformationGainSettings(
+        scorer="demonstration", demonstrations="made up"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CreditCost:
+    """Median seconds."""
+
+    iteration: float
+    """Of a whole iteration with as many decisions."""
+    credits: dict[str, dict[str, float]]
+    """Credit -> grouping -> what it takes of one iteration."""
+
+
+def measure(settings: Config, repeats: int) -> CreditCost:
+    """Measure the iteration, then all credits in turn, ``repeats`` times."""
+    device = torch.device("cpu")
+    group.start(device)
+    iteration = _iteration_seconds(settings, repeats, device)
+    spec = environment_spec(settings)
+    policy = build_policy(settings, spec, device)
+    asking = replace(settings, credit=GraphSettings(), rollout=replace(settings.rollout, group_size=8))
+    plans = plan(asking, policy, spec, 1)
+    seconds: dict[str, dict[str, list[float]]] = {}
+    runs = {
+        (name, grouping): _Iteration(own, settings, plans, policy, size)
+        for name, own in CREDITS.items()
+        for grouping, size in GROUPINGS.items()
+    }
+    for _ in range(repeats):
+        for (name, grouping), run in runs.items():
+            seconds.setdefault(name, {}).setdefault(grouping, []).append(run.seconds())
+    return CreditCost(
+        iteration,
+        {
+            name: {grouping: statistics.median(measured) for grouping, measured in own.items()}
+            for name, own in seconds.items()
+        },
+    )
+
+
+def _iteration_seconds(settings: Config, repeats: int, device: torch.device) -> float:
+    """Of the configured experiment with 64 x 64 decisions in an iteration."""
+    policy = build_policy(settings, environment_spec(settings), device)
+    env_steps = ROLLOUTS * CHUNKS * policy.chunk * settings.env.action_repeat
+    rollout = replace(settings.rollout, env_steps=env_steps)
+    replay = replace(settings.replay, capacity=max(settings.replay.capacity, ROLLOUTS * CHUNKS))
+    settings = replace(settings, rollout=rollout, replay=replay)
+    plans = plan(settings, policy, environment_spec(settings), 1)
+    pipeline = Pipeline(settings, policy, plans, device)
+    measured = []
+    try:
+        pipeline.run_iteration()  # the first one collects twice
+        for _ in range(repeats):
+            done = pipeline.run_iteration()
+            assert done is not None
+            measured.append(done[1]["seconds"])
+    finally:
+        pipeline.close()
+    return statistics.median(measured)
+
+
+class _Iteration:
+    """Everything that one credit is asked in one iteration."""
+
+    def __init__(
+        self, own: AnyCreditSettings, settings: Config, plans: Plans, policy: Policy, group_size: int
+    ) -> None:
+        device = torch.device("cpu")
+        rng = np.random.default_rng(0)
+        self.credit: CreditAssigner = create(own)
+        names = {name: array.shape for name, array in plans.spec.observation.items()}
+        chunks = ExpertChunks(
+            {"state": rng.normal(size=(DEMONSTRATED, *names["state"])).astype(np.float32)},
+            rng.uniform(-1, 1, (DEMONSTRATED, policy.chunk, plans.spec.action_size)).astype(np.float32),
+            np.zeros(DEMONSTRATED, np.int64),
+        )
+        self.credit.prepare(CreditContext(plans.spec, policy, device, 0, chunks))
+        capacity = max(settings.replay.capacity, ROLLOUTS * CHUNKS)
+        replay = SegmentRing(plans.layout, capacity, 8 << 30, samplers.uniform)
+        features = policy_features(policy, device)
+        self.hook = GroupAdvantages(self.credit, plans.spec.reward_scale, replay, features)
+        self.groups = [_group(plans, number, group_size, rng) for number in range(ROLLOUTS // group_size)]
+        for episodes in self.groups:
+            for segment in (segment for episode in episodes for segment in episode):
+                replay.add(segment)
+        learner = settings.learner
+        self.batches = learner.updates * (learner.batch_segments // learner.micro_batch_segments)
+        self.batch = _batch(plans, learner.micro_batch_segments)
+        self.refresh_every = getattr(own, "refresh_every", 1)
+        self._ask_about_groups()  # a scorer has to have learned before it costs anything
+        self._end_iterations()
+
+    def seconds(self) -> float:
+        """One iteration's worth, with a share of what happens only every few of them."""
+        refresh = _timed(self._end_iterations) / self.refresh_every
+        groups = _timed(self._ask_about_groups)
+        return refresh + groups + _timed(self._ask_about_batches)
+
+    def _ask_about_groups(self) -> None:
+        if self.credit.needs_groups:
+            for episodes in self.groups:
+                self.hook(episodes)
+            self.credit.take_sums()
+
+    def _ask_about_batches(self) -> None:
+        for _ in range(self.batches):
+            self.credit.on_batch(self.batch)
+
+    def _end_iterations(self) -> None:
+        for _ in range(self.refresh_every):
+            self.credit.end_iteration(lambda own: own)
+
+
+def _timed(action: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def _group(plans: Plans, number: int, size: int, rng: np.random.Generator) -> Sequence[list[Arrays]]:
+    """Episodes of one made-up group, as the segments that an actor closes."""
+    return [_episode(plans, number, env, env % 4 == 0, rng) for env in range(size)]
+
+
+def _episode(plans: Plans, number: int, env: int, success: bool, rng: np.random.Generator) -> list[Arrays]:
+    names = [landmark.name for landmark in plans.spec.landmarks]
+    walk = np.zeros((CHUNKS + 1, len(names)), np.float32)
+    hand = [index for index, name in enumerate(names) if name.startswith("hand")]
+    thing = [index for index, name in enumerate(names) if name.startswith("object")]
+    walk[1:, hand] = rng.normal(scale=STRIDE, size=(CHUNKS, len(hand))).cumsum(axis=0)
+    moves = rng.random((CHUNKS, 1)) < 0.1
+    walk[1:, thing] = (moves * rng.normal(scale=STRIDE, size=(CHUNKS, len(thing)))).cumsum(axis=0)
+    segments = []
+    length = plans.layout.length
+    for start in range(0, CHUNKS, length):
+        count = min(length, CHUNKS - start)
+        segment: dict[str, Any] = {
+            name: rng.random(field.shape).astype(field.dtype) for name, field in plans.layout.fields.items()
+        }
+        last = start + count == CHUNKS
+        segment["observation/landmarks"][: count + 1] = walk[start : start + count + 1]
+        segment["executed"][:] = plans.layout.chunk
+        segment["success"][:] = False
+        segment["success"][count - 1, -1] = success and last
+        for name, value in (
+            ("length", count),
+            ("terminated", success and last),
+            ("truncated", last and not success),
+            ("task", 0),
+            ("env", env),
+            ("start", start),
+            ("group", number),
+        ):
+            segment[name] = np.asarray(value, plans.layout.fields[name].dtype)
+        segments.append(segment)
+    return segments
+
+
+def _batch(plans: Plans, segments: int) -> CreditBatch:
+    """What ``on_batch`` is given for one micro-batch."""
+    shape = (segments, plans.layout.length)
+    return CreditBatch(
+        rewards=torch.rand(*shape, plans.layout.chunk),
+        executed=torch.full(shape, plans.layout.chunk),
+        mask=torch.ones(shape, dtype=torch.bool),
+        terminated=torch.zeros(segments, dtype=torch.bool),
+        values=torch.rand(shape),
+        bootstrap_values=torch.rand(segments),
+        log_ratios=torch.zeros(shape),
+        advantages=torch.rand(shape),
+    )

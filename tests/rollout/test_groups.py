@@ -1,0 +1,130 @@
+"""Groups on their way through a credit: segments joined to episodes, advantages written back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput, GroupEpisode
+from gipo_vla.replay import samplers
+from gipo_vla.replay.ring import SegmentRing
+from gipo_vla.replay.segment import Arrays
+from gipo_vla.rollout.actor import Actor
+from gipo_vla.rollout.groups import GroupAdvantages
+
+MakeActor = Callable[..., Actor]
+
+
+class Numbering(CreditAssigner):
+    """Advantages 0, 1, 2, ... along each episode; remembers what it was given."""
+
+    needs_groups, needs_values = True, False
+    inputs = ("landmarks", "features")
+
+    def __init__(self, older_transitions: int = 0) -> None:
+        self.most = older_transitions
+        self.groups: list[list[GroupEpisode]] = []
+        self.older: list[Sequence[GroupEpisode]] = []
+
+    @property
+    def older_transitions(self) -> int:
+        return self.most
+
+    def on_group(
+        self, episodes: Sequence[GroupEpisode], older: Sequence[GroupEpisode] = ()
+    ) -> list[np.ndarray]:
+        self.groups.append(list(episodes))
+        self.older.append(older)
+        return [np.arange(len(episode), dtype=np.float32) for episode in episodes]
+
+    def on_batch(self, batch: CreditBatch) -> CreditOutput:
+        raise NotImplementedError
+
+
+def double(observations: Arrays) -> np.ndarray:
+    return 2 * observations["state"]
+
+
+@pytest.fixture
+def collected(make_actor: MakeActor) -> Callable[..., tuple[Numbering, list[Arrays], SegmentRing]]:
+    """``collected(older_transitions)``: three complete groups of two episodes, as segments."""
+
+    def collect(older_transitions: int = 0) -> tuple[Numbering, list[Arrays], SegmentRing]:
+        credit, hooks = Numbering(older_transitions), []
+        actor = make_actor(
+            length=4,
+            step_limit=10,
+            group_size=2,
+            envs_per_worker=2,
+            workers=1,
+            on_group=lambda episodes: hooks[0](episodes),
+            observations=("state", "landmarks"),
+        )
+        ring = SegmentRing(actor.layout, 1000, 1 << 20, samplers.uniform)
+        if older_transitions:
+            credit.inputs = ("landmarks",)  # type: ignore[misc]
+        hooks.append(GroupAdvantages(credit, 0.5, ring, double))
+        segments: list[Arrays] = []
+        for _ in range(3):
+            for _ in range(10):
+                actor.advance()
+            actor.finish()
+            new = actor.take_segments()
+            segments += new
+            for segment in new:
+                ring.add(segment)
+        return credit, segments, ring
+
+    return collect
+
+
+def test_segments_become_episodes(collected: Any) -> None:
+    credit, segments, _ = collected()
+    assert len(credit.groups) == 3 and all(len(group) == 2 for group in credit.groups)
+    for group in credit.groups:
+        for env, episode in enumerate(group):
+            own = [s for s in segments if s["group"] == episode.group and s["env"] == env]
+            assert [int(s["length"]) for s in own] == [4, 4, 2]
+            rewards = np.concatenate([s["rewards"][: int(s["length"])] for s in own])
+            np.testing.assert_array_equal(episode.rewards, rewards * np.float32(0.5))
+            assert len(episode) == 10 and not episode.terminated
+            states = np.concatenate(
+                [s["observation/state"][: int(s["length"])] for s in own]
+                + [own[-1]["observation/state"][[2]]]
+            )
+            assert states.shape == (11, 10)
+            np.testing.assert_array_equal(episode.observations["features"], 2 * states)
+            np.testing.assert_allclose(episode.observations["landmarks"], 0.1 * states[:, :6], atol=1e-6)
+            assert set(episode.observations) == {"landmarks", "features"}
+
+
+def test_advantages_are_written_where_their_transitions_are(collected: Any) -> None:
+    _, segments, _ = collected()
+    for segment in segments:
+        length, start = int(segment["length"]), int(segment["start"])
+        np.testing.assert_array_equal(segment["advantages"][:length], start + np.arange(length))
+        assert not segment["advantages"][length:].any()
+
+
+def test_older_segments_are_those_held_of_the_task_the_newest(collected: Any) -> None:
+    credit, segments, ring = collected(older_transitions=25)
+    # None are held when the first group closes; 20 transitions then; of 40 the newest 2 + 4 + 4 + 2 + 4 + 4
+    # and 2, since 4 more would be above 25.
+    assert [sum(len(piece) for piece in older) for older in credit.older] == [0, 20, 22]
+    newest = [segment for segment in segments if segment["group"] == 1]
+    pieces = {piece.observations["landmarks"].tobytes() for piece in credit.older[2]}
+    for segment in newest:
+        assert segment["observation/landmarks"][: int(segment["length"]) + 1].tobytes() in pieces
+    assert all(set(piece.observations) == {"landmarks"} for piece in credit.older[2])
+    assert len(ring) == 18
+
+
+def test_the_ring_hands_out_the_newest_of_a_task(collected: Any) -> None:
+    _, _, ring = collected()
+    found = ring.newest(0, 10, ["length", "start", "group"])
+    assert found["length"].tolist() == [2, 4, 4] and set(found) == {"length", "start", "group"}
+    assert found["start"].tolist() == [8, 4, 0] and set(found["group"].tolist()) == {2}
+    assert len(ring.newest(1, 100, ["length"])["length"]) == 0

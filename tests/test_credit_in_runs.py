@@ -1,0 +1,267 @@
+"""Credits over groups under the whole pipeline: composed with objectives, stopped and continued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gipo_envs import EnvironmentSettings, make_spec
+from gipo_envs.errors import UserError
+from gipo_vla.assembly import credit_context
+from gipo_vla.checkpoint import run_state
+from gipo_vla.checkpoint.resume import resolve
+from gipo_vla.config import Config
+from gipo_vla.imitation import demonstrations
+from gipo_vla.imitation.episode import Episode
+from gipo_vla.pipeline import Pipeline, build_policy, environment_spec, plan
+from gipo_vla.replay.segment import iterate
+from gipo_vla.train import train
+
+CPU = torch.device("cpu")
+MakePipeline = Callable[..., Pipeline]
+Row = dict[str, Any]
+
+GROUPS = ("rollout.envs_per_worker=8", "rollout.group_size=4", "env.reward=sparse")
+GRAPH = (*GROUPS, "credit=graph", "rollout.group_size=4")
+GAIN = (*GROUPS, "credit=information_gain", "rollout.group_size=4", "credit.refresh_every=2")
+
+
+@pytest.fixture
+def make_pipeline(make_config: Callable[..., Config], process_group: None) -> Iterator[MakePipeline]:
+    """``make_pipeline("key=value", ...)``: the pipeline of a tiny run."""
+    pipelines: list[Pipeline] = []
+
+    def make(*overrides: str) -> Pipeline:
+        settings = make_config(*overrides)
+        spec = environment_spec(settings)
+        policy = build_policy(settings, spec, CPU)
+        pipelines.append(Pipeline(settings, policy, plan(settings, policy, spec, 1), CPU))
+        return pipelines[-1]
+
+    yield make
+    for pipeline in pipelines:
+        pipeline.close()
+
+
+def iterations(pipeline: Pipeline, count: int) -> list[Row]:
+    rows = []
+    for _ in range(count):
+        done = pipeline.run_iteration()
+        assert done is not None
+        rows.append(done[0])
+    return rows
+
+
+CREDITS = {
+    "graph": GRAPH,
+    "graph-replay": (*GRAPH, "credit.structure=replay", "credit.structure_transitions=200"),
+    "gain": (*GAIN, "env.task=reach"),
+    "gain-gae": (*GAIN, "credit.base=gae", "credit.belief_input=features", "credit.coefficient=0.02"),
+    "graph-embedding": (*GRAPH, "credit.state_key=embedding", "credit.clusters=8"),
+}
+
+
+@pytest.mark.parametrize("objective", ["gipo", "ppo"])
+@pytest.mark.parametrize("credit", list(CREDITS))
+def test_credits_and_objectives_compose(make_pipeline: MakePipeline, credit: str, objective: str) -> None:
+    pipeline = make_pipeline(*CREDITS[credit], f"objective={objective}", "env.task=[reach,push]")
+    rows = iterations(pipeline, 4)
+    names = {name for name in rows[0] if name.startswith("credit/")}
+    assert len(names) >= 5 and all(names <= row.keys() for row in rows)
+    closed = [row for row in rows if row["episodes"] >= 4]
+    assert closed and all(row["learner/skipped_total"] == 0 for row in rows)
+    assert any(row[name] is not None for row in closed for name in names)
+    json.dumps(rows)
+
+
+VLA = (
+    *("policy=openvla_oft_tiny", "env.observations=[images,proprio]", "policy.chunk=8"),
+    *("env.camera.height=84", "env.camera.width=84", "replay.segment_length=5", "rollout.env_steps=320"),
+)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "credit",
+    [
+        (*GRAPH, "credit.state_key=embedding"),
+        (*GAIN, "credit.belief_input=features", "credit.refresh_every=1"),
+        (*GAIN, "credit.scorer=instruction", "policy.full_vocabulary=true"),
+    ],
+    ids=["graph-embedding", "gain-features", "gain-instruction"],
+)
+def test_credits_of_a_policy_that_sees(
+    process_group: None, tiny_overrides: tuple[str, ...], tmp_path: Path, credit: tuple[str, ...]
+) -> None:
+    """A tiny vision-language-action policy: stopped after one iteration, and gone on with."""
+    common = [text for text in tiny_overrides if not text.startswith("policy.")]
+    common += [*VLA, *credit, f"run_dir={tmp_path / 'run'}", "stop_after=1", "iterations=2"]
+    train(resolve(common))
+    train(resolve([f"resume={tmp_path / 'run'}"]))
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and rows[-1]["learner/skipped_total"] == 0
+    told = {name: value for name, value in rows[-1].items() if name.startswith("credit/")}
+    if "credit.scorer=instruction" in credit:
+        assert told["credit/gain_std"] > 0 and told["credit/scorer_version"] == 0
+    elif "credit=graph" in credit:
+        assert told["credit/merge_ratio"] > 0
+
+
+def test_no_group_closed_means_null(make_pipeline: MakePipeline) -> None:
+    """Episodes of 40 steps, iterations of 20: every other one closes no group."""
+    pipeline = make_pipeline(*GRAPH, "rollout.env_steps=160", "env.end_on_success=false")
+    rows = iterations(pipeline, 4)
+    shares = [row["credit/merge_ratio"] for row in rows]
+    assert None in shares and any(isinstance(share, float) for share in shares)
+    assert all((row["credit/merge_ratio"] is None) == (row["episodes"] == 0) for row in rows)
+
+
+def test_landmarks_are_stored_only_where_asked_for_and_change_nothing(make_pipeline: MakePipeline) -> None:
+    """With nothing merged, GraphGPO is credit=group to the bit: what is stored besides has no effect."""
+    plain = make_pipeline(*GROUPS, "credit=group", "rollout.group_size=4")
+    graph = make_pipeline(
+        *GRAPH, "credit.minimum_merge_ratio=1.0", "credit.beta_graph=0.5", "credit.beta_episode=0.5"
+    )
+    rows = [iterations(pipeline, 3) for pipeline in (plain, graph)]
+    for first, second in zip(*rows):
+        assert first.items() <= second.items()
+        assert second["credit/fallback_share"] in (None, 1.0)
+    assert "observation/landmarks" not in plain.replay.layout.fields
+    held = graph.replay.contents()
+    assert held["observation/landmarks"].shape[1:] == (11, 6)
+    states = held["observation/state"][:, :, [0, 1, 2, 3, 4, 5]]
+    np.testing.assert_allclose(held["observation/landmarks"], 0.1 * states, atol=1e-6)
+
+
+def group_runs(pipeline: Pipeline) -> list[int]:
+    """Groups in the order of the ring, one entry for each stretch of neighbours."""
+    numbers = [int(segment["group"]) for segment in iterate(pipeline.replay.contents())]
+    return [number for at, number in enumerate(numbers) if at == 0 or numbers[at - 1] != number]
+
+
+def test_groups_stay_together_in_the_ring_and_in_checkpoints(
+    make_pipeline: MakePipeline, tmp_path: Path
+) -> None:
+    """Through insertion, eviction of the oldest, a checkpoint, and dealing out to other environments."""
+    pipeline = make_pipeline(*GRAPH, "rollout.sync_every=1", "replay.capacity=900")
+    iterations(pipeline, 6)
+    assert pipeline.replay.added > len(pipeline.replay), "something was evicted"
+    runs = group_runs(pipeline)
+    assert len(runs) == len(set(runs)) > 3, "each group is one stretch"
+    folder = run_state.save(tmp_path / "checkpoints", pipeline, {})
+    same = make_pipeline(*GRAPH, "replay.capacity=900")
+    run_state.load(folder, same)
+    assert group_runs(same) == runs
+    dealt = make_pipeline(*GRAPH, "replay.capacity=900", "rollout.envs_per_worker=4")
+    assert run_state.load(folder, dealt).changes
+    found = group_runs(dealt)
+    assert sorted(found) == sorted(runs) and len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("match", ["state", "landmarks"])
+def test_demonstrations_of_a_file_are_scored(make_pipeline: MakePipeline, tmp_path: Path, match: str) -> None:
+    """Recorded every second action of seven; the last one has no whole chunk left and is not used."""
+    folder = tmp_path / "demonstrations"
+    spec = make_spec(EnvironmentSettings("point_reach", "reach", ("state", "landmarks")))
+    rng = np.random.default_rng(0)
+    episodes = (
+        Episode(
+            task=0,
+            initial_state=number,
+            actions=rng.uniform(-1, 1, (7, 2)).astype(np.float32),
+            observed_at=np.array([0, 2, 4, 6]),
+            observations={
+                "state": rng.normal(size=(4, 10)).astype(np.float32),
+                "landmarks": rng.normal(size=(4, 6)).astype(np.float32),
+            },
+        )
+        for number in range(3)
+    )
+    demonstrations.write(folder, spec, episodes, "made up")
+    overrides = (*GAIN, "credit.scorer=demonstration", f"credit.demonstrations={folder}", "policy.chunk=2")
+    pipeline = make_pipeline(*overrides, f"credit.match={match}", "replay.segment_length=5")
+    rows = iterations(pipeline, 4)
+    assert rows[-1]["credit/scorer_version"] == 1 and rows[-1]["credit/gain_std"] > 0
+    assert ("observation/landmarks" in pipeline.replay.layout.fields) == (match == "landmarks")
+    chunks = credit_context(pipeline.config, pipeline.plans.spec, pipeline.policy, CPU).demonstrations
+    assert chunks is not None and chunks.actions.shape == (9, 2, 2), "of 4 observations 3 have a whole chunk"
+
+
+# ------------------------------------------------------------------------------------- stopping, going on
+
+
+@pytest.mark.parametrize("credit", list(CREDITS))
+def test_stopped_at_n_of_2n_writes_the_same_metrics(
+    tmp_path: Path, tiny_overrides: tuple[str, ...], credit: str
+) -> None:
+    common = [*tiny_overrides, *CREDITS[credit], "iterations=6", "policy.normalizer_iterations=4"]
+    train(resolve([*common, f"run_dir={tmp_path / 'straight'}"]))
+    halves = tmp_path / "halves"
+    train(resolve([*common, f"run_dir={halves}", "stop_after=3"]))
+    train(resolve([f"resume={halves}"]))
+    metrics = (halves / "metrics.jsonl").read_bytes()
+    assert metrics == (tmp_path / "straight" / "metrics.jsonl").read_bytes()
+    rows = [json.loads(line) for line in metrics.splitlines()]
+    assert [row["iteration"] for row in rows] == list(range(1, 7))
+    assert any(value is not None for name, value in rows[-1].items() if name.startswith("credit/"))
+
+
+@pytest.mark.parametrize("credit", list(CREDITS))
+def test_stopping_within_an_iteration_loses_no_diagnostic(
+    make_pipeline: MakePipeline, tmp_path: Path, credit: str
+) -> None:
+    expected = iterations(make_pipeline(*CREDITS[credit]), 3)
+    pipeline, rows, stops = make_pipeline(*CREDITS[credit]), [], 0
+    while len(rows) < 3:
+        done = pipeline.run_iteration(lambda: True)
+        if done is not None:
+            rows.append(done[0])
+            continue
+        stops += 1
+        if stops % 2:
+            folder = run_state.save(tmp_path / "checkpoints", pipeline, {})
+            pipeline.close()
+            pipeline = make_pipeline(*CREDITS[credit])
+            run_state.load(folder, pipeline)
+    assert rows == expected
+
+
+def test_a_run_writes_a_few_small_graphs(tmp_path: Path, tiny_overrides: tuple[str, ...]) -> None:
+    train(resolve([*tiny_overrides, *GRAPH, "iterations=8", f"run_dir={tmp_path / 'run'}"]))
+    graphs = sorted((tmp_path / "run/graphs").iterdir())
+    assert [path.name for path in graphs] == ["000002.json", "000004.json", "000006.json", "000008.json"]
+    assert all(path.stat().st_size < 20_000 for path in graphs)
+    graph = json.loads(graphs[-1].read_text())
+    assert graph["episodes"] == 4 and graph["iteration"] == 8
+
+
+# ------------------------------------------------------------------------------------------- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("credit=graph", "rollout.group_size=1"), r"credit=graph compares.*rollout\.group_size"),
+        ((*GRAPH, "credit.state_key=sim"), r"credit\.state_key is sim"),
+        (("credit=information_gain", "rollout.group_size=1"), r"credit=information_gain.*group_size"),
+        ((*GAIN, "credit.scorer=instruction"), r"credit\.scorer is instruction.*openvla_oft"),
+        ((*GAIN, "credit.scorer=demonstration"), r"credit\.demonstrations"),
+        (
+            (*GAIN, "credit.scorer=demonstration", "credit.demonstrations=/nowhere"),
+            r"/nowhere holds no demonstrations",
+        ),
+    ],
+    ids=str,
+)
+def test_one_line_says_what_cannot_be(
+    make_pipeline: MakePipeline, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        make_pipeline(*overrides)
+    assert "\n" not in str(caught.value)
