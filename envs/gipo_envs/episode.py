@@ -1,7 +1,8 @@
-"""What every environment does around its simulator: hold actions, count env steps, end episodes."""
+"""What every environment does around its simulator: hold actions, count env steps, end episodes, observe."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -9,7 +10,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs.protocol import EnvironmentSpec
+from gipo_envs import image_formats
+from gipo_envs.protocol import ChunkResult, EnvironmentSettings, EnvironmentSpec, Observation
 
 PreparedAction = TypeVar("PreparedAction")
 
@@ -93,6 +95,93 @@ class Episode(Generic[PreparedAction]):
                 self._over = True
                 break
         return ChunkOutcome(rewards, executed, success, success_now, terminated, truncated)
+
+
+class EpisodicEnvironment(ABC, Generic[PreparedAction]):
+    """What all environments of this project share; ``gipo_envs.protocol.Environment`` says what methods do.
+
+    A family begins episodes, advances by one env step, and shows what there is to see.
+    """
+
+    def __init__(self, settings: EnvironmentSettings, spec: EnvironmentSpec, sparse: bool) -> None:
+        self._settings, self._spec = settings, spec
+        self._clock: Episode[PreparedAction] = Episode(spec, sparse, self._advance)
+        self._image_format = image_formats.get(settings.camera.format)
+        self._task = 0
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self._spec
+
+    def reset(
+        self,
+        initial_state: int,
+        seed: int,
+        task: int = 0,
+        step_limit: int | None = None,
+        end_on_success: bool | None = None,
+    ) -> Observation:
+        check_reset_arguments(self._spec, initial_state, seed, task)
+        self._clock.start(step_limit, end_on_success)
+        self._task = task
+        self._begin(initial_state, seed)
+        return self.observe()
+
+    def step_chunk(self, actions: NDArray[np.float32]) -> ChunkResult:
+        outcome = self._clock.run(self._prepare(check_actions(actions, self._spec.action_size)))
+        self._arrive()
+        return ChunkResult(
+            observation=self.observe(),
+            rewards=outcome.rewards,
+            executed=outcome.executed,
+            success=outcome.success,
+            success_at_end=outcome.success_at_end,
+            terminated=outcome.terminated,
+            truncated=outcome.truncated,
+        )
+
+    def replay(self, actions: NDArray[np.float32]) -> None:
+        prepared = self._prepare(check_actions(actions, self._spec.action_size))
+        if self._clock.run(prepared).executed < len(prepared):
+            raise ValueError("the episode ended before all of the actions to replay were executed")
+        self._arrive()
+
+    def observe(self) -> Observation:
+        observation = {"task": np.asarray(self._task, np.int64)} | self._look()
+        if "images" in self._spec.observation:
+            camera = self._settings.camera
+            frames = (self._frame(name, camera.height, camera.width) for name in camera.names)
+            observation["images"] = np.stack([self._image_format.apply(frame) for frame in frames])
+        return observation
+
+    @abstractmethod
+    def _begin(self, initial_state: int, seed: int) -> None:
+        """Put the present task into an initial state."""
+
+    @abstractmethod
+    def _prepare(self, actions: NDArray[np.float32]) -> list[PreparedAction]:
+        """What ``_advance`` takes, from finite actions (K, A): once, however long each is held."""
+
+    @abstractmethod
+    def _advance(self, action: PreparedAction) -> tuple[float, bool]:
+        """Simulate one env step; its dense reward and whether the task is solved now."""
+
+    def _arrive(self) -> None:
+        """Called after a chunk, before anything is observed."""
+
+    @abstractmethod
+    def _look(self) -> Observation:
+        """What the spec names of the present state, task and images apart."""
+
+    @abstractmethod
+    def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        """A policy's picture (height, width, 3), before the image format."""
+
+    @abstractmethod
+    def render(self, height: int, width: int) -> NDArray[np.uint8]: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
 
 
 def check_reset_arguments(spec: EnvironmentSpec, initial_state: int, seed: int, task: int) -> None:

@@ -23,10 +23,8 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs import image_formats
-from gipo_envs.episode import Episode, check_actions, check_reset_arguments
+from gipo_envs.episode import EpisodicEnvironment
 from gipo_envs.protocol import (
-    ChunkResult,
     Environment,
     EnvironmentSettings,
     EnvironmentSpec,
@@ -83,37 +81,16 @@ def make(settings: EnvironmentSettings) -> Environment:
     return PointReach(settings, make_spec(settings))
 
 
-class PointReach:
-    """See the module; ``gipo_envs.protocol.Environment`` says what the methods do."""
+class PointReach(EpisodicEnvironment[list[float]]):
+    """See the module. The seed of a reset changes nothing: the dynamics draw no number."""
 
     def __init__(self, settings: EnvironmentSettings, spec: EnvironmentSpec) -> None:
-        self._spec = spec
-        self._camera = settings.camera
-        self._image_format = image_formats.get(settings.camera.format)
-        self._episode: Episode[list[float]] = Episode(
-            spec, sparse=settings.reward == "sparse", advance=self._advance
-        )
-        self._task = 0
+        super().__init__(settings, spec, sparse=settings.reward == "sparse")
         self._pushing = False
         self._point = self._object = self._goal = (0.0, 0.0)
 
-    @property
-    def spec(self) -> EnvironmentSpec:
-        return self._spec
-
-    def reset(
-        self,
-        initial_state: int,
-        seed: int,
-        task: int = 0,
-        step_limit: int | None = None,
-        end_on_success: bool | None = None,
-    ) -> Observation:
-        """See the protocol. ``seed`` changes nothing: the dynamics draw no number."""
-        check_reset_arguments(self._spec, initial_state, seed, task)
-        self._episode.start(step_limit, end_on_success)
-        self._task = task
-        name = self._spec.tasks[task]
+    def _begin(self, initial_state: int, seed: int) -> None:
+        name = self._spec.tasks[self._task]
         self._pushing = name == "push"
         entropy = (zlib.crc32(name.encode()), initial_state)
         draw = np.random.default_rng(np.random.SeedSequence(entropy)).uniform
@@ -121,52 +98,35 @@ class PointReach:
             self._point = (draw(-1.0, -0.8), draw(-1.0, 1.0))
             self._goal = (draw(0.8, 1.0), draw(-1.0, 1.0))
             self._object = self._point
-            return self.observe()
+            return
         while True:
             self._point = (draw(-1.0, 1.0), draw(-1.0, 1.0))
             self._goal = (draw(-0.9, 0.9), draw(-0.9, 0.9))
             self._object = (draw(-0.8, 0.8), draw(-0.8, 0.8)) if self._pushing else self._point
             if _distance(self._object, self._goal) > 3 * GOAL_RADIUS:
-                return self.observe()
+                return
 
-    def step_chunk(self, actions: NDArray[np.float32]) -> ChunkResult:
-        outcome = self._episode.run(_prepare(check_actions(actions, 2)))
-        return ChunkResult(
-            observation=self.observe(),
-            rewards=outcome.rewards,
-            executed=outcome.executed,
-            success=outcome.success,
-            success_at_end=outcome.success_at_end,
-            terminated=outcome.terminated,
-            truncated=outcome.truncated,
-        )
+    def _prepare(self, actions: NDArray[np.float32]) -> list[list[float]]:
+        prepared: list[list[float]] = actions.clip(-1.0, 1.0).tolist()
+        return prepared
 
-    def replay(self, actions: NDArray[np.float32]) -> None:
-        prepared = _prepare(check_actions(actions, 2))
-        if self._episode.run(prepared).executed < len(prepared):
-            raise ValueError("the episode ended before all of the actions to replay were executed")
-
-    def observe(self) -> Observation:
-        observation: Observation = {"task": np.asarray(self._task, np.int64)}
+    def _look(self) -> Observation:
+        seen: Observation = {}
         (point_x, point_y), (object_x, object_y), (goal_x, goal_y) = self._point, self._object, self._goal
         if "state" in self._spec.observation:
             differences = (object_x - point_x, object_y - point_y, goal_x - object_x, goal_y - object_y)
-            observation["state"] = np.array(
+            seen["state"] = np.array(
                 (point_x, point_y, object_x, object_y, goal_x, goal_y, *differences), np.float32
             )
         if "proprio" in self._spec.observation:
-            observation["proprio"] = np.array(self._point, np.float32)
+            seen["proprio"] = np.array(self._point, np.float32)
         if "landmarks" in self._spec.observation:
             things = (point_x, point_y, object_x, object_y, goal_x, goal_y)
-            observation["landmarks"] = np.array(things, np.float32) * np.float32(LANDMARK_SCALE)
-        if "images" in self._spec.observation:
-            camera = self._camera
-            frames = (self._draw(name, camera.height, camera.width) for name in camera.names)
-            observation["images"] = np.stack([self._image_format.apply(frame) for frame in frames])
-        return observation
+            seen["landmarks"] = np.array(things, np.float32) * np.float32(LANDMARK_SCALE)
+        return seen
 
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
-        return self._draw("top", height, width)
+        return self._frame("top", height, width)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -192,7 +152,7 @@ class PointReach:
         success = to_goal < GOAL_RADIUS
         return (before - after) / STEP_LENGTH + float(success), success
 
-    def _draw(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+    def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
         """(height, width, 3): ``top`` shows the square, ``near`` what is within 0.5 of the point."""
         centre, reach = (self._point, 0.5) if camera == "near" else ((0.0, 0.0), 1.1)
         x = centre[0] + reach * ((np.arange(width) + 0.5) * (2.0 / width) - 1.0)
@@ -204,11 +164,6 @@ class PointReach:
         for (disc_x, disc_y), radius, colour in discs:
             frame[(x[None, :] - disc_x) ** 2 + (y[:, None] - disc_y) ** 2 < radius**2] = colour
         return frame
-
-
-def _prepare(actions: NDArray[np.float32]) -> list[list[float]]:
-    prepared: list[list[float]] = actions.clip(-1.0, 1.0).tolist()
-    return prepared
 
 
 def _distance(first: tuple[float, float], second: tuple[float, float]) -> float:

@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gipo_envs.episode import Episode, check_actions, check_reset_arguments
+from gipo_envs.episode import EpisodicEnvironment
 from gipo_envs.errors import UserError
 from gipo_envs.protocol import (
     CameraSettings,
-    ChunkResult,
     Environment,
     EnvironmentSettings,
     EnvironmentSpec,
@@ -101,63 +100,44 @@ def _read(settings: EnvironmentSettings) -> tuple[dict[str, Any], dict[str, NDAr
     return json.loads((folder / DESCRIPTION).read_text()), arrays
 
 
-class Recorded:
-    """See the module; ``gipo_envs.protocol.Environment`` says what the methods do."""
+class Recorded(EpisodicEnvironment[None]):
+    """See the module."""
 
     def __init__(self, settings: EnvironmentSettings, spec: EnvironmentSpec) -> None:
-        self._spec = spec
+        super().__init__(settings, spec, sparse=True)
         self._arrays = {name: array for name, array in _read(settings)[1].items() if name in spec.observation}
         self._frames = len(next(iter(self._arrays.values())))
-        self._episode: Episode[None] = Episode(spec, sparse=True, advance=self._advance)
-        self._task = self._frame = self._steps = 0
+        self._start = self._steps = 0
         self._success_at: int | None = None
 
     @property
-    def spec(self) -> EnvironmentSpec:
-        return self._spec
+    def _row(self) -> int:
+        return (self._start + self._steps) % self._frames
 
-    def reset(
-        self,
-        initial_state: int,
-        seed: int,
-        task: int = 0,
-        step_limit: int | None = None,
-        end_on_success: bool | None = None,
-    ) -> Observation:
-        """See the protocol. ``seed`` changes nothing."""
-        check_reset_arguments(self._spec, initial_state, seed, task)
-        self._episode.start(step_limit, end_on_success)
-        draw = np.random.default_rng(np.random.SeedSequence((task, initial_state)))
-        self._task, self._steps = task, 0
-        self._frame = int(draw.integers(self._frames))
+    def _begin(self, initial_state: int, seed: int) -> None:
+        draw = np.random.default_rng(np.random.SeedSequence((self._task, initial_state)))
+        self._steps = 0
+        self._start = int(draw.integers(self._frames))
         self._success_at = self._spec.step_limit // 2 if draw.random() < 0.5 else None
-        return self.observe()
 
-    def step_chunk(self, actions: NDArray[np.float32]) -> ChunkResult:
-        outcome = self._episode.run([None] * len(check_actions(actions, self._spec.action_size)))
-        return ChunkResult(
-            observation=self.observe(),
-            rewards=outcome.rewards,
-            executed=outcome.executed,
-            success=outcome.success,
-            success_at_end=outcome.success_at_end,
-            terminated=outcome.terminated,
-            truncated=outcome.truncated,
-        )
-
-    def replay(self, actions: NDArray[np.float32]) -> None:
-        self._episode.run([None] * len(actions))
+    def _prepare(self, actions: NDArray[np.float32]) -> list[None]:
+        return [None] * len(actions)
 
     def observe(self) -> Observation:
-        row = (self._frame + self._steps) % self._frames
-        observation: Observation = {name: np.array(array[row]) for name, array in self._arrays.items()}
-        return observation | {"task": np.asarray(self._task, np.int64)}
+        # Images were recorded with their format applied.
+        return {"task": np.asarray(self._task, np.int64)} | self._look()
 
-    def render(self, height: int, width: int) -> NDArray[np.uint8]:
+    def _look(self) -> Observation:
+        return {name: np.array(array[self._row]) for name, array in self._arrays.items()}
+
+    def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
         if "images" not in self._arrays:
             return np.zeros((height, width, 3), np.uint8)
-        frame = self._arrays["images"][(self._frame + self._steps) % self._frames, 0]
+        frame = self._arrays["images"][self._row, 0]
         return np.asarray(Image.fromarray(frame).resize((width, height)))
+
+    def render(self, height: int, width: int) -> NDArray[np.uint8]:
+        return self._frame("", height, width)
 
     def close(self) -> None:
         """Nothing is held."""

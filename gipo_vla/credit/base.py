@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gipo_envs import EnvironmentSpec
-from gipo_envs.errors import UserError, nearest
 from gipo_vla.policies.base import Policy
+from gipo_vla.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -230,37 +230,9 @@ class CreditSettings(Protocol):
     def name(self) -> str: ...
 
 
-AssignerT = TypeVar("AssignerT", bound=Callable[[Any], CreditAssigner])
-
-_assigners: dict[str, Callable[[Any], CreditAssigner]] = {}
-
-
-def register(name: str) -> Callable[[AssignerT], AssignerT]:
-    """Decorator: make an assigner class (or factory) of one settings argument known as ``name``."""
-
-    def add(assigner: AssignerT) -> AssignerT:
-        if name in _assigners:
-            raise ValueError(f"credit {name} is registered twice")
-        _assigners[name] = assigner
-        return assigner
-
-    return add
-
-
-def get(name: str) -> Callable[[Any], CreditAssigner]:
-    """The assigner class of a credit.
-
-    Raises:
-        UserError: no credit has this name.
-    """
-    if name not in _assigners:
-        raise UserError(f"credit.name is {name}: there is no such credit; {nearest(name, _assigners)}")
-    return _assigners[name]
-
-
-def names() -> list[str]:
-    """Names of all credits, sorted."""
-    return sorted(_assigners)
+assigners: Registry[Callable[[Any], CreditAssigner]] = Registry("credit", "credit.name")
+"""Classes (or factories) of one settings argument, by the ``name`` of their settings."""
+register, get, names = assigners.register, assigners.get, assigners.names
 
 
 def create(settings: CreditSettings) -> CreditAssigner:

@@ -99,7 +99,7 @@ class InformationGainSettings:
     """Of the sum, over batches."""
 
     def __post_init__(self) -> None:
-        scorers.check(self.scorer)
+        scorers.get(self.scorer)  # refuses what there is not
         for key, value, known in (
             ("base", self.base, ("group", "gae")),
             ("outcome", self.outcome, ("return", "success_once")),

@@ -15,13 +15,13 @@ Here: ``success_belief``, ``instruction``, ``demonstration``, each in a module o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs.errors import UserError, nearest
 from gipo_vla.credit.base import CreditContext, GroupEpisode, SumOverRanks
+from gipo_vla.registry import Registry
 
 Scores = NDArray[np.float64]
 
@@ -69,35 +69,10 @@ class Scorer(Protocol):
 
 
 Factory = Callable[[Any, CreditContext], Scorer]
-FactoryT = TypeVar("FactoryT", bound=Factory)
-
-_scorers: dict[str, Factory] = {}
-
-
-def register(name: str) -> Callable[[FactoryT], FactoryT]:
-    """Decorator: make a scorer class known as ``name``."""
-
-    def add(factory: FactoryT) -> FactoryT:
-        if name in _scorers:
-            raise ValueError(f"scorer {name} is registered twice")
-        _scorers[name] = factory
-        return factory
-
-    return add
-
-
-def names() -> list[str]:
-    """Names of all scorers, sorted."""
-    return sorted(_scorers)
-
-
-def check(name: str) -> None:
-    """Raise UserError unless a scorer has this name."""
-    if name not in _scorers:
-        raise UserError(f"credit.scorer is {name}: there is no such scorer; {nearest(name, _scorers)}")
+factories: Registry[Factory] = Registry("scorer", "credit.scorer")
+register, get, names = factories.register, factories.get, factories.names
 
 
 def create(name: str, settings: Any, context: CreditContext) -> Scorer:
     """A scorer for a run."""
-    check(name)
-    return _scorers[name](settings, context)
+    return get(name)(settings, context)

@@ -18,12 +18,12 @@ Shape suffixes: N transitions, K steps of a chunk, D action dimensions (tokens a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from gipo_envs.errors import UserError, nearest
+from gipo_vla.registry import Registry
 
 LARGEST_EXPONENT = 60.0
 """exp(60) is 1e26: finite in float32, and so are sums of it over any batch and products with any advantage
@@ -61,37 +61,9 @@ SurrogateFunction = Callable[[Tensor, Tensor, Any], Surrogate]
 """(log_ratio, advantages, settings) -> Surrogate: pure, elementwise, dtype-preserving, and not to be
 differentiated through. Arguments broadcast. The third argument is the objective's own settings class."""
 
-FunctionT = TypeVar("FunctionT", bound=SurrogateFunction)
-
-_surrogates: dict[str, SurrogateFunction] = {}
-
-
-def register(name: str) -> Callable[[FunctionT], FunctionT]:
-    """Decorator: make a surrogate function known as ``name``, the ``name`` of its settings class."""
-
-    def add(function: FunctionT) -> FunctionT:
-        if name in _surrogates:
-            raise ValueError(f"objective {name} is registered twice")
-        _surrogates[name] = function
-        return function
-
-    return add
-
-
-def get(name: str) -> SurrogateFunction:
-    """The surrogate function of an objective.
-
-    Raises:
-        UserError: no objective has this name.
-    """
-    if name not in _surrogates:
-        raise UserError(f"objective.name is {name}: there is no such objective; {nearest(name, _surrogates)}")
-    return _surrogates[name]
-
-
-def names() -> list[str]:
-    """Names of all objectives, sorted."""
-    return sorted(_surrogates)
+surrogates: Registry[SurrogateFunction] = Registry("objective", "objective.name")
+"""By the ``name`` of their settings classes."""
+register, get, names = surrogates.register, surrogates.get, surrogates.names
 
 
 def objective_loss(

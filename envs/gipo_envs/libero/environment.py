@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs import gl, image_formats
-from gipo_envs.episode import Episode, check_actions, check_reset_arguments
+from gipo_envs import gl
+from gipo_envs.episode import EpisodicEnvironment
 from gipo_envs.libero import simulations
 from gipo_envs.libero.catalogue import PUBLISHED_STATES, Task
 from gipo_envs.libero.simulation import EpisodeState, TaskSimulation
 from gipo_envs.libero.stepping import Floats
 from gipo_envs.protocol import (
     EVALUATION_KEYS_START,
-    ChunkResult,
     EnvironmentSettings,
     EnvironmentSpec,
     Observation,
@@ -31,10 +30,12 @@ CAMERAS = {
 VIDEO_CAMERA = "agentview"
 
 
-class LiberoEnvironment:
+class LiberoEnvironment(EpisodicEnvironment[Floats]):
     """One robot that can be reset to any of its tasks; see ``gipo_envs.protocol.Environment``.
 
-    Cheap to make: what is large belongs to the process (``simulations``).
+    Cheap to make: what is large belongs to the process (``simulations``). Keys of initial states from
+    ``EVALUATION_KEYS_START`` on are the published ones, whose fixtures are placed by the seed; a key below
+    seeds the task's own sampler, which places everything.
     """
 
     def __init__(
@@ -42,20 +43,12 @@ class LiberoEnvironment:
     ) -> None:
         if "images" in spec.observation:
             gl.choose()  # refuse now, not at the first picture
-        self._settings = settings
-        self._spec = spec
+        super().__init__(settings, spec, sparse=True)
         self._tasks = tasks
         self._assets = assets
-        self._image_format = image_formats.get(settings.camera.format)
-        self._clock: Episode[Floats] = Episode(spec, sparse=True, advance=self._advance)
-        self._task = 0
         self._simulation: TaskSimulation | None = None
         self._episode: EpisodeState | None = None
         self._landmarks: NDArray[np.float32] | None = None
-
-    @property
-    def spec(self) -> EnvironmentSpec:
-        return self._spec
 
     @property
     def simulation(self) -> TaskSimulation:
@@ -71,74 +64,55 @@ class LiberoEnvironment:
             raise RuntimeError("no episode was begun: call reset")
         return self._episode
 
-    def reset(
-        self,
-        initial_state: int,
-        seed: int,
-        task: int = 0,
-        step_limit: int | None = None,
-        end_on_success: bool | None = None,
-    ) -> Observation:
-        """See the protocol. Keys from ``EVALUATION_KEYS_START`` on are the published initial states, whose
-        fixtures are placed by ``seed``; a key below seeds the task's own sampler, which places everything.
-        """
-        check_reset_arguments(self._spec, initial_state, seed, task)
+    def _begin(self, initial_state: int, seed: int) -> None:
         published = initial_state - EVALUATION_KEYS_START
         if published >= PUBLISHED_STATES:
             raise ValueError(f"{initial_state}: there are only {PUBLISHED_STATES} published states")
-        self._clock.start(step_limit, end_on_success)
         self._leave()
-        self._task = task
-        self._simulation = simulations.acquire(self._tasks[task], self._assets)
+        self._simulation = simulations.acquire(self._tasks[self._task], self._assets)
         self._episode = (
             self._simulation.begin_sampled(initial_state)
             if published < 0
             else self._simulation.begin_published(published, seed)
         )
-        self._look_at_landmarks()
-        return self.observe()
+        self._arrive()
 
     def prepare(self, task: int) -> None:
         """Make what an episode of that task will need; a worker calls it in idle moments."""
         simulations.prepare(self._tasks[task], self._assets)
 
-    def step_chunk(self, actions: NDArray[np.float32]) -> ChunkResult:
-        outcome = self._clock.run(self._prepare(actions))
-        self._look_at_landmarks()
-        return ChunkResult(
-            observation=self.observe(),
-            rewards=outcome.rewards,
-            executed=outcome.executed,
-            success=outcome.success,
-            success_at_end=outcome.success_at_end,
-            terminated=outcome.terminated,
-            truncated=outcome.truncated,
-        )
+    def _prepare(self, actions: NDArray[np.float32]) -> list[Floats]:
+        return list(actions.astype(np.float64))
 
-    def replay(self, actions: NDArray[np.float32]) -> None:
-        prepared = self._prepare(actions)
-        if self._clock.run(prepared).executed < len(prepared):
-            raise ValueError("the episode ended before all of the actions to replay were executed")
-        self._look_at_landmarks()
+    def _advance(self, action: Floats) -> tuple[float, bool]:
+        success = self.simulation.step(self.episode, action)
+        return float(success), success
 
-    def observe(self) -> Observation:
-        """The observation that LIBERO's last step would have returned; the only place where a camera of a
-        policy looks, so once a chunk."""
-        observation: Observation = {"task": np.asarray(self._task, np.int64)}
+    def _arrive(self) -> None:
+        # Now, while MuJoCo's positions and contacts are this episode's; ``observe`` may come later.
+        if "landmarks" in self._spec.observation:
+            self._landmarks = self.simulation.landmarks(self.episode)
+
+    def _look(self) -> Observation:
+        """As LIBERO's last step would have returned it."""
+        seen: Observation = {}
         proprio = proprioception(self.episode)
         if "proprio" in self._spec.observation:
-            observation["proprio"] = proprio
+            seen["proprio"] = proprio
         if "state" in self._spec.observation:
             state = np.zeros(self._spec.observation["state"].shape, np.float32)
             joints = self.simulation.state(self.episode)
             state[: len(proprio)] = proprio
             state[len(proprio) : len(proprio) + len(joints)] = joints
-            observation["state"] = state
+            seen["state"] = state
         if self._landmarks is not None:
-            observation["landmarks"] = self._landmarks.copy()
-        if "images" in self._spec.observation:
-            observation["images"] = self._images()
-        return observation
+            seen["landmarks"] = self._landmarks.copy()
+        return seen
+
+    def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        return self.simulation.observed_picture(
+            self.episode, CAMERAS[camera], height, width, self._settings.camera.quality
+        )
 
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
         return self.simulation.picture(self.episode, CAMERAS[VIDEO_CAMERA], height, width, "default")
@@ -150,28 +124,6 @@ class LiberoEnvironment:
         if self._simulation is not None:
             simulations.release(self._simulation)
         self._simulation = self._episode = None
-
-    def _look_at_landmarks(self) -> None:
-        """Now, while MuJoCo's positions and contacts are this episode's; ``observe`` may come later."""
-        if "landmarks" in self._spec.observation:
-            self._landmarks = self.simulation.landmarks(self.episode)
-
-    def _images(self) -> NDArray[np.uint8]:
-        camera = self._settings.camera
-        frames = (
-            self.simulation.observed_picture(
-                self.episode, CAMERAS[name], camera.height, camera.width, camera.quality
-            )
-            for name in camera.names
-        )
-        return np.stack([self._image_format.apply(frame) for frame in frames])
-
-    def _prepare(self, actions: NDArray[np.float32]) -> list[Floats]:
-        return list(check_actions(actions, self._spec.action_size).astype(np.float64))
-
-    def _advance(self, action: Floats) -> tuple[float, bool]:
-        success = self.simulation.step(self.episode, action)
-        return float(success), success
 
 
 def proprioception(episode: EpisodeState) -> NDArray[np.float32]:
