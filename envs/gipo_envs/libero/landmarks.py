@@ -11,14 +11,16 @@ The suite's greatest number of predicates decides the length; a task with fewer 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gipo_envs.libero.catalogue import GOAL_PREDICATES
-from gipo_envs.libero.stepping import Floats, View
 from gipo_envs.protocol import Landmark, positions
+
+if TYPE_CHECKING:  # a spec is made without a simulator
+    from gipo_envs.libero.stepping import Floats, View
 
 HALF_OPEN = 0.04
 """Metres between the fingers, of 0.08."""
