@@ -13,11 +13,9 @@ leaves a run folder like training's, checkpoints of the same format included.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import torch
 
@@ -39,6 +37,7 @@ from gipo_vla.imitation.settings import SftConfig
 from gipo_vla.imitation.statistics import dataset_statistics
 from gipo_vla.memory import machine_limits, plan_rank, print_table, refuse_what_cannot_fit
 from gipo_vla.policies.base import Policy
+from gipo_vla.startup import open_together
 from gipo_vla.telemetry.console import settings_table
 
 MAY_CHANGE = (
@@ -98,16 +97,8 @@ def clone(settings: SftConfig) -> Path:
     """
     torch.set_num_threads(settings.learner.threads)
     device = group.choose_device(settings.learner.device)
-    group.start(device)
-    try:
-        path = _clone(settings, device)
-    except BaseException:
-        # The others may be waiting in a collective call, and so would the end of the group.
-        if group.world_size() == 1:
-            group.stop()
-        raise
-    group.stop()
-    return path
+    with group.joined(device):
+        return _clone(settings, device)
 
 
 def _clone(settings: SftConfig, device: torch.device) -> Path:
@@ -119,7 +110,8 @@ def _clone(settings: SftConfig, device: torch.device) -> Path:
     if getattr(settings.policy, "checkpoint", None) is None:
         # One from nothing is quickly built: tell what does not fit before anything is recorded.
         build_policy(settings, spec, device)
-    folder, lock = _open_folder(settings)
+    resumed = RunFolder(Path(settings.resume)) if settings.resume else None
+    folder, lock = open_together(lambda: resumed or create(settings))
     with lock:
         settings = replace(settings, run_dir=str(folder.path))
         demonstrations = sources.obtain(settings, spec, folder.path)
@@ -135,22 +127,6 @@ def _clone(settings: SftConfig, device: torch.device) -> Path:
         if session.run():
             session.finish()
     return folder.path
-
-
-def _open_folder(settings: SftConfig) -> tuple[RunFolder, IO[str]]:
-    """Rank 0 makes the folder and locks it; a refusal is raised on every rank."""
-    problem, path, lock = None, None, None
-    if group.rank() == 0:
-        try:
-            folder = RunFolder(Path(settings.resume)) if settings.resume else create(settings)
-            lock = folder.lock()
-            path = folder.path
-        except UserError as error:
-            problem = str(error)
-    problem, path = group.from_first((problem, path))
-    if problem is not None:
-        raise UserError(problem)
-    return RunFolder(path), lock or Path(os.devnull).open()
 
 
 def _print_plan(

@@ -1,18 +1,47 @@
-"""The table that a run begins with: what is active, what it costs, how old its data will be."""
+"""What a run begins with: its folder, and the table of what is active and how old its data will be."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 
 from gipo_envs import gl, needs_opengl
+from gipo_envs.errors import UserError
+from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Plans
 from gipo_vla.policies.base import Policy
 from gipo_vla.telemetry.console import settings_table
+
+
+def open_together(choose: Callable[[], RunFolder], patience: float = 0.0) -> tuple[RunFolder, IO[str]]:
+    """The folder that rank 0 chooses, and its lock (other ranks get a file that locks nothing).
+
+    Args:
+        choose: called on rank 0.
+        patience: of ``RunFolder.lock``.
+
+    Raises:
+        UserError: on every rank, what rank 0 was refused for.
+    """
+    problem, path, lock = None, None, None
+    if group.rank() == 0:
+        try:
+            folder = choose()
+            lock = folder.lock(patience)
+            path = folder.path
+        except UserError as error:
+            problem = str(error)
+    problem, path = group.from_first((problem, path))
+    if problem is not None:
+        raise UserError(problem)
+    return RunFolder(path), lock or Path(os.devnull).open()
 
 
 def print_plans(settings: Config, policy: Policy, plans: Plans, device: torch.device) -> None:

@@ -16,7 +16,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import torch
 
@@ -24,13 +23,13 @@ from gipo_envs import gl, needs_opengl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
 from gipo_vla.checkpoint.resume import Start, resolve
-from gipo_vla.checkpoint.run_folder import RunFolder, create
+from gipo_vla.checkpoint.run_folder import create
 from gipo_vla.distributed import group
 from gipo_vla.distributed.signals import stop_with_launcher
 from gipo_vla.memory import machine_limits, plan_rank, print_table, refuse_what_cannot_fit
 from gipo_vla.pipeline import Pipeline, build_policy, environment_spec, plan
 from gipo_vla.session import Session, newest_checkpoint
-from gipo_vla.startup import print_plans
+from gipo_vla.startup import open_together, print_plans
 from gipo_vla.telemetry.console import console
 
 LEAVING_SECONDS = 120.0
@@ -64,16 +63,8 @@ def train(start: Start) -> Path:
     """
     torch.set_num_threads(start.settings.learner.threads)
     device = group.choose_device(start.settings.learner.device)
-    group.start(device)
-    try:
-        path = _train(_agree_on_start(start), device)
-    except BaseException:
-        # The others may be waiting in a collective call, and so would the end of the group.
-        if group.world_size() == 1:
-            group.stop()
-        raise
-    group.stop()
-    return path
+    with group.joined(device):
+        return _train(_agree_on_start(start), device)
 
 
 def _train(start: Start, device: torch.device) -> Path:
@@ -90,7 +81,8 @@ def _train(start: Start, device: torch.device) -> Path:
     begun = start.folder if start.folder and start.folder.has_checkpoint() else None
     policy = build_policy(settings, spec, device, begun.checkpoints if begun else None, reinforced=True)
     plans = plan(settings, policy, spec, group.world_size())
-    folder, lock = _open_folder(start)
+    patience = LEAVING_SECONDS if start.by_itself else 0.0
+    folder, lock = open_together(lambda: start.folder or create(settings), patience)
     with lock:
         checkpoint = newest_checkpoint(folder) if start.folder else None
         settings = replace(settings, run_dir=str(folder.path))
@@ -124,22 +116,6 @@ def _agree_on_start(start: Start) -> Start:
     if len({config.digest(other.settings) for other in starts}) > 1:
         raise UserError("the ranks were started with different settings: give every machine the same command")
     return next((other for other in starts if other.folder is not None), starts[0])
-
-
-def _open_folder(start: Start) -> tuple[RunFolder, IO[str]]:
-    """Rank 0 makes the folder and locks it; a refusal is raised on every rank."""
-    problem, path, lock = None, None, None
-    if group.rank() == 0:
-        try:
-            folder = start.folder or create(start.settings)
-            lock = folder.lock(LEAVING_SECONDS if start.by_itself else 0.0)
-            path = folder.path
-        except UserError as error:
-            problem = str(error)
-    problem, path = group.from_first((problem, path))
-    if problem is not None:
-        raise UserError(problem)
-    return RunFolder(path), lock or Path(os.devnull).open()
 
 
 def _say(line: str) -> None:

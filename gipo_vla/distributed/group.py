@@ -12,6 +12,8 @@ import os
 import socket
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -92,6 +94,20 @@ def _join_anew(device: torch.device, timeout: timedelta) -> None:
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=timeout,
     )
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """``start`` and ``stop`` around a command's work."""
+    start(device)
+    try:
+        yield
+    except BaseException:
+        # The others may be waiting in a collective call, and so would the end of the group.
+        if world_size() == 1:
+            stop()
+        raise
+    stop()
 
 
 def import_deepspeed() -> Any:
