@@ -82,8 +82,7 @@ def benchmark_training(settings: Config, rounds: int) -> TrainingBenchmark:
     if needs_opengl(settings.env):
         gl.choose()
     device = group.choose_device(settings.learner.device)
-    group.start(device)
-    try:
+    with group.joined(device):
         memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
         refuse_what_cannot_fit(settings, memory, limits)
         if group.rank() == 0:
@@ -94,8 +93,6 @@ def benchmark_training(settings: Config, rounds: int) -> TrainingBenchmark:
             return _measure(settings, pipeline, memory, rounds)
         finally:
             pipeline.close()
-    finally:
-        group.stop()
 
 
 def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: int) -> TrainingBenchmark:

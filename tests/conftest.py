@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,7 @@ def make_config(tmp_path: Path) -> MakeConfig:
 
 
 @pytest.fixture
-def process_group() -> None:
-    """A process group of this process alone."""
-    group.start(torch.device("cpu"))
+def process_group() -> Iterator[None]:
+    """A process group of this process alone, which the processes that later tests start must not inherit."""
+    with group.joined(torch.device("cpu")):
+        yield

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,8 +27,9 @@ _ALONE = {
     "LOCAL_RANK": "0",
     "LOCAL_WORLD_SIZE": "1",
     "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
 }
-"""What torchrun would have set for a single process."""
+"""What torchrun would have set for a single process (which needs no port)."""
 _set_by_start: list[str] = []
 
 
@@ -53,9 +53,8 @@ def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> N
     alone = "RANK" not in os.environ
     if alone:
         # Otherwise DeepSpeed looks for mpi4py.
-        own = _ALONE | {"MASTER_PORT": str(_free_port())}
-        os.environ.update(own)
-        _set_by_start.extend(own)
+        os.environ.update(_ALONE)
+        _set_by_start.extend(_ALONE)
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
@@ -67,14 +66,22 @@ def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> N
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         torch.cuda.set_device(device)
-    _join_anew(device, timeout)
+    store = dist.HashStore() if alone else _store_of_attempt(timeout)
+    if store is not None:
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "nccl",
+            store=store,
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timeout,
+        )
     deepspeed.init_distributed(
         dist_backend="gloo" if device.type == "cpu" else "nccl", timeout=timeout, verbose=False
     )
 
 
-def _join_anew(device: torch.device, timeout: timedelta) -> None:
-    """Join torchrun's group under a name of this attempt's own.
+def _store_of_attempt(timeout: timedelta) -> dist.Store | None:
+    """torchrun's store under a name of this attempt's own; None where every attempt has its own store.
 
     After a restart the store that torchrun shares with its ranks still holds the addresses of the ranks that
     died, and subgroups wait for those for ever. Across nodes an attempt has no common number: there
@@ -83,17 +90,10 @@ def _join_anew(device: torch.device, timeout: timedelta) -> None:
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     one_node = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     if not (shared and one_node):
-        return
+        return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(
-        "gloo" if device.type == "cpu" else "nccl",
-        store=dist.PrefixStore(f"gipo_vla-{attempt}", store),
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timeout,
-    )
+    return dist.PrefixStore(f"gipo_vla-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 @contextmanager
@@ -121,12 +121,6 @@ def import_deepspeed() -> Any:
         sys.stdout = stdout
     logger.setLevel(logging.ERROR)
     return deepspeed
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def stop() -> None:

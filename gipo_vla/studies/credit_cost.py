@@ -76,8 +76,8 @@ class CreditCost:
 def measure(settings: Config, repeats: int) -> CreditCost:
     """Measure the iteration, then all credits in turn, ``repeats`` times."""
     device = torch.device("cpu")
-    group.start(device)
-    iteration = _iteration_seconds(settings, repeats, device)
+    with group.joined(device):
+        iteration = _iteration_seconds(settings, repeats, device)
     spec = environment_spec(settings)
     policy = build_policy(settings, spec, device)
     asking = replace(settings, credit=GraphSettings(), rollout=replace(settings.rollout, group_size=8))
