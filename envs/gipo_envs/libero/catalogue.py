@@ -148,6 +148,11 @@ class _ArrayUnpickler(pickle.Unpickler):
         return self._ALLOWED[module, name]
 
 
+def prepare() -> None:
+    """Convert the package's files now, so that no worker does it on its first reset; ``scripts/setup.sh``."""
+    _converted()
+
+
 def _read_states(path: Path) -> NDArray[np.float64]:
     """A file of initial states: an array in a pickle in the zip archive that ``torch.save`` writes."""
     try:
@@ -160,8 +165,3 @@ def _read_states(path: Path) -> NDArray[np.float64]:
         raise UserError(f"{path}: expected {PUBLISHED_STATES} states, got an array {states.shape}")
     converted: NDArray[np.float64] = states.astype(np.float64)
     return converted
-
-
-if __name__ == "__main__":
-    for suite in STEP_LIMITS:
-        print(f"{suite}: {len(tasks(suite))} tasks in {_converted()}")
