@@ -59,6 +59,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+needs_libero = pytest.mark.skipif(
+    not (os.environ.get("LIBERO_ASSETS") or os.environ.get("CI")), reason="LIBERO_ASSETS is not set"
+)
+"""Skipped where there is no LIBERO; in CI, which must have it, they fail."""
+
+
 @pytest.fixture
 def tiny_overrides() -> tuple[str, ...]:
     """Overrides of ``gipo_vla.train`` that make a run tiny."""

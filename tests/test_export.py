@@ -70,5 +70,7 @@ def test_a_trained_policy_reads_back_to_the_same_logits(run_folder: Path, tmp_pa
 def test_export_says_what_it_needs() -> None:
     with pytest.raises(export.UserError, match="out is missing"):
         export.main(["checkpoint=somewhere"])
-    with pytest.raises(export.UserError, match="unknown setting 'folder'"):
-        export.main(["checkpoint=a", "out=b", "folder=c"])
+    with pytest.raises(export.UserError, match="seed=1: with checkpoint=RUN_DIR"):
+        export.main(["checkpoint=a", "out=b", "seed=1"])
+    with pytest.raises(export.UserError, match="checkpoint is missing"):
+        export.main(["out=b"])

@@ -21,6 +21,9 @@ from gipo_vla.pipeline import environment_spec, plan
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.telemetry.metrics import read_json_lines
 from gipo_vla.train import train
+from tests.conftest import needs_libero
+
+pytestmark = needs_libero
 
 CUDA = torch.device("cuda")
 H200 = 139 * GIB

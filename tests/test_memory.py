@@ -24,7 +24,9 @@ from gipo_vla.rollout.episodes import TrainingEpisodes
 from gipo_vla.rollout.memory import worker_bytes
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.train import train
-from tests.conftest import MakeConfig
+from tests.conftest import MakeConfig, needs_libero
+
+pytestmark = needs_libero
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PLENTY = 2**50

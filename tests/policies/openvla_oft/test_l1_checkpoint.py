@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from gipo_envs.errors import UserError
 from gipo_vla import config
 from gipo_vla.checkpoint.resume import Start
 from gipo_vla.config import Config
 from gipo_vla.evaluate import evaluate
-from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, construction
+from gipo_vla.export import export_policy, policy_of
+from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftPolicy, OpenVlaOftSettings, construction
 from gipo_vla.train import train
+from tests.conftest import needs_libero
+
+pytestmark = needs_libero
 
 OVERRIDES = (
     "experiment=point_reach",
@@ -60,7 +64,6 @@ def test_training_refuses_it_before_anything_is_started(
 
 
 @pytest.mark.medium
-@pytest.mark.skipif("LIBERO_ASSETS" not in os.environ, reason="LIBERO_ASSETS is not set")
 def test_evaluation_takes_it_greedily(settings: Config) -> None:
     evaluation = evaluate(settings, None)
     assert evaluation["mode"] == "greedy" and evaluation["episodes"] == 1
@@ -68,3 +71,14 @@ def test_evaluation_takes_it_greedily(settings: Config) -> None:
     sampled = dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, mode="sampled"))
     with pytest.raises(UserError, match=r"eval\.mode is sampled"):
         evaluate(sampled, None)
+
+
+def test_export_takes_it(settings: Config, tmp_path: Path) -> None:
+    policy = policy_of(settings, None)
+    assert isinstance(policy, OpenVlaOftPolicy) and policy.l1_head is not None
+    export_policy(policy, tmp_path / "again")
+    there = dataclasses.replace(settings.policy, checkpoint=str(tmp_path / "again"))
+    again = policy_of(dataclasses.replace(settings, policy=there), None)
+    assert isinstance(again, OpenVlaOftPolicy) and again.head == "l1" and again.l1_head is not None
+    for name, tensor in policy.l1_head.state_dict().items():
+        assert torch.equal(tensor, again.l1_head.state_dict()[name]), name
