@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
-from gipo_vla.checkpoint.policy_files import read_statistics
+from gipo_vla import config
+from gipo_vla.checkpoint.locate import find_checkpoint
+from gipo_vla.checkpoint.policy_files import load_policy, read_statistics
 from gipo_vla.config import Config
 from gipo_vla.credit.base import CreditContext, ExpertChunks
 from gipo_vla.imitation import demonstrations, origins
-from gipo_vla.imitation.settings import AnyRun, SftConfig
+from gipo_vla.imitation.settings import AnyRun, SftConfig, read_run
 from gipo_vla.policies import registry as policies
 from gipo_vla.policies.base import HasFeatures, Policy
 from gipo_vla.replay.segment import Arrays
@@ -68,6 +71,36 @@ def build_policy(
         # Weights and input statistics were learned together: moving the latter would undo the former.
         policy.normalizer_iterations = 0
     return policy
+
+
+def policy_at(
+    settings: AnyRun, spec: EnvironmentSpec, device: torch.device, checkpoint: Path | None
+) -> nn.Module:
+    """A run's policy as a checkpoint has it; None: as the run starts."""
+    policy = build_policy(settings, spec, device, stored=checkpoint)
+    assert isinstance(policy, nn.Module)
+    if checkpoint is not None:
+        load_policy(policy, checkpoint)
+    return policy
+
+
+def named_run(checkpoint: str | None, overrides: Sequence[str]) -> tuple[AnyRun, Path | None]:
+    """Settings and checkpoint that a command's arguments mean: those of a run, or what one would start from.
+
+    Args:
+        checkpoint: a run folder or one of its checkpoints.
+        overrides: of that run's settings, or of a training run's.
+
+    Raises:
+        UserError: they name nothing with weights, or something damaged.
+    """
+    if checkpoint:
+        path = find_checkpoint(Path(checkpoint))
+        return config.override(read_run(path / "config.yaml"), overrides), path
+    settings = config.load("train", overrides)
+    if getattr(settings.policy, "checkpoint", None) is None and settings.init_from is None:
+        raise UserError("checkpoint is missing: give checkpoint=RUN_DIR, or policy.checkpoint=PATH")
+    return settings, None
 
 
 def rollout_environment(config: Config) -> EnvironmentSettings:

@@ -22,18 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gipo_envs import gl, needs_opengl
 from gipo_envs.errors import UserError
-from gipo_vla import cli, config
-from gipo_vla.assembly import build_policy, environment_spec
-from gipo_vla.checkpoint.locate import find_checkpoint
-from gipo_vla.checkpoint.policy_files import load_policy
+from gipo_vla import cli
+from gipo_vla.assembly import environment_spec, named_run, policy_at
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.evaluation import summary, video
 from gipo_vla.evaluation.episodes import play
-from gipo_vla.imitation.settings import AnyRun, read_run
+from gipo_vla.imitation.settings import AnyRun
 from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.telemetry.console import console
@@ -47,14 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     own = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in OWN_KEYS}
     rest = [text for text in overrides if text.partition("=")[0] not in OWN_KEYS]
-    settings: AnyRun
-    if own.get("checkpoint"):
-        checkpoint = find_checkpoint(Path(own["checkpoint"]))
-        settings = config.override(read_run(checkpoint / "config.yaml"), rest)
-    else:
-        checkpoint, settings = None, config.load("train", rest)
-        if getattr(settings.policy, "checkpoint", None) is None and settings.init_from is None:
-            raise UserError("checkpoint is missing: give checkpoint=RUN_DIR")
+    settings, checkpoint = named_run(own.get("checkpoint"), rest)
     evaluation = evaluate(settings, checkpoint, Path(own["video"]) if own.get("video") else None)
     console.print(summary.table(evaluation))
     if own.get("out"):
@@ -77,10 +67,7 @@ def evaluate(settings: AnyRun, checkpoint: Path | None, video_path: Path | None 
         gl.choose()
     device = choose_device(settings.learner.device)
     torch.set_num_threads(settings.learner.threads)
-    policy = build_policy(settings, spec, device, stored=checkpoint)
-    assert isinstance(policy, nn.Module)
-    if checkpoint is not None:
-        load_policy(policy, checkpoint)
+    policy: Any = policy_at(settings, spec, device, checkpoint)
     modes: tuple[str, ...] = ("greedy", "sampled")
     if getattr(policy, "head", "tokens") == "l1":
         modes = ("greedy",)

@@ -22,11 +22,8 @@ import torch
 from torch import nn
 
 from gipo_envs.errors import UserError
-from gipo_vla import cli, config
-from gipo_vla.assembly import build_policy, environment_spec
-from gipo_vla.checkpoint.locate import find_checkpoint
-from gipo_vla.checkpoint.policy_files import load_policy
-from gipo_vla.imitation.settings import AnyRun, read_run
+from gipo_vla import cli
+from gipo_vla.assembly import environment_spec, named_run, policy_at
 from gipo_vla.telemetry.console import console
 
 if TYPE_CHECKING:
@@ -43,29 +40,14 @@ def main(arguments: Sequence[str]) -> int:
     rest = [text for text in overrides if text.partition("=")[0] not in OWN_KEYS]
     if not own.get("out"):
         raise UserError("out is missing: give checkpoint=RUN_DIR out=FOLDER")
-    settings: AnyRun
-    if own.get("checkpoint"):
-        if rest:
-            raise UserError(f"{rest[0]}: with checkpoint=RUN_DIR the settings are that run's own")
-        checkpoint = find_checkpoint(Path(own["checkpoint"]))
-        settings = read_run(checkpoint / "config.yaml")
-    else:
-        checkpoint, settings = None, config.load("train", rest)
-        if getattr(settings.policy, "checkpoint", None) is None and settings.init_from is None:
-            raise UserError("checkpoint is missing: give checkpoint=RUN_DIR, or policy.checkpoint=PATH")
-    summary = export_policy(policy_of(settings, checkpoint), own["out"])
+    if own.get("checkpoint") and rest:
+        raise UserError(f"{rest[0]}: with checkpoint=RUN_DIR the settings are that run's own")
+    settings, checkpoint = named_run(own.get("checkpoint"), rest)
+    policy = policy_at(settings, environment_spec(settings), torch.device("cpu"), checkpoint)
+    summary = export_policy(policy, own["out"])
     console.print(f"written to {own['out']}", soft_wrap=True)
     print(json.dumps(asdict(summary), default=str))
     return 0
-
-
-def policy_of(settings: AnyRun, checkpoint: Path | None) -> nn.Module:
-    """A run's policy at a checkpoint (None: as it starts), on the CPU."""
-    policy = build_policy(settings, environment_spec(settings), torch.device("cpu"), stored=checkpoint)
-    assert isinstance(policy, nn.Module)
-    if checkpoint is not None:
-        load_policy(policy, checkpoint)
-    return policy
 
 
 def export_policy(policy: nn.Module, folder: str | Path, base: str | Path | None = None) -> ExportSummary:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,11 @@ import torch
 from gipo_vla import config
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
+from gipo_vla.pipeline import Pipeline, build_policy, environment_spec, plan
 
 MakeConfig = Callable[..., Config]
+MakePipeline = Callable[..., Pipeline]
+Row = dict[str, Any]
 
 TINY = (
     "experiment=point_reach",
@@ -41,6 +45,15 @@ TINY = (
     "telemetry.report=false",
 )
 """A run of a second or two."""
+
+TINY_VLA = (
+    "policy=openvla_oft_tiny",
+    "env.observations=[images,proprio]",
+    "env.camera.height=84",
+    "env.camera.width=84",
+    "replay.segment_length=5",
+)
+"""The same with the tiny vision-language-action policy (and without the settings of an MLP)."""
 
 
 def which(program: str) -> str | None:
@@ -87,3 +100,30 @@ def process_group() -> Iterator[None]:
     """A process group of this process alone, which the processes that later tests start must not inherit."""
     with group.joined(torch.device("cpu")):
         yield
+
+
+@pytest.fixture
+def make_pipeline(make_config: MakeConfig, process_group: None) -> Iterator[MakePipeline]:
+    """``make_pipeline("key=value", ...)``: the pipeline of a tiny run."""
+    pipelines: list[Pipeline] = []
+
+    def make(*overrides: str) -> Pipeline:
+        settings = make_config(*overrides)
+        spec, device = environment_spec(settings), torch.device("cpu")
+        policy = build_policy(settings, spec, device)
+        pipelines.append(Pipeline(settings, policy, plan(settings, policy, spec, 1), device))
+        return pipelines[-1]
+
+    yield make
+    for pipeline in pipelines:
+        pipeline.close()
+
+
+def iterations(pipeline: Pipeline, count: int) -> list[Row]:
+    """Metrics of so many iterations."""
+    rows = []
+    for _ in range(count):
+        done = pipeline.run_iteration()
+        assert done is not None
+        rows.append(done[0])
+    return rows

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,46 +14,18 @@ from gipo_envs.errors import UserError
 from gipo_vla.assembly import credit_context
 from gipo_vla.checkpoint import run_state
 from gipo_vla.checkpoint.resume import resolve
-from gipo_vla.config import Config
 from gipo_vla.imitation import demonstrations
 from gipo_vla.imitation.episode import Episode
-from gipo_vla.pipeline import Pipeline, build_policy, environment_spec, plan
+from gipo_vla.pipeline import Pipeline
 from gipo_vla.replay.segment import iterate
 from gipo_vla.train import train
+from tests.conftest import MakePipeline, iterations
 
 CPU = torch.device("cpu")
-MakePipeline = Callable[..., Pipeline]
-Row = dict[str, Any]
 
 GROUPS = ("rollout.envs_per_worker=8", "rollout.group_size=4", "env.reward=sparse")
 GRAPH = (*GROUPS, "credit=graph", "rollout.group_size=4")
 GAIN = (*GROUPS, "credit=information_gain", "rollout.group_size=4", "credit.refresh_every=2")
-
-
-@pytest.fixture
-def make_pipeline(make_config: Callable[..., Config], process_group: None) -> Iterator[MakePipeline]:
-    """``make_pipeline("key=value", ...)``: the pipeline of a tiny run."""
-    pipelines: list[Pipeline] = []
-
-    def make(*overrides: str) -> Pipeline:
-        settings = make_config(*overrides)
-        spec = environment_spec(settings)
-        policy = build_policy(settings, spec, CPU)
-        pipelines.append(Pipeline(settings, policy, plan(settings, policy, spec, 1), CPU))
-        return pipelines[-1]
-
-    yield make
-    for pipeline in pipelines:
-        pipeline.close()
-
-
-def iterations(pipeline: Pipeline, count: int) -> list[Row]:
-    rows = []
-    for _ in range(count):
-        done = pipeline.run_iteration()
-        assert done is not None
-        rows.append(done[0])
-    return rows
 
 
 CREDITS = {

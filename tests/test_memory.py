@@ -24,19 +24,12 @@ from gipo_vla.rollout.episodes import TrainingEpisodes
 from gipo_vla.rollout.memory import worker_bytes
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.train import train
-from tests.conftest import MakeConfig, needs_libero
+from tests.conftest import TINY_VLA, MakeConfig, needs_libero
 
 pytestmark = needs_libero
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PLENTY = 2**50
-TINY_VLA = (
-    "policy=openvla_oft_tiny",
-    "env.observations=[images,proprio]",
-    "env.camera.height=84",
-    "env.camera.width=84",
-    "replay.segment_length=5",
-)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +19,11 @@ from gipo_vla import config
 from gipo_vla.checkpoint import run_state
 from gipo_vla.checkpoint.resume import Start
 from gipo_vla.config import Config
-from gipo_vla.pipeline import Pipeline, build_policy, dispatch_schedule, environment_spec, plan
+from gipo_vla.pipeline import dispatch_schedule
 from gipo_vla.replay.segment import Arrays, iterate
 from gipo_vla.rollout.actor import Actor
 from gipo_vla.train import train
-
-MakeConfig = Callable[..., Config]
-MakePipeline = Callable[..., Pipeline]
-Row = dict[str, Any]
-
-
-@pytest.fixture
-def make_pipeline(make_config: MakeConfig, process_group: None) -> Iterator[MakePipeline]:
-    """``make_pipeline("key=value", ...)``: the pipeline of a tiny run."""
-    pipelines: list[Pipeline] = []
-
-    def make(*overrides: str) -> Pipeline:
-        settings = make_config(*overrides)
-        spec, device = environment_spec(settings), torch.device("cpu")
-        policy = build_policy(settings, spec, device)
-        pipeline = Pipeline(settings, policy, plan(settings, policy, spec, 1), device)
-        pipelines.append(pipeline)
-        return pipeline
-
-    yield make
-    for pipeline in pipelines:
-        pipeline.close()
-
-
-def iterations(pipeline: Pipeline, count: int) -> list[Row]:
-    rows = []
-    for _ in range(count):
-        done = pipeline.run_iteration()
-        assert done is not None
-        rows.append(done[0])
-    return rows
+from tests.conftest import MakeConfig, MakePipeline, iterations
 
 
 def segment_key(segment: Arrays) -> tuple[int, int, int]:

@@ -15,15 +15,11 @@ from gipo_vla.policies.openvla_oft import build_network
 from gipo_vla.policies.openvla_oft.build_network import draw_weights, finish, network_on_meta
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.train import train
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_VLA
 
 VLA = (
     *(text for text in TINY if not text.startswith("policy.")),
-    "policy=openvla_oft_tiny",
-    "env.observations=[images,proprio]",
-    "env.camera.height=84",
-    "env.camera.width=84",
-    "replay.segment_length=5",
+    *TINY_VLA,
     "rollout.env_steps=96",
 )
 

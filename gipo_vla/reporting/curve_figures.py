@@ -44,21 +44,6 @@ RATES = {
     "credit/nonzero_share",
     "credit/fallback_share",
 }
-STALENESS = (
-    "staleness/lag_iterations_mean",
-    "staleness/p95_abs_log_ratio",
-    "staleness/effective_sample_size_old",
-    "staleness/damped_fraction_old",
-)
-CREDIT = (
-    "credit/merge_ratio",
-    "credit/nonzero_share",
-    "credit/fallback_share",
-    "credit/gain_std",
-    "credit/belief_brier",
-    "credit/belief_calibration_error",
-)
-HEALTH = ("policy/entropy", "value/explained_variance", "gradient_norm/policy", "loss/value")
 
 
 def learning_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure:
@@ -80,17 +65,17 @@ def held_out_curves(comparison: Comparison, layout: Layout, made: Curves) -> Fig
 
 def staleness_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure | None:
     """How old the data were, how far the policy had moved, and what was left of them."""
-    return _panels_of_logged(layout, made, STALENESS)
+    return _panels_of_logged(layout, made, curves.STALENESS)
 
 
 def health_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure | None:
     """Entropy, explained variance, gradient norm and value loss."""
-    return _panels_of_logged(layout, made, HEALTH)
+    return _panels_of_logged(layout, made, curves.HEALTH)
 
 
 def credit_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure | None:
     """What the credits over groups say of themselves."""
-    return _panels_of_logged(layout, made, CREDIT)
+    return _panels_of_logged(layout, made, curves.CREDIT)
 
 
 def _panels_of_logged(layout: Layout, made: Curves, metrics: Sequence[str]) -> Figure | None:

@@ -23,17 +23,14 @@ SUCCESS = "success_once_recent"
 HELD_OUT = "evaluation/success_once"
 """Not a metric of metrics.jsonl: ``success_once`` of evaluations.jsonl."""
 
-METRICS = (
-    SUCCESS,
-    HELD_OUT,
+STALENESS = (
     "staleness/lag_iterations_mean",
     "staleness/p95_abs_log_ratio",
     "staleness/effective_sample_size_old",
     "staleness/damped_fraction_old",
-    "policy/entropy",
-    "value/explained_variance",
-    "gradient_norm/policy",
-    "loss/value",
+)
+HEALTH = ("policy/entropy", "value/explained_variance", "gradient_norm/policy", "loss/value")
+CREDIT = (
     "credit/merge_ratio",
     "credit/nonzero_share",
     "credit/fallback_share",
@@ -41,6 +38,7 @@ METRICS = (
     "credit/belief_brier",
     "credit/belief_calibration_error",
 )
+METRICS = (SUCCESS, HELD_OUT, *STALENESS, *HEALTH, *CREDIT)
 
 
 @dataclass(frozen=True)

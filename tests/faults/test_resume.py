@@ -13,6 +13,7 @@ import pytest
 
 from gipo_vla.checkpoint.resume import resolve
 from gipo_vla.train import train
+from tests.conftest import TINY_VLA
 
 ITERATIONS = ("iterations=6", "policy.normalizer_iterations=4", "rollout.sync_every=3")
 
@@ -33,11 +34,7 @@ def only(folder: Path, pattern: str) -> Path:
 
 
 VLA = (
-    "policy=openvla_oft_tiny",
-    "env.observations=[images,proprio]",
-    "env.camera.height=84",
-    "env.camera.width=84",
-    "replay.segment_length=5",
+    *TINY_VLA,
     "rollout.env_steps=96",
     "rollout.envs_per_worker=2",
     "iterations=4",

@@ -11,17 +11,10 @@ from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.pipeline import Pipeline, plan
 from gipo_vla.policies.base import Observations, Policy
 from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
-from tests.conftest import TINY, MakeConfig
+from tests.conftest import TINY, TINY_VLA, MakeConfig
 
 CPU = torch.device("cpu")
-VLA = (
-    "policy=openvla_oft_tiny",
-    "env.observations=[images,proprio]",
-    "env.camera.height=84",
-    "env.camera.width=84",
-    "replay.segment_length=5",
-    "rollout.temperature=1.6",
-)
+VLA = (*TINY_VLA, "rollout.temperature=1.6")
 
 
 def policy_and_observations(overrides: tuple[str, ...], batch: int) -> tuple[Policy, Observations]:

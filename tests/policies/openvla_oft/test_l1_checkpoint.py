@@ -10,10 +10,11 @@ import torch
 
 from gipo_envs.errors import UserError
 from gipo_vla import config
+from gipo_vla.assembly import environment_spec, policy_at
 from gipo_vla.checkpoint.resume import Start
 from gipo_vla.config import Config
 from gipo_vla.evaluate import evaluate
-from gipo_vla.export import export_policy, policy_of
+from gipo_vla.export import export_policy
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftPolicy, OpenVlaOftSettings, construction
 from gipo_vla.train import train
 from tests.conftest import needs_libero
@@ -74,11 +75,12 @@ def test_evaluation_takes_it_greedily(settings: Config) -> None:
 
 
 def test_export_takes_it(settings: Config, tmp_path: Path) -> None:
-    policy = policy_of(settings, None)
+    spec, cpu = environment_spec(settings), torch.device("cpu")
+    policy = policy_at(settings, spec, cpu, None)
     assert isinstance(policy, OpenVlaOftPolicy) and policy.l1_head is not None
     export_policy(policy, tmp_path / "again")
     there = dataclasses.replace(settings.policy, checkpoint=str(tmp_path / "again"))
-    again = policy_of(dataclasses.replace(settings, policy=there), None)
+    again = policy_at(dataclasses.replace(settings, policy=there), spec, cpu, None)
     assert isinstance(again, OpenVlaOftPolicy) and again.head == "l1" and again.l1_head is not None
     for name, tensor in policy.l1_head.state_dict().items():
         assert torch.equal(tensor, again.l1_head.state_dict()[name]), name
