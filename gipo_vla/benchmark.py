@@ -37,10 +37,10 @@ from rich.table import Table
 
 from gipo_envs.errors import UserError, nearest
 from gipo_vla import cli, config, training_benchmark
-from gipo_vla.assembly import rollout_environment
+from gipo_vla.assembly import build_policy, environment_spec, rollout_environment
 from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device, rank
-from gipo_vla.pipeline import build_policy, environment_spec, plan
+from gipo_vla.planning import plan
 from gipo_vla.policies.base import Policy
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.policies.registry import network_dtype

@@ -260,9 +260,9 @@ def probe_deepspeed() -> dict[str, Any]:
     import torch
 
     from gipo_vla import config
+    from gipo_vla.assembly import build_policy, environment_spec
     from gipo_vla.distributed import group
     from gipo_vla.learner.engine import build_engine, build_optimizer
-    from gipo_vla.pipeline import build_policy, environment_spec
 
     settings = config.load("train", ["experiment=point_reach"])
     device = group.choose_device("auto")

@@ -15,7 +15,7 @@ from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
-from gipo_vla.pipeline import Plans
+from gipo_vla.planning import Plans
 from gipo_vla.policies.base import Policy
 from gipo_vla.telemetry.console import settings_table
 

@@ -22,12 +22,14 @@ import torch
 from gipo_envs import gl, needs_opengl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config
+from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint.resume import Start, resolve
 from gipo_vla.checkpoint.run_folder import create
 from gipo_vla.distributed import group
 from gipo_vla.distributed.signals import stop_with_launcher
 from gipo_vla.memory import machine_limits, plan_rank, print_table, refuse_what_cannot_fit
-from gipo_vla.pipeline import Pipeline, build_policy, environment_spec, plan
+from gipo_vla.pipeline import Pipeline
+from gipo_vla.planning import plan
 from gipo_vla.session import Session, newest_checkpoint
 from gipo_vla.startup import open_together, print_plans
 from gipo_vla.telemetry.console import console

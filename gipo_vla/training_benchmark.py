@@ -26,7 +26,8 @@ from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.memory import RankMemory, machine_limits, plan_rank, print_table, refuse_what_cannot_fit
-from gipo_vla.pipeline import Pipeline, plan
+from gipo_vla.pipeline import Pipeline
+from gipo_vla.planning import plan
 from gipo_vla.rollout.episodes import TrainingEpisodes
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.telemetry.console import console

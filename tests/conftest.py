@@ -18,9 +18,11 @@ os.environ.setdefault("WANDB_MODE", "offline")
 import torch
 
 from gipo_vla import config
+from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
-from gipo_vla.pipeline import Pipeline, build_policy, environment_spec, plan
+from gipo_vla.pipeline import Pipeline
+from gipo_vla.planning import plan
 
 MakeConfig = Callable[..., Config]
 MakePipeline = Callable[..., Pipeline]

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 
 from gipo_envs.errors import UserError
 from gipo_vla import cli, config, train
+from gipo_vla.assembly import environment_spec
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
-from gipo_vla.pipeline import environment_spec
 
 MakeConfig = Callable[..., Config]
 

@@ -12,12 +12,13 @@ import torch
 
 from gipo_envs import recorded
 from gipo_vla import config
+from gipo_vla.assembly import environment_spec
 from gipo_vla.checkpoint.resume import resolve
 from gipo_vla.config import Config
 from gipo_vla.imitation import origins
 from gipo_vla.imitation import settings as sft_settings
 from gipo_vla.memory import GIB, Limits, plan_rank, problem
-from gipo_vla.pipeline import environment_spec, plan
+from gipo_vla.planning import plan
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.telemetry.metrics import read_json_lines
 from gipo_vla.train import train

@@ -13,11 +13,11 @@ import torch
 
 from gipo_envs.errors import UserError
 from gipo_vla import config, memory, sft
+from gipo_vla.assembly import environment_spec
 from gipo_vla.checkpoint.resume import Start
 from gipo_vla.config import Config
 from gipo_vla.imitation import settings as sft_settings
 from gipo_vla.memory import GIB, Limits, RankMemory, container_limit, plan_rank, problem
-from gipo_vla.pipeline import environment_spec
 from gipo_vla.policies.openvla_oft.construction import build
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.rollout.episodes import TrainingEpisodes

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gipo_vla.assembly import policy_features
+from gipo_vla.assembly import build_policy, environment_spec, policy_features
 from gipo_vla.config import Config
 from gipo_vla.credit import (
     AnyCreditSettings,
@@ -34,7 +34,8 @@ from gipo_vla.credit import (
 )
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, ExpertChunks
 from gipo_vla.distributed import group
-from gipo_vla.pipeline import Pipeline, Plans, build_policy, environment_spec, plan
+from gipo_vla.pipeline import Pipeline
+from gipo_vla.planning import Plans, plan
 from gipo_vla.policies.base import Policy
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing

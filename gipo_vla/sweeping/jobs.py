@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from gipo_envs.errors import UserError
 from gipo_vla import config
+from gipo_vla.assembly import environment_spec
 from gipo_vla.composing import MISSING, compose_yaml, groups
 from gipo_vla.config import SESSION_KEYS, Config
-from gipo_vla.pipeline import environment_spec, vector_steps
+from gipo_vla.planning import vector_steps
 from gipo_vla.replay.plan import StalenessPlan, staleness_plan
 from gipo_vla.sweeping.grid import Combination, combinations, varied_keys
 from gipo_vla.sweeping.settings import SweepSettings, key_of

@@ -8,8 +8,8 @@ import torch
 
 from gipo_envs import make, make_spec
 from gipo_vla import config
+from gipo_vla.assembly import build_policy
 from gipo_vla.evaluation.episodes import EpisodeResult, play
-from gipo_vla.pipeline import build_policy
 from gipo_vla.policies.base import Policy
 from gipo_vla.rollout.episodes import TrainingEpisodes, evaluation_plans
 from gipo_vla.rollout.pool import WorkerPool

@@ -21,12 +21,14 @@ from typing import Any
 import torch
 
 from gipo_vla import config
+from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint import run_state
 from gipo_vla.checkpoint.writer import CheckpointWriter
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
-from gipo_vla.pipeline import Pipeline, build_policy, environment_spec, plan
+from gipo_vla.pipeline import Pipeline
+from gipo_vla.planning import plan
 
 
 def build(settings: Config) -> Pipeline:

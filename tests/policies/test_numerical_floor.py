@@ -8,7 +8,8 @@ import torch
 
 from gipo_vla import config
 from gipo_vla.assembly import build_policy, environment_spec
-from gipo_vla.pipeline import Pipeline, plan
+from gipo_vla.pipeline import Pipeline
+from gipo_vla.planning import plan
 from gipo_vla.policies.base import Observations, Policy
 from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
 from tests.conftest import TINY, TINY_VLA, MakeConfig

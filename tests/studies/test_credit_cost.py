@@ -33,7 +33,8 @@ def test_rollouts_end_where_they_should(make_config: Callable[..., Any]) -> None
     import numpy as np
     import torch
 
-    from gipo_vla.pipeline import build_policy, environment_spec, plan
+    from gipo_vla.assembly import build_policy, environment_spec
+    from gipo_vla.planning import plan
 
     settings = make_config("credit=graph", "rollout.envs_per_worker=8")
     spec = environment_spec(settings)
