@@ -81,14 +81,15 @@ class InformationGainSettings:
     """Episodes of the group that must have a chunk of an index for that index to be normalised by itself."""
     outcome: Outcome = "return"
     """Of base=group: what an episode is judged by, as in credit=group."""
-    refresh_every: int = 5
-    """Iterations for which the scorer is frozen."""
+    refresh_every: int = 1
+    """Iterations for which the scorer is frozen. Longer windows hold back what it learned: a belief that was
+    refreshed every 5th iteration lagged behind a policy that improves (docs/results/metaworld_sparse)."""
     belief_input: Literal["landmarks", "state", "features"] = "landmarks"
     """Of success_belief: what it looks at. landmarks: hand, objects, goal, from the simulator. state: the
     observed one. features: the policy's, of images what its vision towers make of them."""
     memory: int = 16_384
     """Of success_belief: states of the latest episodes that it learns from, on each rank."""
-    training_steps: int = 40
+    training_steps: int = 10
     """Of success_belief: steps of training at each refresh."""
     demonstrations: str | None = None
     """Of demonstration: the ``demonstrations/`` folder of a run of ``python -m gipo_vla.sft``."""

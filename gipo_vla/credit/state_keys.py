@@ -26,6 +26,8 @@ Ids = NDArray[np.int64]
 
 ROUNDS = 5
 """Of k-means: it starts from an even spread, and nodes need not be optimal clusters."""
+FITTED = 1024
+"""Points, at most, that principal components are fitted to: every nth of them."""
 
 
 def number_rows(rows: NDArray[np.int64]) -> Ids:
@@ -85,8 +87,11 @@ def _principal_components(points: NDArray[np.float64], dimensions: int) -> NDArr
     """Points (S, F) in the coordinates of their first components."""
     # torch's algebra, because it keeps to the run's number of threads.
     centred = torch.from_numpy(points - points.mean(axis=0))
+    few = centred[:: -(-len(points) // FITTED)]
     # The same directions from the smaller matrix, where there are more points than numbers a point.
-    matrix = centred.T @ centred if len(points) > points.shape[1] else centred
-    directions = torch.linalg.svd(matrix, full_matrices=False)[2][:dimensions]
-    projected: NDArray[np.float64] = (centred @ directions.T).numpy()
+    if len(few) > few.shape[1]:
+        directions = torch.linalg.eigh(few.T @ few).eigenvectors.flip(1)[:, :dimensions]
+    else:
+        directions = torch.linalg.svd(few, full_matrices=False)[2][:dimensions].T
+    projected: NDArray[np.float64] = (centred @ directions).numpy()
     return projected

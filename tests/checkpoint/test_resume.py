@@ -81,7 +81,7 @@ def test_a_scorer_may_not_change_but_its_window_may(make_run: MakeRun, tmp_path:
     with pytest.raises(UserError, match=r"credit\.belief_input: landmarks -> state"):
         resolve([f"resume={tmp_path / 'run'}", "credit.belief_input=state"])
     start = resolve([f"resume={tmp_path / 'run'}", "credit.refresh_every=9"])
-    assert start.changes == ("credit.refresh_every: 5 -> 9",)
+    assert start.changes == ("credit.refresh_every: 1 -> 9",)
 
 
 def test_where_things_lie_may_change(make_run: MakeRun, tmp_path: Path) -> None:
