@@ -3,7 +3,7 @@
 Seeds are replicates and tasks are strata. Every other setting that takes more than one value is a *factor*,
 and runs with equal factors form a *configuration*. Settings that cannot change what is learned (paths,
 telemetry, checkpoints) are no factors, and neither is what merely follows from the task (its reward scale,
-its step limit) or from the experiment.
+its step limit), from the experiment, or from which objective, credit or policy it is a setting of.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ ALGORITHM_SECTIONS = ("objective.", "regularizers.", "credit.", "replay.")
 
 SIGMA = "objective.sigma"
 CAPACITY = "replay.capacity"
-NAMED_BY_VALUE = ("experiment", "objective.name", "credit.name", "policy.name")
+OPTIONS = ("objective.name", "credit.name", "policy.name")
+"""Choices with settings of their own."""
+SET_BY_OPTION = {"credit.name": ("rollout.group_size",)}
+"""What choosing one sets elsewhere."""
+NAMED_BY_VALUE = ("experiment", *OPTIONS)
 """Factors whose value says enough in a label."""
 
 
@@ -79,6 +83,14 @@ def varying_factors(runs: Sequence[Run]) -> list[str]:
     if "experiment" in varying:
         by_experiment = {run.name: str(run.config.get("experiment")) for run in runs}
         varying = [key for key in varying if key == "experiment" or not _follows(runs, key, by_experiment)]
+    for name in [key for key in OPTIONS if key in varying]:
+        by_option = {run.name: str(run.config.get(name)) for run in runs}
+        own = (name.removesuffix("name"), *SET_BY_OPTION.get(name, ()))
+        varying = [
+            key
+            for key in varying
+            if key == name or not key.startswith(own) or not _is_settled(runs, key, by_option)
+        ]
     return sorted(varying, key=_rank)
 
 
@@ -90,9 +102,12 @@ def _varies(runs: Sequence[Run], key: str) -> bool:
 
 
 def _follows(runs: Sequence[Run], key: str, classes: Mapping[str, str]) -> bool:
-    """Whether the class of a run (its task, its experiment) settles the value of ``key``."""
-    if key.startswith(ALGORITHM_SECTIONS):
-        return False
+    """Whether task or experiment explain ``key`` away."""
+    return not key.startswith(ALGORITHM_SECTIONS) and _is_settled(runs, key, classes)
+
+
+def _is_settled(runs: Sequence[Run], key: str, classes: Mapping[str, str]) -> bool:
+    """Whether the class of a run (its task, its experiment, its credit) settles the value of ``key``."""
     seen: dict[str, set[str]] = {}
     for run in runs:
         seen.setdefault(classes[run.name], set()).add(_text(run.config.get(key)))
@@ -105,6 +120,7 @@ def _rank(key: str) -> tuple[int, str]:
         "objective.name",
         SIGMA,
         "objective.",
+        "credit.name",
         "credit.",
         "regularizers.",
         CAPACITY,

@@ -57,6 +57,15 @@ def test_what_follows_from_the_experiment_is_said_by_its_name() -> None:
     assert varying_factors(runs) == ["experiment", "replay.capacity"]
 
 
+def test_what_an_option_brings_with_it_is_said_by_its_name() -> None:
+    gae = run("a", credit__name="gae", credit__normalize="running", credit__gamma=0.99, rollout__group_size=1)
+    grouped = run("b", credit__name="group", credit__normalize="none", rollout__group_size=8)
+    assert varying_factors([gae, grouped]) == ["credit.name"]
+    other = run("c", credit__name="group", credit__normalize="running", rollout__group_size=8)
+    assert varying_factors([gae, grouped, other]) == ["credit.name", "credit.normalize"]
+    assert varying_factors([grouped, other]) == ["credit.normalize"]
+
+
 def test_whole_numbers_and_floats_of_one_value_are_one() -> None:
     assert varying_factors([run("a", learner__clip=1), run("b", learner__clip=1.0)]) == []
 
