@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gipo_envs import EnvironmentSettings, make
-from gipo_vla.credit.state_keys import cluster_ids, grid_ids, number_rows
+from gipo_vla.credit.state_keys import FITTED, cluster_ids, grid_ids, number_rows
 
 
 def same_partition(first: np.ndarray, second: np.ndarray) -> bool:
@@ -60,6 +60,16 @@ def test_clusters_are_what_lies_together() -> None:
     features = centres[which] + np.random.default_rng(0).normal(scale=0.01, size=(8, 4))
     assert same_partition(cluster_ids(features, 2, 3), which)
     assert len(np.unique(cluster_ids(np.ones((5, 4)), 2, 3))) == 1, "no more than there are states"
+
+
+def test_clusters_of_more_states_than_components_are_fitted_to() -> None:
+    rng = np.random.default_rng(0)
+    which = rng.integers(0, 3, 2 * FITTED + 1)
+    features = np.eye(6)[which] * 10 + rng.normal(scale=0.01, size=(len(which), 6))
+    order = rng.permutation(len(which))
+    ids = cluster_ids(features, 2, 3)
+    assert same_partition(ids, which)
+    assert same_partition(ids[order], cluster_ids(features[order], 2, 3))
 
 
 @pytest.mark.parametrize("family", ["point_reach", "metaworld"])
