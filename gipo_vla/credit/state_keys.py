@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
+from scipy.linalg import eigh
 
 Ids = NDArray[np.int64]
 
@@ -85,12 +86,12 @@ def cluster_ids(features: NDArray[Any], dimensions: int, clusters: int) -> Ids:
 
 def _principal_components(points: NDArray[np.float64], dimensions: int) -> NDArray[np.float64]:
     """Points (S, F) in the coordinates of their first components."""
-    # torch's algebra, because it keeps to the run's number of threads.
     centred = torch.from_numpy(points - points.mean(axis=0))
     few = centred[:: -(-len(points) // FITTED)]
     # The same directions from the smaller matrix, where there are more points than numbers a point.
-    if len(few) > few.shape[1]:
-        directions = torch.linalg.eigh(few.T @ few).eigenvectors.flip(1)[:, :dimensions]
+    if (size := few.shape[1]) < len(few):
+        largest = (max(size - dimensions, 0), size - 1)
+        directions = torch.from_numpy(eigh((few.T @ few).numpy(), subset_by_index=largest)[1]).flip(1)
     else:
         directions = torch.linalg.svd(few, full_matrices=False)[2][:dimensions].T
     projected: NDArray[np.float64] = (centred @ directions).numpy()
