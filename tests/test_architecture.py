@@ -19,7 +19,7 @@ ROOMS = (
     ("train", "sft", "evaluate", "sweep", "report", "export", "doctor", "benchmark", "demo", "__main__"),
     ("session", "startup", "training_benchmark"),  # what train.py and benchmark.py are made of
     ("studies", "reporting", "sweeping"),
-    ("pipeline", "assembly", "memory"),
+    ("pipeline", "planning", "assembly", "memory"),
     ("imitation",),
     ("evaluation",),
     ("checkpoint",),
