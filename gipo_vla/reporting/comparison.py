@@ -11,7 +11,7 @@ from itertools import groupby
 import numpy as np
 
 from gipo_vla.reporting import summary
-from gipo_vla.reporting.grouping import Configuration, group
+from gipo_vla.reporting.grouping import Configuration, group, show
 from gipo_vla.reporting.runs import Run, Value
 from gipo_vla.reporting.statistics import Array, Difference, Estimate, estimate, mean_difference
 from gipo_vla.reporting.summary import Score, Source
@@ -25,6 +25,8 @@ class Comparison:
     """Those that count, configuration by configuration."""
     left_out: tuple[Run, ...]
     factors: tuple[str, ...]
+    told: tuple[str, ...]
+    """Settings that vary with the factors, and that a remark tells."""
     configurations: tuple[Configuration, ...]
     tasks: tuple[str, ...]
     source: Source
@@ -57,7 +59,8 @@ def compare(found: Sequence[Run], remarks: Sequence[str] = ()) -> Comparison:
     modes = {run.evaluation["mode"] for run in counted if run.evaluation and "mode" in run.evaluation}
     if source == "evaluation" and len(modes) > 1:
         remarks.append(f"the evaluations differ in mode ({', '.join(sorted(modes))}): do not compare them")
-    factors, configurations = group(counted)
+    factors, told, configurations = group(counted)
+    remarks += [_values_of(key, configurations) for key in told]
     for one in configurations:
         repeated = _repeated_replicates(one.runs)
         if repeated:
@@ -71,11 +74,22 @@ def compare(found: Sequence[Run], remarks: Sequence[str] = ()) -> Comparison:
         runs=tuple(run for one in configurations for run in one.runs),
         left_out=tuple(left_out),
         factors=tuple(factors),
+        told=tuple(told),
         configurations=tuple(configurations),
         tasks=tuple(sorted({task for run in counted for task in run.tasks})),
         source=source,
         remarks=tuple(remarks),
     )
+
+
+def _values_of(key: str, configurations: Sequence[Configuration]) -> str:
+    """``learner.rate: 0.001, but for no_clip 0.0003``; the most frequent value first."""
+    having: dict[str, list[str]] = {}
+    for one in configurations:
+        having.setdefault(show(one.runs[0].config.get(key)), []).append(one.label)
+    usual, *others = sorted(having, key=lambda value: -len(having[value]))
+    exceptions = "; ".join(f"{value} for {' and for '.join(having[value])}" for value in others)
+    return f"{key} was set with the rest: {usual}, but {exceptions}"
 
 
 def _without_copies(runs: Sequence[Run], remarks: list[str]) -> list[Run]:
@@ -117,22 +131,27 @@ def score_estimate(
     return estimate(list(strata.values())) if strata else None
 
 
-def paired_difference(first: Configuration, second: Configuration, source: Source) -> Difference | None:
+def paired_difference(
+    first: Configuration, second: Configuration, source: Source, score: Score = "success_once"
+) -> Difference | None:
     """Mean of (first - second) over the tasks and seeds that both have; None where they share none."""
-    return _mean_contrast({1: (first,), -1: (second,)}, source)
+    return _mean_contrast({1: (first,), -1: (second,)}, source, score)
 
 
 def difference_of_differences(
     first: tuple[Configuration, Configuration],
     second: tuple[Configuration, Configuration],
     source: Source,
+    score: Score = "success_once",
 ) -> Difference | None:
     """Mean of (a - b) of the first pair minus (a - b) of the second, over what all four share."""
-    return _mean_contrast({1: (first[0], second[1]), -1: (first[1], second[0])}, source)
+    return _mean_contrast({1: (first[0], second[1]), -1: (first[1], second[0])}, source, score)
 
 
-def _mean_contrast(signed: Mapping[int, Sequence[Configuration]], source: Source) -> Difference | None:
-    terms = [(sign, _by_replicate(one, source)) for sign, own in signed.items() for one in own]
+def _mean_contrast(
+    signed: Mapping[int, Sequence[Configuration]], source: Source, score: Score
+) -> Difference | None:
+    terms = [(sign, _by_replicate(one, source, score)) for sign, own in signed.items() for one in own]
     shared = set.intersection(*(set(scores) for _, scores in terms))
     ordered = sorted(shared, key=lambda key: (key[0], str(key[1])))
     strata = [
@@ -142,9 +161,11 @@ def _mean_contrast(signed: Mapping[int, Sequence[Configuration]], source: Source
     return mean_difference(strata) if strata else None
 
 
-def _by_replicate(configuration: Configuration, source: Source) -> dict[tuple[str, Value], float]:
+def _by_replicate(
+    configuration: Configuration, source: Source, score: Score
+) -> dict[tuple[str, Value], float]:
     return {
         (task, run.seed): value
         for run in configuration.runs
-        for task, value in summary.task_scores(run, source).items()
+        for task, value in summary.task_scores(run, source, score).items()
     }

@@ -3,13 +3,15 @@
 Seeds are replicates and tasks are strata. Every other setting that takes more than one value is a *factor*,
 and runs with equal factors form a *configuration*. Settings that cannot change what is learned (paths,
 telemetry, checkpoints) are no factors, and neither is what merely follows from the task (its reward scale,
-its step limit), from the experiment, or from which objective, credit or policy it is a setting of.
+its step limit), from the experiment, or from which objective, credit or policy it is a setting of. What else
+was set for each algorithm apart (its learning rate) distinguishes nothing more, and is *told* once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gipo_vla.reporting.runs import Run, Value
 
@@ -56,9 +58,22 @@ class Configuration:
     """Sorted by task and seed."""
 
 
-def group(runs: Sequence[Run]) -> tuple[list[str], list[Configuration]]:
-    """Factors, and configurations sorted by their values."""
-    factors = varying_factors(runs)
+class Grouping(NamedTuple):
+    """How runs fall into configurations."""
+
+    factors: list[str]
+    """Settings that distinguish the configurations, the objective's first."""
+    told: list[str]
+    """Settings that vary too, but that the factors of the algorithm settle."""
+    configurations: list[Configuration]
+    """Sorted by the values of their factors."""
+
+
+def group(runs: Sequence[Run]) -> Grouping:
+    """Find what distinguishes the runs."""
+    varying = varying_factors(runs)
+    told = _settled_by_algorithm(runs, varying)
+    factors = [key for key in varying if key not in told]
     members: dict[tuple[tuple[str, Value], ...], list[Run]] = {}
     for run in runs:
         values = tuple((key, run.config[key]) for key in factors if key in run.config)
@@ -71,11 +86,12 @@ def group(runs: Sequence[Run]) -> tuple[list[str], list[Configuration]]:
         )
         for values, own in members.items()
     ]
-    return factors, sorted(configurations, key=lambda one: [_order(one.values.get(key)) for key in factors])
+    configurations.sort(key=lambda one: [_order(one.values.get(key)) for key in factors])
+    return Grouping(factors, told, configurations)
 
 
 def varying_factors(runs: Sequence[Run]) -> list[str]:
-    """Settings that distinguish the configurations, the objective's first."""
+    """Settings that differ from run to run, the objective's first."""
     varying = [key for key in sorted({key for run in runs for key in run.config}) if _varies(runs, key)]
     by_task = {run.name: ", ".join(run.tasks) for run in runs}
     if len(set(by_task.values())) > 1:
@@ -101,8 +117,19 @@ def _varies(runs: Sequence[Run], key: str) -> bool:
     return len({_text(run.config[key]) for run in runs if key in run.config}) > 1
 
 
+def _settled_by_algorithm(runs: Sequence[Run], varying: Sequence[str]) -> list[str]:
+    """Settings of ``varying`` outside the algorithm whose value the algorithm's ones settle."""
+    of_algorithm = [key for key in varying if key.startswith(ALGORITHM_SECTIONS)]
+    classes = {run.name: repr([_text(run.config.get(key)) for key in of_algorithm]) for run in runs}
+    return [
+        key
+        for key in varying
+        if of_algorithm and key != "experiment" and key not in OPTIONS and _follows(runs, key, classes)
+    ]
+
+
 def _follows(runs: Sequence[Run], key: str, classes: Mapping[str, str]) -> bool:
-    """Whether task or experiment explain ``key`` away."""
+    """Whether task, experiment or algorithm explain ``key`` away."""
     return not key.startswith(ALGORITHM_SECTIONS) and _is_settled(runs, key, classes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 from gipo_vla.objectives.diagnostics import AGES
 from gipo_vla.reporting import summary
@@ -16,7 +16,7 @@ from gipo_vla.reporting.comparison import (
 from gipo_vla.reporting.grouping import CAPACITY, SIGMA, Configuration, label, show
 from gipo_vla.reporting.runs import Run
 from gipo_vla.reporting.statistics import Difference, Estimate, estimate
-from gipo_vla.reporting.summary import mean_over, settled_mean, task_scores
+from gipo_vla.reporting.summary import Score, mean_over, settled_mean, task_scores
 from gipo_vla.reporting.table import Cell, Table
 
 MOST_COMPARED = 16
@@ -97,6 +97,7 @@ def _in_words(result: Estimate | None) -> str | None:
 
 def runs(comparison: Comparison) -> Table:
     """A row for each run that counts, with its factors and everything that is known of its second half."""
+    varied = (*comparison.factors, *comparison.told)
     rows: list[list[Cell]] = []
     for one in comparison.configurations:
         for run in one.runs:
@@ -107,7 +108,7 @@ def runs(comparison: Comparison) -> Table:
                     one.label,
                     ", ".join(run.tasks),
                     _setting(run, "seed"),
-                    *[_setting(run, key) for key in comparison.factors],
+                    *[_setting(run, key) for key in varied],
                     run.iterations,
                     run.rows[-1]["env_steps"],
                     run.rows[-1].get("updates"),
@@ -123,7 +124,7 @@ def runs(comparison: Comparison) -> Table:
         "configuration",
         "task",
         "seed",
-        *comparison.factors,
+        *varied,
         "iterations",
         "env_steps",
         "updates",
@@ -231,14 +232,16 @@ def differences(comparison: Comparison) -> Table | None:
     if not 2 <= len(comparison.configurations) <= MOST_COMPARED:
         return None
     rows: list[list[Cell]] = []
-    for first, second in combinations(comparison.configurations, 2):
-        result = paired_difference(first, second, comparison.source)
+    for score, (first, second) in product(COMPARED_SCORES, combinations(comparison.configurations, 2)):
+        result = paired_difference(first, second, comparison.source, score)
         if result:
-            rows.append([first.label, second.label, *_difference_cells(result)])
-    columns = ("configuration", "minus", *DIFFERENCE_COLUMNS)
+            rows.append([score, first.label, second.label, *_difference_cells(result)])
+    columns = ("score", "configuration", "minus", *DIFFERENCE_COLUMNS)
     return Table("paired_differences", "Paired differences of success", columns, rows) if rows else None
 
 
+COMPARED_SCORES: tuple[Score, ...] = ("success_once", "over_training")
+"""Of which differences are taken; where all configurations end near 1, the second says more."""
 DIFFERENCE_COLUMNS = ("pairs", "mean_difference", "low_95", "high_95", "deviation", "smallest_effect")
 
 
@@ -262,12 +265,12 @@ def capacity_differences(comparison: Comparison) -> Table | None:
     rows: list[list[Cell]] = []
     for (first, ours), (second, theirs) in combinations(objectives.items(), 2):
         for small, large in combinations(sorted(ours.keys() & theirs.keys()), 2):
-            result = difference_of_differences(
-                (ours[large], theirs[large]), (ours[small], theirs[small]), comparison.source
-            )
-            if result:
-                rows.append([first, second, large, small, *_difference_cells(result)])
-    columns = ("objective", "minus", "at_capacity", "minus_at_capacity", *DIFFERENCE_COLUMNS)
+            pairs = (ours[large], theirs[large]), (ours[small], theirs[small])
+            for score in COMPARED_SCORES:
+                result = difference_of_differences(*pairs, comparison.source, score)
+                if result:
+                    rows.append([score, first, second, large, small, *_difference_cells(result)])
+    columns = ("score", "objective", "minus", "at_capacity", "minus_at_capacity", *DIFFERENCE_COLUMNS)
     title = "Differences between objectives: large capacity minus small"
     return Table("capacity_differences", title, columns, rows) if rows else None
 

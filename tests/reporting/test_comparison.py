@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gipo_vla.reporting import results
+from gipo_vla.reporting import results, summary
 from gipo_vla.reporting.comparison import Comparison, compare, paired_difference, score_estimate, score_strata
 from gipo_vla.reporting.runs import read_runs
 
@@ -97,6 +98,23 @@ def test_paired_difference_is_over_shared_tasks_and_seeds(tmp_path: Path, make_r
     assert result.deviation == pytest.approx(0.2 / 2**0.5)
 
 
+def test_differences_are_of_success_at_the_end_and_over_training(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path / "gipo", "gipo", success=1.0)
+    make_run(tmp_path / "ppo", "ppo", success=1.0)
+    rows = [json.loads(line) for line in (tmp_path / "ppo/metrics.jsonl").read_text().splitlines()]
+    for row in rows:  # a line from 0 at the first point to 1, where gipo has its own curve
+        row["success_once_recent"] = (row["iteration"] - 1) / 19
+    (tmp_path / "ppo/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comparison = read(tmp_path)
+    table = results.differences(comparison)
+    assert table is not None
+    end, over = (dict(zip(table.columns, row)) for row in table.rows)
+    assert (end["score"], end["mean_difference"]) == ("success_once", 0)
+    gipo = summary.success_over_training(comparison.configurations[0].runs[0])
+    assert gipo is not None and over["score"] == "over_training"
+    assert over["mean_difference"] == pytest.approx(gipo - 0.5)
+
+
 def test_what_the_capacity_does_to_a_difference(tmp_path: Path, make_run: Maker) -> None:
     """Each objective has its own learning rate at each capacity, which goes with it."""
     scores = {("gipo", 20000): 0.9, ("ppo", 20000): 0.4, ("gipo", 1000): 0.8, ("ppo", 1000): 0.7}
@@ -108,8 +126,13 @@ def test_what_the_capacity_does_to_a_difference(tmp_path: Path, make_run: Maker)
                 tmp_path / f"{objective}{capacity}-{seed}", objective, seed=seed, success=own, changes=changes
             )
     comparison = read(tmp_path)
+    assert comparison.factors == ("objective.name", "replay.capacity")
+    assert comparison.remarks == (
+        "env.reward_scale was set with the rest: 0.8, but 0.9 for gipo, capacity 20,000; 0.7 for ppo, "
+        "capacity 1,000; 0.4 for ppo, capacity 20,000",
+    )
     table = results.capacity_differences(comparison)
-    assert table is not None and len(table.rows) == 1
+    assert table is not None and [row[0] for row in table.rows] == ["success_once", "over_training"]
     row = dict(zip(table.columns, table.rows[0]))
     assert (row["objective"], row["at_capacity"], row["minus_at_capacity"]) == ("gipo", 20000, 1000)
     # (.9 - .4) - (.8 - .7) for one seed, .1 more for the other.

@@ -20,7 +20,7 @@ def test_seeds_tasks_and_paths_are_no_factors() -> None:
         run("a", "reach", seed=0, run_dir="x", telemetry__wandb="off", objective__name="gipo"),
         run("b", "push", seed=1, run_dir="y", telemetry__wandb="on", objective__name="gipo"),
     ]
-    factors, (only,) = group(runs)
+    factors, _, (only,) = group(runs)
     assert factors == [] and only.label == "gipo" and len(only.runs) == 2
 
 
@@ -30,7 +30,7 @@ def test_every_other_difference_is_a_factor_and_sigma_is_missing_where_there_is_
         run("b", objective__name="gipo", objective__sigma=0.2, replay__capacity=5000),
         run("c", objective__name="ppo", objective__clip_low=0.2, replay__capacity=5000),
     ]
-    factors, configurations = group(runs)
+    factors, _, configurations = group(runs)
     assert factors == ["objective.name", "objective.sigma", "replay.capacity"]
     assert [one.label for one in configurations] == [
         "gipo, sigma 0.2, capacity 5,000",
@@ -66,6 +66,21 @@ def test_what_an_option_brings_with_it_is_said_by_its_name() -> None:
     assert varying_factors([grouped, other]) == ["credit.normalize"]
 
 
+def test_what_was_set_for_each_algorithm_apart_is_told_not_named() -> None:
+    runs = [
+        run("a", objective__name="gipo", replay__capacity=9, learner__rate=1e-3, learner__updates=4),
+        run("b", objective__name="ppo", replay__capacity=9, learner__rate=3e-4, learner__updates=4),
+        run("c", objective__name="ppo", replay__capacity=1, learner__rate=1e-3, learner__updates=8),
+    ]
+    factors, told, configurations = group(runs)
+    assert (factors, told) == (["objective.name", "replay.capacity"], ["learner.rate", "learner.updates"])
+    assert [one.label for one in configurations] == ["gipo, capacity 9", "ppo, capacity 1", "ppo, capacity 9"]
+    runs.append(run("d", objective__name="gipo", replay__capacity=9, learner__rate=3e-4, learner__updates=4))
+    factors, told, configurations = group(runs)
+    assert (factors[-1], told) == ("learner.rate", ["learner.updates"])
+    assert group([runs[0], runs[3]]).factors == ["learner.rate"]
+
+
 def test_whole_numbers_and_floats_of_one_value_are_one() -> None:
     assert varying_factors([run("a", learner__clip=1), run("b", learner__clip=1.0)]) == []
 
@@ -73,7 +88,9 @@ def test_whole_numbers_and_floats_of_one_value_are_one() -> None:
 def test_values_that_differ_late_have_different_labels() -> None:
     labels = [
         one.label
-        for one in group([run("a", learner__rate=0.12345678), run("b", learner__rate=0.12345679)])[1]
+        for one in group(
+            [run("a", learner__rate=0.12345678), run("b", learner__rate=0.12345679)]
+        ).configurations
     ]
     assert labels == ["rate 0.12345678", "rate 0.12345679"]
 
@@ -85,5 +102,5 @@ def test_labels_use_whole_keys_where_short_ones_would_be_the_same() -> None:
 
 def test_numbers_are_ordered_by_size() -> None:
     runs = [run(str(capacity), replay__capacity=capacity) for capacity in (20000, 1000, 5000)]
-    labels = [one.label for one in group(runs)[1]]
+    labels = [one.label for one in group(runs).configurations]
     assert labels == ["capacity 1,000", "capacity 5,000", "capacity 20,000"]
