@@ -25,8 +25,8 @@ class Comparison:
     """Those that count, configuration by configuration."""
     left_out: tuple[Run, ...]
     factors: tuple[str, ...]
-    told: tuple[str, ...]
-    """Settings that vary with the factors, and that a remark tells."""
+    confounded: tuple[str, ...]
+    """Settings that vary with the factors; a remark has their values."""
     configurations: tuple[Configuration, ...]
     tasks: tuple[str, ...]
     source: Source
@@ -59,8 +59,8 @@ def compare(found: Sequence[Run], remarks: Sequence[str] = ()) -> Comparison:
     modes = {run.evaluation["mode"] for run in counted if run.evaluation and "mode" in run.evaluation}
     if source == "evaluation" and len(modes) > 1:
         remarks.append(f"the evaluations differ in mode ({', '.join(sorted(modes))}): do not compare them")
-    factors, told, configurations = group(counted)
-    remarks += [_values_of(key, configurations) for key in told]
+    factors, confounded, configurations = group(counted)
+    remarks += [_confounding(key, configurations) for key in confounded]
     for one in configurations:
         repeated = _repeated_replicates(one.runs)
         if repeated:
@@ -74,7 +74,7 @@ def compare(found: Sequence[Run], remarks: Sequence[str] = ()) -> Comparison:
         runs=tuple(run for one in configurations for run in one.runs),
         left_out=tuple(left_out),
         factors=tuple(factors),
-        told=tuple(told),
+        confounded=tuple(confounded),
         configurations=tuple(configurations),
         tasks=tuple(sorted({task for run in counted for task in run.tasks})),
         source=source,
@@ -82,8 +82,8 @@ def compare(found: Sequence[Run], remarks: Sequence[str] = ()) -> Comparison:
     )
 
 
-def _values_of(key: str, configurations: Sequence[Configuration]) -> str:
-    """``learner.rate: 0.001, but for no_clip 0.0003``; the most frequent value first."""
+def _confounding(key: str, configurations: Sequence[Configuration]) -> str:
+    """``learner.rate was set with the rest: 0.001, but 0.0003 for ppo``; the most frequent value first."""
     having: dict[str, list[str]] = {}
     for one in configurations:
         having.setdefault(show(one.runs[0].config.get(key)), []).append(one.label)

@@ -4,7 +4,8 @@ Seeds are replicates and tasks are strata. Every other setting that takes more t
 and runs with equal factors form a *configuration*. Settings that cannot change what is learned (paths,
 telemetry, checkpoints) are no factors, and neither is what merely follows from the task (its reward scale,
 its step limit), from the experiment, or from which objective, credit or policy it is a setting of. What else
-was set for each algorithm apart (its learning rate) distinguishes nothing more, and is *told* once.
+was set for each algorithm apart (its learning rate) distinguishes nothing more: it is *confounded* with the
+factors.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Grouping(NamedTuple):
 
     factors: list[str]
     """Settings that distinguish the configurations, the objective's first."""
-    told: list[str]
+    confounded: list[str]
     """Settings that vary too, but that the factors of the algorithm settle."""
     configurations: list[Configuration]
     """Sorted by the values of their factors."""
@@ -72,8 +73,8 @@ class Grouping(NamedTuple):
 def group(runs: Sequence[Run]) -> Grouping:
     """Find what distinguishes the runs."""
     varying = varying_factors(runs)
-    told = _settled_by_algorithm(runs, varying)
-    factors = [key for key in varying if key not in told]
+    confounded = _confounded(runs, varying)
+    factors = [key for key in varying if key not in confounded]
     members: dict[tuple[tuple[str, Value], ...], list[Run]] = {}
     for run in runs:
         values = tuple((key, run.config[key]) for key in factors if key in run.config)
@@ -87,7 +88,7 @@ def group(runs: Sequence[Run]) -> Grouping:
         for values, own in members.items()
     ]
     configurations.sort(key=lambda one: [_order(one.values.get(key)) for key in factors])
-    return Grouping(factors, told, configurations)
+    return Grouping(factors, confounded, configurations)
 
 
 def varying_factors(runs: Sequence[Run]) -> list[str]:
@@ -117,15 +118,13 @@ def _varies(runs: Sequence[Run], key: str) -> bool:
     return len({_text(run.config[key]) for run in runs if key in run.config}) > 1
 
 
-def _settled_by_algorithm(runs: Sequence[Run], varying: Sequence[str]) -> list[str]:
+def _confounded(runs: Sequence[Run], varying: Sequence[str]) -> list[str]:
     """Settings of ``varying`` outside the algorithm whose value the algorithm's ones settle."""
     of_algorithm = [key for key in varying if key.startswith(ALGORITHM_SECTIONS)]
+    if not of_algorithm:
+        return []
     classes = {run.name: repr([_text(run.config.get(key)) for key in of_algorithm]) for run in runs}
-    return [
-        key
-        for key in varying
-        if of_algorithm and key != "experiment" and key not in OPTIONS and _follows(runs, key, classes)
-    ]
+    return [key for key in varying if key not in NAMED_BY_VALUE and _follows(runs, key, classes)]
 
 
 def _follows(runs: Sequence[Run], key: str, classes: Mapping[str, str]) -> bool:

@@ -96,8 +96,8 @@ def _in_words(result: Estimate | None) -> str | None:
 
 
 def runs(comparison: Comparison) -> Table:
-    """A row for each run that counts, with its factors and everything that is known of its second half."""
-    varied = (*comparison.factors, *comparison.told)
+    """A row for each run that counts, with its settings that vary and what is known of its second half."""
+    varied = (*comparison.factors, *comparison.confounded)
     rows: list[list[Cell]] = []
     for one in comparison.configurations:
         for run in one.runs:

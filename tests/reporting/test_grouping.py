@@ -66,18 +66,21 @@ def test_what_an_option_brings_with_it_is_said_by_its_name() -> None:
     assert varying_factors([grouped, other]) == ["credit.normalize"]
 
 
-def test_what_was_set_for_each_algorithm_apart_is_told_not_named() -> None:
+def test_what_was_set_for_each_algorithm_apart_is_no_factor_beside_it() -> None:
     runs = [
         run("a", objective__name="gipo", replay__capacity=9, learner__rate=1e-3, learner__updates=4),
         run("b", objective__name="ppo", replay__capacity=9, learner__rate=3e-4, learner__updates=4),
         run("c", objective__name="ppo", replay__capacity=1, learner__rate=1e-3, learner__updates=8),
     ]
-    factors, told, configurations = group(runs)
-    assert (factors, told) == (["objective.name", "replay.capacity"], ["learner.rate", "learner.updates"])
+    factors, confounded, configurations = group(runs)
+    assert (factors, confounded) == (
+        ["objective.name", "replay.capacity"],
+        ["learner.rate", "learner.updates"],
+    )
     assert [one.label for one in configurations] == ["gipo, capacity 9", "ppo, capacity 1", "ppo, capacity 9"]
     runs.append(run("d", objective__name="gipo", replay__capacity=9, learner__rate=3e-4, learner__updates=4))
-    factors, told, configurations = group(runs)
-    assert (factors[-1], told) == ("learner.rate", ["learner.updates"])
+    factors, confounded, configurations = group(runs)
+    assert (factors[-1], confounded) == ("learner.rate", ["learner.updates"])
     assert group([runs[0], runs[3]]).factors == ["learner.rate"]
 
 
