@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -75,7 +75,7 @@ def plan(settings: SweepSettings) -> JobList:
         raise UserError("say what to run: key=value,value for a grid, or sweep=NAME (see --help)")
     every = combinations(settings)
     varied = varied_keys(settings)
-    applicable = _Applicable(every)
+    applicable = _Applicable(every, settings)
     jobs: dict[str, Job] = {}
     for combination in every:
         overrides = applicable.of(combination)
@@ -92,10 +92,14 @@ def plan(settings: SweepSettings) -> JobList:
 
 class _Applicable:
     """Leaves out settings that an option does not have (sigma of PPO), if another combination's option has
-    them. A setting that no combination has is a mistake, and stays in to be reported as one."""
+    them. A setting that no combination has is a mistake, and stays in to be reported as one; unless it comes
+    from a ready-made sweep, of which the command line took only a part."""
 
-    def __init__(self, every: Sequence[Combination]) -> None:
+    def __init__(self, every: Sequence[Combination], settings: SweepSettings) -> None:
         self.choices = {_options(one.items()) for one in every}
+        self.inherited = {key_of(text) for text in settings.overrides if text in settings.ready_made}
+        written = combinations(replace(settings, overrides=settings.ready_made)) if self.inherited else []
+        self.choices_as_written = {_options(one.items()) for one in written}
         self.left_out: set[str] = set()
 
     def of(self, combination: Combination) -> Overrides:
@@ -110,7 +114,8 @@ class _Applicable:
         return tuple(kept)
 
     def _known(self, key: str) -> bool:
-        return any(_has(options, key) for options in self.choices)
+        choices = self.choices | self.choices_as_written if key in self.inherited else self.choices
+        return any(_has(options, key) for options in choices)
 
 
 # A grid has hundreds of jobs and few choices of options: what depends on those alone is worked out once.

@@ -29,6 +29,8 @@ class SweepSettings:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     overrides: tuple[str, ...] = ()
+    ready_made: tuple[str, ...] = ()
+    """Overrides of the ready-made sweep as written, of which ``overrides`` has what the command line left."""
     arms: tuple[tuple[str, ...], ...] = ()
     sweep_dir: str | None = None
     jobs: Positive | None = None
@@ -56,7 +58,8 @@ class SweepSettings:
         return slice((number - 1) * jobs // of, number * jobs // of)
 
 
-OWN_KEYS = tuple(field.name for field in fields(SweepSettings) if field.name not in ("overrides", "arms"))
+_OF_THE_RUNS = ("overrides", "ready_made", "arms")
+OWN_KEYS = tuple(field.name for field in fields(SweepSettings) if field.name not in _OF_THE_RUNS)
 _PATHS = ("sweep_dir", "keep")
 
 
@@ -107,8 +110,8 @@ def load(own: Sequence[str], overrides: Sequence[str]) -> SweepSettings:
             f"{', '.join(sorted(given & of_arms))}: set by the arms of this sweep, whose settings go "
             "together; copy its file in configs/sweep/ and change the arms there"
         )
-    ready_made = [text for text in settings.overrides if key_of(text) not in given]
-    return replace(settings, overrides=(*ready_made, *overrides))
+    left = [text for text in settings.overrides if key_of(text) not in given]
+    return replace(settings, overrides=(*left, *overrides), ready_made=settings.overrides)
 
 
 def _quoted(text: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from gipo_envs.errors import UserError
 from gipo_vla import config
 from gipo_vla.sweeping.jobs import Job, digest_of, plan
-from gipo_vla.sweeping.settings import SweepSettings
+from gipo_vla.sweeping.settings import SweepSettings, load
 from tests.conftest import TINY
 
 
@@ -52,6 +52,20 @@ def test_other_groups_collapse_too() -> None:
         "credit=gae,group", "credit.gae_lambda=0.9,0.95", "rollout.envs_per_worker=8", "rollout.group_size=8"
     )
     assert [job.settings.credit.name for job in made] == ["gae", "gae", "group"]
+
+
+def test_a_ready_made_sweep_can_be_narrowed_to_one_option() -> None:
+    """Its sigma is for an option that is gone; the jobs are those of the whole sweep."""
+    whole = plan(load(["sweep=paper_metaworld_small_rates"], []))
+    part = plan(load(["sweep=paper_metaworld_small_rates"], ["objective=ppo"]))
+    ppo = {job.digest for job in whole.jobs if job.settings.objective.name == "ppo"}
+    assert {job.digest for job in part.jobs} == ppo
+    assert part.left_out == ("objective.sigma", "objective.sigma_neg_ratio")
+
+
+def test_what_is_given_beside_a_ready_made_sweep_must_apply() -> None:
+    with pytest.raises(UserError, match=r"objective\.sigma"):
+        plan(load(["sweep=paper_metaworld_small_rates"], ["objective=ppo", "objective.sigma=0.5"]))
 
 
 @pytest.mark.parametrize(
