@@ -116,3 +116,18 @@ def test_differences_from_gipo(grid: Comparison, other: str, regime: str) -> Non
         assert mean == written(found.estimate, sign="+")
         assert deviation == f"{found.deviation:.2f}"
         assert smallest == f"{found.smallest_effect:.2f}"
+
+
+@pytest.mark.parametrize("name", ["PPO 3e-3, stale", "SAPO 3e-3, stale", "PPO 3e-3, fresh"])
+def test_arms_with_a_higher_learning_rate(grid: Comparison, name: str) -> None:
+    runs, _ = read_runs([RESULTS / "data" / "paper_metaworld_small_higher_rates"])
+    objective, _, regime = name.replace(" 3e-3", "").partition(", ")
+    configuration = arm(compare(runs), objective, regime)
+    assert {run.config["learner.policy_learning_rate"] for run in configuration.runs} == {0.003}
+    lead = paired_difference(arm(grid, "GIPO", regime), configuration, grid.source, "over_training")
+    assert lead is not None
+    assert lead.estimate.count == 9
+    row = cells(f"{name} ")
+    assert row[0] == written(score_estimate(configuration, grid.source))
+    assert row[1] == written(score_estimate(configuration, grid.source, "over_training"))
+    assert row[5].startswith(written(lead.estimate, sign="+"))
