@@ -98,7 +98,8 @@ class _Applicable:
     def __init__(self, every: Sequence[Combination], settings: SweepSettings) -> None:
         self.choices = {_options(one.items()) for one in every}
         self.inherited = {key_of(text) for text in settings.overrides if text in settings.ready_made}
-        written = combinations(replace(settings, overrides=settings.ready_made)) if self.inherited else []
+        options = tuple(text for text in settings.ready_made if _is_option(key_of(text)))
+        written = combinations(replace(settings, overrides=options))  # of all that it lists, options decide
         self.choices_as_written = {_options(one.items()) for one in written}
         self.left_out: set[str] = set()
 
