@@ -21,8 +21,7 @@ from gipo_vla.config import Config
 from gipo_vla.credit.base import CreditContext, ExpertChunks
 from gipo_vla.imitation import demonstrations, origins
 from gipo_vla.imitation.settings import AnyRun, SftConfig, read_run
-from gipo_vla.policies import registry as policies
-from gipo_vla.policies.base import HasFeatures, Policy
+from gipo_vla.policies.base import BuildContext, HasFeatures, Policy
 from gipo_vla.replay.segment import Arrays
 from gipo_vla.rollout.episodes import Role, integer_seed
 
@@ -56,14 +55,9 @@ def build_policy(
         statistics = read_statistics(source)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(integer_seed(config.seed, Role.INITIALIZATION) % 2**63)
-        policy = policies.build(
-            config.policy,
-            spec,
-            device,
-            config.learner.precision,
-            cloning=config.init_from is not None or isinstance(config, SftConfig),
-            statistics=statistics,
-            reinforced=reinforced,
+        cloning = config.init_from is not None or isinstance(config, SftConfig)
+        policy: Policy = config.policy.build(
+            BuildContext(spec, device, config.learner.precision, cloning, statistics, reinforced)
         )
     if origin is not None:
         origins.load(policy, origin, config)
@@ -105,7 +99,7 @@ def named_run(checkpoint: str | None, overrides: Sequence[str]) -> tuple[AnyRun,
 
 def rollout_environment(config: Config) -> EnvironmentSettings:
     """The environment as training's workers make it: with landmarks where the credit looks at them."""
-    if not getattr(config.credit, "needs_landmarks", False) or "landmarks" in config.env.observations:
+    if not config.credit.needs_landmarks or "landmarks" in config.env.observations:
         return config.env
     return replace(config.env, observations=(*config.env.observations, "landmarks"))
 
@@ -113,16 +107,12 @@ def rollout_environment(config: Config) -> EnvironmentSettings:
 def credit_context(
     config: Config, spec: EnvironmentSpec, policy: Policy, device: torch.device
 ) -> CreditContext:
-    """What the credit may know of the run.
+    """What the credit may know of the run."""
 
-    Raises:
-        UserError: the demonstrations that its settings name cannot be used.
-    """
-    folder = getattr(config.credit, "demonstrations", None)
-    chunks = None
-    if folder is not None:
-        chunks = _expert_chunks(Path(folder), spec, config.credit.match, policy.chunk)  # type: ignore[union-attr]
-    return CreditContext(spec, policy, device, config.seed, chunks)
+    def read_demonstrations(folder: Path, match: str) -> ExpertChunks:
+        return _expert_chunks(folder, spec, match, policy.chunk)
+
+    return CreditContext(spec, policy, device, config.seed, read_demonstrations)
 
 
 def _expert_chunks(folder: Path, spec: EnvironmentSpec, match: str, chunk: int) -> ExpertChunks:
@@ -140,7 +130,7 @@ def _expert_chunks(folder: Path, spec: EnvironmentSpec, match: str, chunk: int) 
     chosen, task_of = np.concatenate(rows), np.concatenate(tasks)
     if set(task_of.tolist()) != set(found.task_index):
         raise UserError(
-            f"credit.demonstrations={folder}: some task has no demonstration of a whole chunk of {chunk} "
+            f"credit.scorer.demonstrations={folder}: some task has no demonstration of a whole chunk of {chunk} "
             "actions; record longer ones, or lower policy.chunk"
         )
     seen = {match: found.observations[match][chosen]}

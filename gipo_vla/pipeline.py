@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from torch import nn
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import credit_context, policy_features, rollout_environment
 from gipo_vla.config import Config
-from gipo_vla.credit import base as credits
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.distributed import group
 from gipo_vla.learner.learner import Learner
@@ -51,16 +49,6 @@ def dispatch_schedule(steps: int, micro_batches: int) -> list[int]:
     for step in range(steps):
         counts[step * micro_batches // steps] += 1
     return counts
-
-
-def per_action(settings: Any, action_repeat: int) -> Any:
-    """Credit settings whose discount is that of an action, from the one of an env step.
-
-    The rewards of the env steps for which one action is held arrive added up.
-    """
-    if not hasattr(settings, "gamma"):
-        return settings
-    return replace(settings, gamma=settings.gamma**action_repeat)
 
 
 class Pipeline:
@@ -98,9 +86,9 @@ class Pipeline:
         self.policy: Policy = policy
         self.behaviour: Policy = policy.twin()
         reference = policy.twin() if config.regularizers.kl_reference_coefficient > 0 else None
-        self.credit = credits.create(per_action(config.credit, plans.spec.action_repeat))
+        self.credit = config.credit.per_action(plans.spec.action_repeat).build()
         self.credit.prepare(credit_context(config, plans.spec, policy, device))
-        stored_values = getattr(config.credit, "values", "recomputed") == "stored"
+        stored_values = config.credit.uses_stored_values
         self.learner = Learner(
             policy,
             config.learner,

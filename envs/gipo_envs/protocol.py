@@ -15,7 +15,7 @@ S state.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,8 +162,11 @@ class CameraSettings:
     """How images are made."""
 
     names: tuple[str, ...] = ("corner2",)
+    """Cameras, in the order in which a policy gets their images."""
     height: int = 64
+    """Pixels."""
     width: int = 64
+    """Pixels."""
     quality: Literal["fast", "default"] = "fast"
     """fast: no multisampling, shadows or reflections (ten times cheaper on a CPU); default: MuJoCo's own."""
     format: str = "raw"
@@ -174,22 +177,28 @@ class CameraSettings:
 class EnvironmentSettings:
     """All that is needed to make an environment, in this process or in a worker."""
 
+    movable: ClassVar[tuple[str, ...]] = ("assets",)
+    """Settings that a resumed run may change."""
+
     family: str
     """metaworld, point_reach, recorded, or a suite of LIBERO: libero_spatial, libero_object, libero_goal,
     libero_10, libero_90."""
-    task: str | int | tuple[str | int, ...]
-    """A task's name or number, several of them, or a group's name (Meta-World: MT10, MT50; LIBERO: all)."""
+    task: str | int | tuple[str | int, ...] = "all"
+    """A task's name or number, several of them, or a group's name (all; Meta-World: MT10, MT50)."""
     observations: tuple[Literal["state", "proprio", "images", "landmarks"], ...] = ("state",)
     """What is observed. ``landmarks`` are added by the credits that need them."""
     camera: CameraSettings = field(default_factory=CameraSettings)
+    """Where images are observed."""
     reward: Literal["dense", "sparse"] = "dense"
+    """dense: the simulator's own reward of every step. sparse: 1 at a success."""
     reward_scale: float | None = None
-    """None: the family's own scale for the kind of reward."""
+    """Rewards are multiplied by this for learning. None: the family's own scale for the kind of reward."""
     end_on_success: bool | None = None
-    """None: false with dense reward, true with sparse reward."""
+    """A training episode ends at its first success. None: false with dense reward, true with sparse reward."""
     step_limit: int | None = None
-    """Env steps; None: the family's own."""
+    """Env steps after which an episode is truncated; None: the family's own."""
     action_repeat: int = 1
+    """Env steps for which each action is held."""
     assets: str | None = None
     """LIBERO's asset folder (None: the variable LIBERO_ASSETS, else hf-libero's own download), or a
     recording's."""

@@ -115,6 +115,8 @@ def resolve_tasks(task: str | int | tuple[str | int, ...], facts: FamilyFacts) -
     """
     if isinstance(task, str) and task in facts.task_groups:
         return facts.task_groups[task]
+    if task == "all":
+        return tuple(facts.instructions)
     given = (task,) if isinstance(task, (str, int)) else tuple(task)
     if not given:
         raise UserError("task is empty: name one task, several, or a group")

@@ -1,8 +1,8 @@
 """Credit assignment: advantages and value targets, at the close of a group or at the time of an update.
 
-Importing this package registers every credit::
+A credit is built by its settings class::
 
-    credit = create(GaeSettings(gamma=0.99))
+    credit = GaeSettings(gamma=0.99).build()
     output = credit.on_batch(CreditBatch(rewards, executed, mask, terminated, values, bootstrap_values))
 """
 
@@ -11,10 +11,8 @@ from gipo_vla.credit.base import (
     CreditBatch,
     CreditContext,
     CreditOutput,
+    CreditSettings,
     GroupEpisode,
-    create,
-    get,
-    names,
     register,
 )
 from gipo_vla.credit.gae import Gae, GaeSettings
@@ -23,16 +21,13 @@ from gipo_vla.credit.group import GroupRelative, GroupSettings
 from gipo_vla.credit.information_gain import InformationGain, InformationGainSettings
 from gipo_vla.credit.normalization import AdvantageNormalizer, NormalizationMode, advantage_moments
 
-AnyCreditSettings = GaeSettings | GroupSettings | GraphSettings | InformationGainSettings
-"""Discriminated by ``name``."""
-
 __all__ = [
     "AdvantageNormalizer",
-    "AnyCreditSettings",
     "CreditAssigner",
     "CreditBatch",
     "CreditContext",
     "CreditOutput",
+    "CreditSettings",
     "Gae",
     "GaeSettings",
     "GraphCredit",
@@ -44,8 +39,5 @@ __all__ = [
     "InformationGainSettings",
     "NormalizationMode",
     "advantage_moments",
-    "create",
-    "get",
-    "names",
     "register",
 ]

@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from gipo_envs import EnvironmentSpec
 from gipo_vla.policies.base import Policy
-from gipo_vla.registry import Registry
+from gipo_vla.settings.registry import credits
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ class CreditContext:
     device: torch.device
     """Where the policy lives."""
     seed: int
-    demonstrations: ExpertChunks | None = None
-    """Where the credit's settings name some."""
+    read_demonstrations: Callable[[Path, str], ExpertChunks] | None = None
+    """Reads the demonstrated decisions in a folder, with the observation of that name."""
 
 
 class CreditAssigner(Protocol):
@@ -224,17 +225,42 @@ def stored_advantages(batch: CreditBatch) -> Tensor:
 
 
 class CreditSettings(Protocol):
-    """Settings of any credit: a frozen dataclass whose ``name`` says which."""
+    """Settings of a credit: a frozen dataclass, known by the default of its field ``name``.
+
+    What stands here with a body is what most credits declare; a class that inherits it overrides what differs.
+    """
+
+    needs_groups: ClassVar[bool] = False
+    """Compares episodes of one initial state, so ``rollout.group_size`` must be 2 or more."""
+    sets: ClassVar[Mapping[str, Any]] = {}
+    """Settings outside the section that choosing this credit gives another default, by dotted key."""
+    fixed: ClassVar[tuple[str, ...]] = ("name",)
+    """Settings of this class that a resumed run may not change."""
 
     @property
     def name(self) -> str: ...
 
+    def build(self) -> CreditAssigner:
+        """The credit of these settings."""
+        ...
 
-assigners: Registry[Callable[[Any], CreditAssigner]] = Registry("credit", "credit.name")
-"""Classes (or factories) of one settings argument, by the ``name`` of their settings."""
-register, get, names = assigners.register, assigners.get, assigners.names
+    @property
+    def needs_landmarks(self) -> bool:
+        """The environment has to observe landmarks for this credit."""
+        return False
+
+    @property
+    def uses_stored_values(self) -> bool:
+        """Values are those of the network that acted, kept with each transition."""
+        return False
+
+    def per_action(self, action_repeat: int) -> Self:
+        """The same settings with discounts of an action instead of an env step.
+
+        The rewards of the env steps for which one action is held arrive added up.
+        """
+        return self
 
 
-def create(settings: CreditSettings) -> CreditAssigner:
-    """The assigner that ``settings`` belongs to."""
-    return get(settings.name)(settings)
+register = credits.register
+"""Decorator of the settings class of a credit."""

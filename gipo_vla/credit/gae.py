@@ -23,8 +23,8 @@ Shape suffixes: N segments, L transitions of a segment, K steps of a chunk.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -32,16 +32,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput, GroupEpisode, register
+from gipo_vla.credit.base import (
+    CreditAssigner,
+    CreditBatch,
+    CreditOutput,
+    CreditSettings,
+    GroupEpisode,
+    register,
+)
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 
 
+@register
 @dataclass(frozen=True)
-class GaeSettings:
-    """Settings of GAE."""
+class GaeSettings(CreditSettings):
+    """Generalised advantage estimation, on values of the network as it is at the update."""
 
     name: Literal["gae"] = "gae"
-    gamma: float = 0.99
+    gamma: float = 0.995
     """Discount of an env step (where an action is held for several, the pipeline hands on their product).
     Raise towards 1 for long tasks with a sparse reward."""
     gae_lambda: float = 0.95
@@ -72,6 +80,16 @@ class GaeSettings:
                 f"credit.importance_correction is {self.importance_correction}: it must be none or vtrace"
             )
         check_normalize(self.normalize)
+
+    def build(self) -> CreditAssigner:
+        return Gae(self)
+
+    @property
+    def uses_stored_values(self) -> bool:
+        return self.values == "stored"
+
+    def per_action(self, action_repeat: int) -> Self:
+        return replace(self, gamma=self.gamma**action_repeat)
 
 
 def chunk_returns(rewards: Tensor, executed: Tensor, gamma: float) -> Tensor:
@@ -113,7 +131,6 @@ def generalized_advantages(
     return CreditOutput(advantages, torch.where(mask, values + carries, 0.0))
 
 
-@register("gae")
 class Gae(CreditAssigner):
     """GAE as a credit; stateless."""
 

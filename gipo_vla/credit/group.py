@@ -14,9 +14,9 @@ found that it favours groups that are almost always or almost never solved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from gipo_vla.credit.base import (
     CreditAssigner,
     CreditBatch,
     CreditOutput,
+    CreditSettings,
     GroupEpisode,
     register,
     stored_advantages,
@@ -37,9 +38,13 @@ EPSILON = 1e-6
 Outcome = Literal["return", "success_once"]
 
 
+@register
 @dataclass(frozen=True)
-class GroupSettings:
-    """Settings of group-relative advantages."""
+class GroupSettings(CreditSettings):
+    """Group-relative advantages (GRPO): several episodes from one initial state, no value."""
+
+    needs_groups: ClassVar[bool] = True
+    sets: ClassVar[Mapping[str, Any]] = {"rollout.group_size": 8}
 
     name: Literal["group"] = "group"
     outcome: Outcome = "return"
@@ -54,6 +59,9 @@ class GroupSettings:
         if self.outcome not in ("return", "success_once"):
             raise UserError(f"credit.outcome is {self.outcome}: it must be return or success_once")
         check_normalize(self.normalize)
+
+    def build(self) -> CreditAssigner:
+        return GroupRelative(self)
 
 
 def episode_outcome(episode: GroupEpisode, outcome: Outcome) -> float:
@@ -72,7 +80,6 @@ def group_relative(outcomes: NDArray[np.float64], normalize_std: bool) -> NDArra
     return centred / (outcomes.std(ddof=1) + EPSILON) if normalize_std else centred
 
 
-@register("group")
 class GroupRelative(CreditAssigner):
     """Group-relative advantages as a credit; stateless."""
 

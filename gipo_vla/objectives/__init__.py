@@ -1,6 +1,6 @@
 """Surrogate losses over log-ratios and advantages, regularizers, and diagnostics of staleness.
 
-Importing this package registers every objective::
+An objective is a settings class with a method ``surrogate``::
 
     output = objective_loss(log_probs, behaviour_log_probs, advantages, mask, GipoSettings(sigma=0.5))
     loss = output.loss.sum() / valid_tokens_of_all_ranks
@@ -8,9 +8,8 @@ Importing this package registers every objective::
 
 from gipo_vla.objectives.base import (
     ObjectiveOutput,
+    ObjectiveSettings,
     Surrogate,
-    get,
-    names,
     objective_loss,
     register,
 )
@@ -21,22 +20,17 @@ from gipo_vla.objectives.ppo import PpoSettings
 from gipo_vla.objectives.regularizers import RegularizerOutput, RegularizerSettings, regularizer_loss
 from gipo_vla.objectives.sapo import SapoSettings
 
-AnyObjectiveSettings = GipoSettings | PpoSettings | SapoSettings | NoClipSettings
-"""Discriminated by ``name``."""
-
 __all__ = [
-    "AnyObjectiveSettings",
     "GipoSettings",
     "NoClipSettings",
     "ObjectiveOutput",
+    "ObjectiveSettings",
     "PpoSettings",
     "RegularizerOutput",
     "RegularizerSettings",
     "SapoSettings",
     "StalenessDiagnostics",
     "Surrogate",
-    "get",
-    "names",
     "objective_loss",
     "register",
     "regularizer_loss",

@@ -1,4 +1,4 @@
-"""The contract of objectives, their registry, and the one place where gradients are attached.
+"""The contract of objectives, and the one place where gradients are attached.
 
 Every objective here is a function of two numbers per action token: the log-ratio and the advantage. From
 them it says what the loss is worth and how strongly the token pulls: its *coefficient*, the factor c in
@@ -17,13 +17,12 @@ Shape suffixes: N transitions, K steps of a chunk, D action dimensions (tokens a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from gipo_vla.registry import Registry
+from gipo_vla.settings.registry import objectives
 
 LARGEST_EXPONENT = 60.0
 """exp(60) is 1e26: finite in float32, and so are sums of it over any batch and products with any advantage
@@ -51,19 +50,23 @@ class ObjectiveOutput(NamedTuple):
 
 
 class ObjectiveSettings(Protocol):
-    """Settings of any objective: a frozen dataclass whose ``name`` says which."""
+    """Settings of an objective: a frozen dataclass, known by the default of its field ``name``."""
 
     @property
     def name(self) -> str: ...
 
+    def surrogate(self, log_ratio: Tensor, advantages: Tensor) -> Surrogate:
+        """The objective itself: pure, elementwise, dtype-preserving, and not to be differentiated through.
 
-SurrogateFunction = Callable[[Tensor, Tensor, Any], Surrogate]
-"""(log_ratio, advantages, settings) -> Surrogate: pure, elementwise, dtype-preserving, and not to be
-differentiated through. Arguments broadcast. The third argument is the objective's own settings class."""
+        Args:
+            log_ratio: log rho (N, K, D), finite.
+            advantages: broadcasts against it.
+        """
+        ...
 
-surrogates: Registry[SurrogateFunction] = Registry("objective", "objective.name")
-"""By the ``name`` of their settings classes."""
-register, get, names = surrogates.register, surrogates.get, surrogates.names
+
+register = objectives.register
+"""Decorator of the settings class of an objective."""
 
 
 def objective_loss(
@@ -88,7 +91,7 @@ def objective_loss(
     if advantages.dim() == 1:
         advantages = advantages[:, None, None]
     advantages = torch.where(mask, advantages, 0.0)
-    surrogate = get(settings.name)(log_ratio, advantages, settings)
+    surrogate = settings.surrogate(log_ratio, advantages)
 
     coefficient = torch.where(mask, surrogate.coefficient, 0.0)
     # Worth exactly zero, with gradient 1 for each log-prob: carries the gradient, leaves the value alone.

@@ -30,9 +30,10 @@ from gipo_vla.objectives.base import Surrogate, by_sign, finite_exp, register
 from gipo_vla.objectives.kernels import DEFAULT_LOG_RATIO_CLAMP, KERNELS, KernelName
 
 
+@register
 @dataclass(frozen=True)
 class GipoSettings:
-    """Settings of GIPO."""
+    """Gaussian-weighted importance sampling: old data is damped, never dead."""
 
     name: Literal["gipo"] = "gipo"
     sigma: float = 1.0
@@ -71,13 +72,11 @@ class GipoSettings:
             return self.log_ratio_clamp
         return DEFAULT_LOG_RATIO_CLAMP[self.kernel]
 
-
-@register("gipo")
-def gipo(log_ratio: Tensor, advantages: Tensor, settings: GipoSettings) -> Surrogate:
-    """GIPO's surrogate: loss -w rho A, coefficient w rho = exp(log w + log rho)."""
-    clamp = settings.effective_log_ratio_clamp
-    if clamp is not None:
-        log_ratio = log_ratio.clamp(-clamp, clamp)
-    sigma = by_sign(advantages, settings.sigma, settings.sigma * settings.sigma_neg_ratio)
-    coefficient = finite_exp(KERNELS[settings.kernel](log_ratio, sigma) + log_ratio)
-    return Surrogate(-coefficient * advantages, coefficient)
+    def surrogate(self, log_ratio: Tensor, advantages: Tensor) -> Surrogate:
+        """Loss -w rho A, coefficient w rho = exp(log w + log rho)."""
+        clamp = self.effective_log_ratio_clamp
+        if clamp is not None:
+            log_ratio = log_ratio.clamp(-clamp, clamp)
+        sigma = by_sign(advantages, self.sigma, self.sigma * self.sigma_neg_ratio)
+        coefficient = finite_exp(KERNELS[self.kernel](log_ratio, sigma) + log_ratio)
+        return Surrogate(-coefficient * advantages, coefficient)

@@ -14,15 +14,14 @@ from torch import Tensor
 from gipo_vla.objectives.base import Surrogate, finite_exp, register
 
 
+@register
 @dataclass(frozen=True)
 class NoClipSettings:
-    """No-Clip has no settings; use it on nearly on-policy data and as a baseline."""
+    """Plain importance sampling, unbiased and unbounded; for nearly on-policy data and as a baseline."""
 
     name: Literal["no_clip"] = "no_clip"
 
-
-@register("no_clip")
-def no_clip(log_ratio: Tensor, advantages: Tensor, settings: NoClipSettings) -> Surrogate:
-    """Loss -rho A, coefficient rho."""
-    ratio = finite_exp(log_ratio)
-    return Surrogate(-ratio * advantages, ratio)
+    def surrogate(self, log_ratio: Tensor, advantages: Tensor) -> Surrogate:
+        """Loss -rho A, coefficient rho."""
+        ratio = finite_exp(log_ratio)
+        return Surrogate(-ratio * advantages, ratio)

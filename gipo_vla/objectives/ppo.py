@@ -22,9 +22,10 @@ from gipo_envs.errors import UserError
 from gipo_vla.objectives.base import Surrogate, finite_exp, register
 
 
+@register
 @dataclass(frozen=True)
 class PpoSettings:
-    """Settings of PPO."""
+    """PPO's clipped surrogate: no gradient once the ratio has left the box on the side the advantage pushes to."""
 
     name: Literal["ppo"] = "ppo"
     clip_low: float = 0.2
@@ -42,16 +43,14 @@ class PpoSettings:
                 f"objective.clip_high is {self.clip_high}: it must be above 0; 0.2 to 0.3 is usual"
             )
 
-
-@register("ppo")
-def ppo(log_ratio: Tensor, advantages: Tensor, settings: PpoSettings) -> Surrogate:
-    """PPO's surrogate; coefficient rho inside the clip range or on its way back to it, else exactly 0."""
-    ratio = finite_exp(log_ratio)
-    clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    loss = -torch.minimum(ratio * advantages, clipped * advantages)
-    active = torch.where(
-        advantages > 0,
-        log_ratio <= math.log1p(settings.clip_high),
-        log_ratio >= math.log1p(-settings.clip_low),
-    )
-    return Surrogate(loss, torch.where(active, ratio, 0.0))
+    def surrogate(self, log_ratio: Tensor, advantages: Tensor) -> Surrogate:
+        """The coefficient is rho inside the clip range or on its way back to it, else exactly 0."""
+        ratio = finite_exp(log_ratio)
+        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        loss = -torch.minimum(ratio * advantages, clipped * advantages)
+        active = torch.where(
+            advantages > 0,
+            log_ratio <= math.log1p(self.clip_high),
+            log_ratio >= math.log1p(-self.clip_low),
+        )
+        return Surrogate(loss, torch.where(active, ratio, 0.0))

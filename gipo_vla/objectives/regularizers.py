@@ -16,47 +16,16 @@ Shape suffixes: N transitions, K steps of a chunk, D action dimensions, V bins o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gipo_envs.errors import UserError
+from gipo_vla.settings.schema import RegularizerSettings
 
 K3_LINEAR_FROM = 5.0
 """Log-ratio from which k3 goes on along its tangent."""
-
-KlEstimator = Literal["k3", "exact"]
-
-
-@dataclass(frozen=True)
-class RegularizerSettings:
-    """Weights of what is added to the objective; a weight of 0 costs nothing."""
-
-    entropy_coefficient: float = 0.0
-    """Raise (0.001 to 0.01) where the policy stops exploring before it succeeds."""
-    kl_behaviour_coefficient: float = 0.0
-    """Holds the learner near the policies that acted. GIPO's reference code uses 0.1 (exact); raise it
-    where the log-ratios of fresh samples run away within one iteration."""
-    kl_behaviour: KlEstimator = "k3"
-    """k3 needs only the stored log-probs. exact has no sampling noise, but stores bins float16 logits a
-    token: for small policies only."""
-    kl_reference_coefficient: float = 0.0
-    """Holds the learner near its initial weights, where a cloned policy must not be forgotten. Costs one
-    more forward of the frozen reference."""
-    kl_reference: KlEstimator = "k3"
-    """k3 needs the reference's log-probs, exact its logits."""
-
-    def __post_init__(self) -> None:
-        for field in ("entropy_coefficient", "kl_behaviour_coefficient", "kl_reference_coefficient"):
-            value = getattr(self, field)
-            if not 0 <= value < float("inf"):
-                raise UserError(f"{field} is {value}: it must be 0 (off) or above; 0.001 to 0.1 is usual")
-        for field in ("kl_behaviour", "kl_reference"):
-            if getattr(self, field) not in ("k3", "exact"):
-                raise UserError(f"{field} is {getattr(self, field)}: it must be k3 or exact")
-
 
 class RegularizerOutput(NamedTuple):
     """Everything is float32 (N, K, D) and zero where masked; only ``loss`` carries a gradient."""

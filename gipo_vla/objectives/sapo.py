@@ -26,9 +26,10 @@ LARGEST_LOG_RATIO = math.log(1e6)
 """The ratio is clamped to [1e-6, 1e6] as in the reference implementation; outside there is no gradient."""
 
 
+@register
 @dataclass(frozen=True)
 class SapoSettings:
-    """Settings of SAPO."""
+    """SAPO: a soft gate on the ratio."""
 
     name: Literal["sapo"] = "sapo"
     tau_pos: float = 1.0
@@ -42,15 +43,13 @@ class SapoSettings:
             if not 0 < value < float("inf"):
                 raise UserError(f"objective.{field} is {value}: it must be above 0; 1 to 2 is usual")
 
-
-@register("sapo")
-def sapo(log_ratio: Tensor, advantages: Tensor, settings: SapoSettings) -> Surrogate:
-    """SAPO's surrogate: loss -f(rho) A, coefficient df / d log rho = 4 rho s (1 - s)."""
-    tau = by_sign(advantages, settings.tau_pos, settings.tau_neg)
-    clamped = log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-    logit = tau * torch.expm1(clamped)
-    gate = torch.sigmoid(logit) * 4 / tau
-    # In log space: 1 - s rounds to 0 long before s (1 - s) is negligible.
-    derivative = (math.log(4) + clamped + F.logsigmoid(logit) + F.logsigmoid(-logit)).exp()
-    inside = log_ratio.abs() <= LARGEST_LOG_RATIO
-    return Surrogate(-gate * advantages, torch.where(inside, derivative, 0.0))
+    def surrogate(self, log_ratio: Tensor, advantages: Tensor) -> Surrogate:
+        """Loss -f(rho) A; the coefficient is df / d log rho = 4 rho s (1 - s)."""
+        tau = by_sign(advantages, self.tau_pos, self.tau_neg)
+        clamped = log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+        logit = tau * torch.expm1(clamped)
+        gate = torch.sigmoid(logit) * 4 / tau
+        # In log space: 1 - s rounds to 0 long before s (1 - s) is negligible.
+        derivative = (math.log(4) + clamped + F.logsigmoid(logit) + F.logsigmoid(-logit)).exp()
+        inside = log_ratio.abs() <= LARGEST_LOG_RATIO
+        return Surrogate(-gate * advantages, torch.where(inside, derivative, 0.0))

@@ -16,12 +16,16 @@ Shape suffixes: B batch, K steps of a chunk, D action dimensions (tokens a step)
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from gipo_envs import EnvironmentSpec
 from gipo_vla.policies.normalization import RunningNormalizer
+from gipo_vla.settings.registry import policies
 
 Observations = dict[str, Tensor]
 """A batch of observations: ``images`` uint8 (B, C, H, W, 3), ``proprio`` float32 (B, P), ``state`` float32
@@ -176,3 +180,64 @@ def copy_trainable(source: nn.Module, target: nn.Module) -> None:
     destination = dict(target.named_parameters())
     pairs = [(destination[name], p) for name, p in source.named_parameters() if p.requires_grad]
     torch._foreach_copy_([to for to, _ in pairs], [frm for _, frm in pairs])
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a policy is built for."""
+
+    spec: EnvironmentSpec
+    device: torch.device
+    precision: str = "auto"
+    """The value of ``learner.precision``: what the network computes in. See ``network_dtype``."""
+    cloning: bool = False
+    """The weights are cloned from demonstrations, or are about to be."""
+    statistics: Mapping[str, Any] | None = None
+    """Statistics of the demonstrations, as in ``dataset_statistics.json``, for policies that normalise by
+    them."""
+    reinforced: bool = False
+    """Actions are going to be sampled and reinforced."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the precision stands for on the device."""
+        return network_dtype(self.precision, self.device)
+
+
+class PolicySettings(Protocol):
+    """Settings of a policy: a frozen dataclass, known by the default of its field ``name``."""
+
+    movable: ClassVar[tuple[str, ...]] = ()
+    """Settings that a resumed run may change: where files lie, how a machine computes."""
+    free: ClassVar[tuple[str, ...]] = ()
+    """Settings on which neither the tensors of the policy nor their meaning depend, besides ``movable``."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def chunk(self) -> int:
+        """Actions a decision, K."""
+        ...
+
+    def build(self, context: BuildContext) -> Policy:
+        """The policy of these settings, on the context's device, with weights that depend on torch's seed alone.
+
+        Raises:
+            UserError: settings, environment and checkpoint do not go together.
+        """
+        ...
+
+
+def network_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype that ``learner.precision`` stands for: auto is bfloat16 on a GPU and float32 on a CPU."""
+    if precision == "auto":
+        precision = "float32" if device.type == "cpu" else "bfloat16"
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+register = policies.register
+"""Decorator of the settings class of a policy."""

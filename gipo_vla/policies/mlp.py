@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,13 @@ from torch import Tensor, nn
 from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
 from gipo_vla.policies.base import (
+    BuildContext,
     Decision,
     Evaluation,
     Observations,
+    Policy,
+    PolicySettings,
+    register,
     sample_tokens,
     token_entropies,
     token_log_probs,
@@ -29,9 +33,12 @@ from gipo_vla.policies.base import (
 from gipo_vla.policies.normalization import RunningNormalizer
 
 
+@register
 @dataclass(frozen=True)
-class MlpSettings:
-    """Settings of the state policy."""
+class MlpSettings(PolicySettings):
+    """A small policy on state vectors, with separate networks for actions and values."""
+
+    free: ClassVar[tuple[str, ...]] = ("greedy", "normalizer_iterations")
 
     name: Literal["mlp"] = "mlp"
     hidden: tuple[int, ...] = (128, 128)
@@ -52,6 +59,9 @@ class MlpSettings:
                 raise UserError(f"policy.{key} is {value}: it must be at least {least}")
         if not self.hidden or min(self.hidden) < 1:
             raise UserError(f"policy.hidden is {list(self.hidden)}: give at least one positive width")
+
+    def build(self, context: BuildContext) -> Policy:
+        return MlpPolicy(self, context.spec).to(context.device)
 
 
 def _trunk(inputs: int, hidden: tuple[int, ...]) -> tuple[nn.Sequential, int]:

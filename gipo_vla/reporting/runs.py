@@ -45,7 +45,7 @@ class Run:
     finished: bool = False
     """finished.json exists."""
     graph: Row | None = None
-    """A late graph of states, with credit=graph; see ``gipo_vla.credit.snapshot``."""
+    """A late graph of states, with credit=graph; see ``gipo_vla.credit.graph.snapshot``."""
     settings: Row = field(default_factory=dict)
     """config.yaml as it is nested on disk."""
 

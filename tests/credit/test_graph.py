@@ -15,7 +15,7 @@ from gipo_envs import EnvironmentSettings, make_spec
 from gipo_envs.errors import UserError
 from gipo_vla.credit import CreditContext, GraphCredit, GraphSettings, GroupEpisode, create
 from gipo_vla.credit.graph import group_graph
-from gipo_vla.credit.state_graph import edge_rewards, standardized_by_source
+from gipo_vla.credit.graph.state_graph import edge_rewards, standardized_by_source
 
 W = 0.97
 GRAPH_ONLY = GraphSettings(beta_episode=0.0, minimum_merge_ratio=0.0)

@@ -26,7 +26,7 @@ from gipo_vla.credit import (
     scorers,
 )
 from gipo_vla.credit.information_gain import discounted_sums, information_gain, standardized_by_index
-from gipo_vla.credit.scorers import Scorer, Scores
+from gipo_vla.credit.information_gain.scorers import Scorer, Scores
 
 SPEC = make_spec(EnvironmentSettings("point_reach", "reach", ("state", "landmarks")))
 

@@ -17,8 +17,8 @@ from gipo_envs.errors import UserError
 from gipo_vla.checkpoint import state_tree
 from gipo_vla.credit import CreditContext, GroupEpisode, InformationGain, InformationGainSettings, scorers
 from gipo_vla.credit.base import ExpertChunks
-from gipo_vla.credit.demonstration import DemonstrationScorer
-from gipo_vla.credit.success_belief import BINS, SuccessBelief
+from gipo_vla.credit.information_gain.demonstration import DemonstrationScorer
+from gipo_vla.credit.information_gain.success_belief import BINS, SuccessBelief
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
 
 CPU = torch.device("cpu")

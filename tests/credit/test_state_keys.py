@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gipo_envs import EnvironmentSettings, make
-from gipo_vla.credit.state_keys import FITTED, cluster_ids, grid_ids, number_rows
+from gipo_vla.credit.graph.state_keys import FITTED, cluster_ids, grid_ids, number_rows
 
 
 def same_partition(first: np.ndarray, second: np.ndarray) -> bool:

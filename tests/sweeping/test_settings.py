@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gipo_envs.errors import UserError
-from gipo_vla.composing import groups
+from gipo_vla.settings.composition import groups
 from gipo_vla.sweeping import jobs
 from gipo_vla.sweeping.settings import SweepSettings, default_sweep_dir, load, split
 

@@ -1,6 +1,7 @@
 """OpenVLA-OFT as a policy, from stock transformers modules.
 
-Names are imported when first asked for: settings are read by every command, transformers takes seconds.
+Names other than the settings are imported when first asked for: settings are read by every command, and
+transformers takes seconds.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gipo_vla.policies.openvla_oft.settings import Architecture, OpenVlaOftSettings, TowerSettings
+
 if TYPE_CHECKING:
     from gipo_vla.policies.openvla_oft.construction import build, load
     from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
     from gipo_vla.policies.openvla_oft.reading import CheckpointMismatch, LoadReport
     from gipo_vla.policies.openvla_oft.reference import action_logits, action_states, training_loss
-    from gipo_vla.policies.openvla_oft.settings import Architecture, OpenVlaOftSettings, TowerSettings
     from gipo_vla.policies.openvla_oft.writing import ExportSummary, export
 
 _MODULES = {
@@ -25,9 +27,6 @@ _MODULES = {
     "action_logits": "reference",
     "action_states": "reference",
     "training_loss": "reference",
-    "Architecture": "settings",
-    "OpenVlaOftSettings": "settings",
-    "TowerSettings": "settings",
     "ExportSummary": "writing",
     "export": "writing",
 }

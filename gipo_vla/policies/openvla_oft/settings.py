@@ -8,9 +8,10 @@ because the memory plan and the cost estimates are made from the settings alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gipo_envs.errors import UserError
+from gipo_vla.policies.base import BuildContext, Policy, PolicySettings, register
 from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.value_heads import ValueHeadSettings
 
@@ -125,10 +126,20 @@ class Architecture:
         return self.pad_id - ACTION_IDS
 
 
+@register
 @dataclass(frozen=True)
-class OpenVlaOftSettings:
-    """OpenVLA-OFT (Kim, Finn, Liang 2025) with discrete tokens: pixels and an instruction to action "
-    "chunks."""
+class OpenVlaOftSettings(PolicySettings):
+    """OpenVLA-OFT (Kim, Finn, Liang 2025) with discrete tokens: pixels and an instruction in, a chunk of
+    actions out. The defaults are the published 7B model."""
+
+    movable: ClassVar[tuple[str, ...]] = (
+        "checkpoint",
+        "base_checkpoint",
+        "compile",
+        "activation_checkpointing",
+    )
+    # That a frozen base elsewhere is the same one is the user's word.
+    free: ClassVar[tuple[str, ...]] = ("random_weights",)
 
     name: Literal["openvla_oft"] = "openvla_oft"
     architecture: Architecture = field(default_factory=Architecture)
@@ -193,3 +204,17 @@ class OpenVlaOftSettings:
             raise UserError(
                 "policy.head is l1 with policy.random_weights: a continuous head comes from a checkpoint"
             )
+
+    def build(self, context: BuildContext) -> Policy:
+        # Imported here: transformers takes seconds that a small policy need not wait for.
+        from gipo_vla.policies.openvla_oft.construction import build
+
+        return build(
+            self,
+            context.spec,
+            context.device,
+            context.dtype,
+            cloning=context.cloning,
+            statistics=context.statistics,
+            reinforced=context.reinforced,
+        )

@@ -9,7 +9,7 @@ import pytest
 
 from gipo_envs.libero import catalogue, installation, landmarks
 from gipo_envs.libero.environment import LiberoEnvironment
-from gipo_vla.credit.state_keys import grid_ids
+from gipo_vla.credit.graph.state_keys import grid_ids
 from tests.gipo_envs.libero import goals
 from tests.gipo_envs.libero.conftest import MakeLibero
 

@@ -14,7 +14,8 @@ of the estimate) and the expected calibration error (mean distance of estimate a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,11 +24,8 @@ from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit.base import FEATURES, CreditContext, GroupEpisode, SumOverRanks
-from gipo_vla.credit.scorers import Scorer, Scores, register
+from gipo_vla.credit.information_gain.scorers import Scorer, Scores, ScorerSettings, register
 from gipo_vla.policies.base import HasFeatures
-
-if TYPE_CHECKING:
-    from gipo_vla.credit.information_gain import InformationGainSettings
 
 WIDTH = 64
 LEARNING_RATE = 3e-3
@@ -37,11 +35,37 @@ BINS = 10
 """Of the expected calibration error."""
 
 
-@register("success_belief")
+@register
+@dataclass(frozen=True)
+class SuccessBeliefSettings(ScorerSettings):
+    """A small network, trained on this run's episodes, that estimates from a state whether its episode succeeds."""
+
+    name: Literal["success_belief"] = "success_belief"
+    input: Literal["landmarks", "state", "features"] = "landmarks"
+    """What the network looks at. landmarks: hand, objects, goal, from the simulator. state: the observed one.
+    features: the policy's, which of images is what its vision towers make of them."""
+    memory: int = 16_384
+    """States of the latest episodes that it learns from, on each rank."""
+    training_steps: int = 10
+    """Steps of training at each refresh."""
+
+    def __post_init__(self) -> None:
+        for key, value in (("memory", self.memory), ("training_steps", self.training_steps)):
+            if value < 1:
+                raise UserError(f"credit.scorer.{key} is {value}: it must be at least 1")
+
+    @property
+    def needs_landmarks(self) -> bool:
+        return self.input == "landmarks"
+
+    def build(self, context: CreditContext) -> Scorer:
+        return SuccessBelief(self, context)
+
+
 class SuccessBelief(Scorer):
     """See the module. The network is small and stays on the CPU."""
 
-    def __init__(self, settings: InformationGainSettings, context: CreditContext) -> None:
+    def __init__(self, settings: SuccessBeliefSettings, context: CreditContext) -> None:
         self.settings, self.seed = settings, context.seed
         self.version = 0
         self.tasks = len(context.spec.tasks)
@@ -55,20 +79,20 @@ class SuccessBelief(Scorer):
         self._squared_error = 0.0
 
     def _check(self, context: CreditContext) -> None:
-        source = self.settings.belief_input
+        source = self.settings.input
         if source == FEATURES and not isinstance(context.policy, HasFeatures):
             raise UserError(
-                "credit.belief_input is features, but this policy has none: use landmarks or state"
+                "credit.scorer.input is features, but this policy has none: use landmarks or state"
             )
         if source != FEATURES and source not in context.spec.observation:
             raise UserError(
-                f"credit.belief_input is {source}, but this environment observes no {source}: set it to "
+                f"credit.scorer.input is {source}, but this environment observes no {source}: set it to "
                 "features, or add it to env.observations"
             )
 
     def _width(self, context: CreditContext) -> int:
         """Numbers in a row of input; also where this rank has seen none."""
-        source = self.settings.belief_input
+        source = self.settings.input
         if source != FEATURES:
             width = context.spec.observation[source].shape[0]
         else:
@@ -78,7 +102,7 @@ class SuccessBelief(Scorer):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return (self.settings.belief_input,)
+        return (self.settings.input,)
 
     # ------------------------------------------------------------------------------------------- scoring
 
@@ -96,7 +120,7 @@ class SuccessBelief(Scorer):
 
     def _rows(self, episode: GroupEpisode) -> NDArray[np.float32]:
         """What the network sees (T + 1, F): the input, and which task it is where there are several."""
-        rows = episode.observations[self.settings.belief_input].astype(np.float32)
+        rows = episode.observations[self.settings.input].astype(np.float32)
         if self.tasks == 1:
             return rows
         task = np.zeros((len(rows), self.tasks), np.float32)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,20 +20,27 @@ from torch import nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditContext, GroupEpisode
-from gipo_vla.credit.scorers import Scorer, Scores, register
+from gipo_vla.credit.information_gain.scorers import Scorer, Scores, ScorerSettings, register
 from gipo_vla.policies.base import ReadsInstructions
-
-if TYPE_CHECKING:
-    from gipo_vla.credit.information_gain import InformationGainSettings
 
 ROWS_AT_A_TIME = 16
 
 
-@register("instruction")
+@register
+@dataclass(frozen=True)
+class InstructionScorerSettings(ScorerSettings):
+    """A vision-language model's confidence in the task's instruction, given the frames."""
+
+    name: Literal["instruction"] = "instruction"
+
+    def build(self, context: CreditContext) -> Scorer:
+        return InstructionScorer(context)
+
+
 class InstructionScorer(Scorer):
     """See the module."""
 
-    def __init__(self, settings: InformationGainSettings, context: CreditContext) -> None:
+    def __init__(self, context: CreditContext) -> None:
         self.version = 0
         self.device = context.device
         policy = context.policy

@@ -4,24 +4,28 @@ A scorer looks at each state of a group's episodes and gives a number between 0 
 how much a step raised it. While it scores it is frozen: the only moment at which it may change is
 ``refresh``, between iterations, on all ranks alike, and each change is a new version.
 
-Register one with a name::
+A scorer is built by its settings class, which is registered::
 
-    @register("my_scorer")
-    class MyScorer(Scorer): ...          # called with (InformationGainSettings, CreditContext)
+    @register
+    @dataclass(frozen=True)
+    class MyScorerSettings(ScorerSettings):
+        name: Literal["my_scorer"] = "my_scorer"
 
-Here: ``success_belief``, ``instruction``, ``demonstration``, each in a module of its own.
+        def build(self, context: CreditContext) -> Scorer: ...
+
+The scorers here are ``success_belief``, ``instruction`` and ``demonstration``, each in a module of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gipo_vla.credit.base import CreditContext, GroupEpisode, SumOverRanks
-from gipo_vla.registry import Registry
+from gipo_vla.settings.registry import scorers
 
 Scores = NDArray[np.float64]
 
@@ -68,11 +72,25 @@ class Scorer(Protocol):
         self.version = int(state["version"])
 
 
-Factory = Callable[[Any, CreditContext], Scorer]
-factories: Registry[Factory] = Registry("scorer", "credit.scorer")
-register, get, names = factories.register, factories.get, factories.names
+class ScorerSettings(Protocol):
+    """Settings of a scorer: a frozen dataclass, known by the default of its field ``name``."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_landmarks(self) -> bool:
+        """The environment has to observe landmarks for this scorer."""
+        return False
+
+    def build(self, context: CreditContext) -> Scorer:
+        """The scorer of these settings.
+
+        Raises:
+            UserError: it cannot do its work in this run.
+        """
+        ...
 
 
-def create(name: str, settings: Any, context: CreditContext) -> Scorer:
-    """A scorer for a run."""
-    return get(name)(settings, context)
+register = scorers.register
+"""Decorator of the settings class of a scorer."""

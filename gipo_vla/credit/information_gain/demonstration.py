@@ -12,7 +12,9 @@ when the run begins and again at each refresh.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,27 +23,49 @@ from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditContext, GroupEpisode, SumOverRanks
-from gipo_vla.credit.scorers import Scorer, Scores, register
+from gipo_vla.credit.information_gain.scorers import Scorer, Scores, ScorerSettings, register
 from gipo_vla.policies.base import copy_trainable
-
-if TYPE_CHECKING:
-    from gipo_vla.credit.information_gain import InformationGainSettings
 
 ROWS_AT_A_TIME = 64
 
 
-@register("demonstration")
+@register
+@dataclass(frozen=True)
+class DemonstrationScorerSettings(ScorerSettings):
+    """The likelihood of what an expert did in the nearest demonstrated state."""
+
+    name: Literal["demonstration"] = "demonstration"
+    demonstrations: str | None = None
+    """The ``demonstrations/`` folder of a run of ``python -m gipo_vla.sft``. Required."""
+    match: Literal["landmarks", "state"] = "state"
+    """What makes two states near. landmarks must have been recorded
+    (``env.observations=[state,landmarks]``)."""
+
+    def __post_init__(self) -> None:
+        if self.demonstrations is None:
+            raise UserError(
+                "credit.scorer=demonstration needs demonstrations: set credit.scorer.demonstrations to the "
+                "demonstrations/ of a run of python -m gipo_vla.sft"
+            )
+
+    @property
+    def needs_landmarks(self) -> bool:
+        return self.match == "landmarks"
+
+    def build(self, context: CreditContext) -> Scorer:
+        return DemonstrationScorer(self, context)
+
+
 class DemonstrationScorer(Scorer):
     """See the module."""
 
-    def __init__(self, settings: InformationGainSettings, context: CreditContext) -> None:
-        assert context.demonstrations is not None
+    def __init__(self, settings: DemonstrationScorerSettings, context: CreditContext) -> None:
         assert isinstance(context.policy, nn.Module)
         self.version = 0
         self.match = settings.match
         if self.match not in context.spec.observation:
             raise UserError(
-                f"credit.match is {self.match}, but this environment observes no {self.match}: set it to one "
+                f"credit.scorer.match is {self.match}, but this environment observes no {self.match}: set it to one "
                 f"of {', '.join(name for name in ('landmarks', 'state') if name in context.spec.observation)}"
             )
         self.policy, self.device = context.policy, context.device
@@ -50,7 +74,8 @@ class DemonstrationScorer(Scorer):
         """A policy, and a module."""
         self._frozen.requires_grad_(False)
         self._seen = tuple(name for name in context.spec.observation if name != "landmarks")
-        demonstrations = context.demonstrations
+        assert context.read_demonstrations is not None and settings.demonstrations is not None
+        demonstrations = context.read_demonstrations(Path(settings.demonstrations), self.match)
         places = demonstrations.observations[self.match].astype(np.float32)
         # Landmarks are metres and truths, and as they are they say what is near; a state's numbers are of
         # any kind.

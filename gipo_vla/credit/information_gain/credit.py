@@ -24,19 +24,20 @@ Source: IGPO, arXiv 2510.14967, with a potential in the place of an answer's pro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainValidator
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit import demonstration, instruction, scorers, success_belief
 from gipo_vla.credit.base import (
     CreditAssigner,
     CreditBatch,
     CreditContext,
     CreditOutput,
+    CreditSettings,
     GroupEpisode,
     SumOverRanks,
     register,
@@ -44,24 +45,31 @@ from gipo_vla.credit.base import (
 )
 from gipo_vla.credit.gae import Gae, GaeSettings
 from gipo_vla.credit.group import Outcome, episode_outcome, group_relative
+from gipo_vla.credit.information_gain.scorers import Scorer, ScorerSettings
+from gipo_vla.credit.information_gain.success_belief import SuccessBeliefSettings
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
+from gipo_vla.settings.registry import scorers as scorer_registry
 
 Floats = NDArray[np.float64]
-
-SHIPPED = (demonstration, instruction, success_belief)
-"""Imported so that their scorers are registered."""
 
 SMALLEST_STD = 1e-3
 """Gains that vary by less than this are not blown up to a standard deviation of 1: a scorer that hardly moves
 has nothing to say."""
 
 
+@register
 @dataclass(frozen=True)
-class InformationGainSettings:
-    """Settings of IGPO."""
+class InformationGainSettings(CreditSettings):
+    """IGPO: dense rewards from what each step adds to a scorer's confidence in success."""
+
+    needs_groups: ClassVar[bool] = True
+    sets: ClassVar[Mapping[str, Any]] = {"rollout.group_size": 8}
+    fixed: ClassVar[tuple[str, ...]] = ("name", "scorer")
 
     name: Literal["information_gain"] = "information_gain"
-    scorer: str = "success_belief"
+    scorer: Annotated[ScorerSettings, PlainValidator(scorer_registry.validate)] = field(
+        default_factory=SuccessBeliefSettings
+    )
     """success_belief: learns from this run which states lead to success; where successes are rare but not
     absent. demonstration: likelihood of an expert's actions; where there are demonstrations and hardly any
     success. instruction: a vision-language model's guess of the instruction; where nothing else is known."""
@@ -74,64 +82,40 @@ class InformationGainSettings:
     gamma: float = 0.995
     """Discount of an env step, of shaping and sums alike (and of GAE)."""
     gae_lambda: float = 0.95
-    """Of base=gae: lambda of a decision."""
+    """Lambda of a decision, with base=gae."""
     clip: float = 0.2
     """Largest gain of one step, either way: one surprise of the scorer must not outweigh an episode."""
     samples_per_index: int = 8
     """Episodes of the group that must have a chunk of an index for that index to be normalised by itself."""
     outcome: Outcome = "return"
-    """Of base=group: what an episode is judged by, as in credit=group."""
+    """What an episode is judged by with base=group, as in credit=group."""
     refresh_every: int = 1
     """Iterations for which the scorer is frozen. Longer windows hold back what it learned: a belief that was
     refreshed every 5th iteration lagged behind a policy that improves (docs/results/metaworld_sparse)."""
-    belief_input: Literal["landmarks", "state", "features"] = "landmarks"
-    """Of success_belief: what it looks at. landmarks: hand, objects, goal, from the simulator. state: the
-    observed one. features: the policy's, of images what its vision towers make of them."""
-    memory: int = 16_384
-    """Of success_belief: states of the latest episodes that it learns from, on each rank."""
-    training_steps: int = 10
-    """Of success_belief: steps of training at each refresh."""
-    demonstrations: str | None = None
-    """Of demonstration: the ``demonstrations/`` folder of a run of ``python -m gipo_vla.sft``."""
-    match: Literal["landmarks", "state"] = "state"
-    """Of demonstration: what makes two states near. landmarks must have been recorded
-    (``env.observations=[state,landmarks]``)."""
     normalize: NormalizationMode = "running"
-    """Of the sum, over batches."""
+    """Normalisation of the sum, over batches."""
 
     def __post_init__(self) -> None:
-        scorers.get(self.scorer)  # refuses what there is not
-        for key, value, known in (
-            ("base", self.base, ("group", "gae")),
-            ("outcome", self.outcome, ("return", "success_once")),
-            ("belief_input", self.belief_input, ("landmarks", "state", "features")),
-            ("match", self.match, ("landmarks", "state")),
-        ):
-            if value not in known:
-                raise UserError(f"credit.{key} is {value}: it must be one of {', '.join(known)}")
         for key, least, integer in (
             ("samples_per_index", 2, self.samples_per_index),
             ("refresh_every", 1, self.refresh_every),
-            ("memory", 1, self.memory),
-            ("training_steps", 1, self.training_steps),
         ):
             if integer < least:
                 raise UserError(f"credit.{key} is {integer}: it must be at least {least}")
         if not self.clip > 0:
             raise UserError(f"credit.clip is {self.clip}: it must be above 0; 0.2 is usual")
         GaeSettings(gamma=self.gamma, gae_lambda=self.gae_lambda)  # refuses what it would refuse
-        if self.scorer == "demonstration" and self.demonstrations is None:
-            raise UserError(
-                "credit.scorer=demonstration needs some: set credit.demonstrations to the demonstrations/ of "
-                "a run of python -m gipo_vla.sft"
-            )
         check_normalize(self.normalize)
+
+    def build(self) -> CreditAssigner:
+        return InformationGain(self)
 
     @property
     def needs_landmarks(self) -> bool:
-        """Whether the environment has to be asked for them."""
-        source = {"success_belief": self.belief_input, "demonstration": self.match}
-        return source.get(self.scorer) == "landmarks"
+        return self.scorer.needs_landmarks
+
+    def per_action(self, action_repeat: int) -> Self:
+        return replace(self, gamma=self.gamma**action_repeat)
 
 
 def information_gain(
@@ -172,7 +156,6 @@ def discounted_sums(rewards: Sequence[Floats], discounts: Sequence[Floats]) -> l
     return [padded[: len(own), number] for number, own in enumerate(rewards)]
 
 
-@register("information_gain")
 class InformationGain(CreditAssigner):
     """IGPO as a credit. Its state is that of its scorer."""
 
@@ -181,15 +164,15 @@ class InformationGain(CreditAssigner):
     def __init__(self, settings: InformationGainSettings) -> None:
         self.settings = settings
         self._gae = Gae(GaeSettings(gamma=settings.gamma, gae_lambda=settings.gae_lambda))
-        self._scorer: scorers.Scorer | None = None
+        self._scorer: Scorer | None = None
         self._iterations = 0
         self._sums = dict.fromkeys(("steps", "gain", "gain_squared", "clipped"), 0.0)
 
     def prepare(self, context: CreditContext) -> None:
-        self._scorer = scorers.create(self.settings.scorer, self.settings, context)
+        self._scorer = self.settings.scorer.build(context)
 
     @property
-    def scorer(self) -> scorers.Scorer:
+    def scorer(self) -> Scorer:
         """There is one as soon as the run is known."""
         assert self._scorer is not None, "call prepare first"
         return self._scorer

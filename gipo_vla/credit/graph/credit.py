@@ -20,35 +20,40 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit import state_graph, state_keys
+from gipo_vla.credit.graph import state_graph, state_keys
 from gipo_vla.credit.base import (
     FEATURES,
     CreditAssigner,
     CreditBatch,
     CreditContext,
     CreditOutput,
+    CreditSettings,
     GroupEpisode,
     register,
     stored_advantages,
 )
 from gipo_vla.credit.group import Outcome, episode_outcome, group_relative
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
-from gipo_vla.credit.snapshot import GraphSnapshot, hand_axes
-from gipo_vla.credit.state_graph import EdgeReward, Ids
+from gipo_vla.credit.graph.snapshot import GraphSnapshot, hand_axes
+from gipo_vla.credit.graph.state_graph import EdgeReward, Ids
 from gipo_vla.policies.base import HasFeatures
 
 METRICS = ("merge_ratio", "branching_share", "nonzero_share", "reachable_share", "fallback_share")
 
 
+@register
 @dataclass(frozen=True)
-class GraphSettings:
-    """Settings of GraphGPO."""
+class GraphSettings(CreditSettings):
+    """GraphGPO: credit for single steps, from a graph of the states that episodes from one initial state share."""
+
+    needs_groups: ClassVar[bool] = True
+    sets: ClassVar[Mapping[str, Any]] = {"rollout.group_size": 8}
 
     name: Literal["graph"] = "graph"
     state_key: Literal["auto", "grid", "sim", "embedding"] = "auto"
@@ -116,9 +121,12 @@ class GraphSettings:
             )
         check_normalize(self.normalize)
 
+    def build(self) -> CreditAssigner:
+        return GraphCredit(self)
+
     @property
     def needs_landmarks(self) -> bool:
-        """Also with embedding: the picture of a graph places its nodes by them."""
+        """True also with embedding: the picture of a graph places its nodes by landmarks."""
         return True
 
 
@@ -184,7 +192,6 @@ def group_graph(
     )
 
 
-@register("graph")
 class GraphCredit(CreditAssigner):
     """GraphGPO as a credit. Its state is the sums for metrics that are not reported yet."""
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gipo_envs import Landmark
-from gipo_vla.credit.state_graph import Edges
+from gipo_vla.credit.graph.state_graph import Edges
 
 MOST_EDGES = 4000
 """Different edges that are kept, those with the most occurrences: about 60 kB."""

@@ -1,0 +1,196 @@
+"""Settings of runs: from a command line, from a run folder, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from gipo_envs.errors import UserError, nearest
+from gipo_vla.settings import plugins, registry
+from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.composition import (
+    MISSING,
+    compose_yaml,
+    groups,
+    known_keys,
+    nearest_key,
+    repair,
+)
+from gipo_vla.settings.schema import TrainingSettings
+
+Settings = TypeVar("Settings")
+RunSettings = TrainingSettings | SftSettings
+"""Settings of a run folder."""
+
+SESSION_KEYS = ("run_dir", "resume", "stop_after")
+"""Settings that belong to a session rather than to the run; left out of the digest."""
+
+
+def typed(values: Any, kind: type[Settings]) -> Settings:
+    """Settings of a class from plain values.
+
+    Raises:
+        UserError: naming the first key that does not fit, its value and what was expected.
+    """
+    return registry.validated(kind, _without_missing(values))
+
+
+def _without_missing(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {k: _without_missing(v) for k, v in values.items() if v != registry.MISSING_VALUE}
+    return values
+
+
+def load(name: str, overrides: Sequence[str]) -> TrainingSettings:
+    """The settings that the arguments of ``python -m gipo_vla.train`` mean.
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    values = compose_yaml(name, overrides)
+    if "sft" in values:
+        raise UserError(f"experiment={values.experiment} belongs to python -m gipo_vla.sft")
+    return typed(OmegaConf.to_container(values, resolve=True), TrainingSettings)
+
+
+def load_sft(overrides: Sequence[str]) -> SftSettings:
+    """The settings that the arguments of ``python -m gipo_vla.sft`` mean.
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    values = compose_yaml("sft", overrides)
+    if "iterations" in values:
+        raise UserError(
+            f"experiment={values.experiment} belongs to python -m gipo_vla.train: sft takes those whose name "
+            "ends with _sft"
+        )
+    return typed(OmegaConf.to_container(values, resolve=True), SftSettings)
+
+
+def override(base: Settings, overrides: Sequence[str]) -> Settings:
+    """The settings of an existing run with overrides, as ``load`` applies them to a fresh composition.
+
+    Raises:
+        UserError: an override that is wrong.
+    """
+    named = plugins.load(plugins.named_in(overrides))
+    root = "sft" if isinstance(base, SftSettings) else "train"
+    values = OmegaConf.create(to_dict(base), flags={"allow_objects": False})
+    available = groups()
+    known = sorted(known_keys(values))
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            parsed = parser.parse_override(repair(text))
+        except HydraException as error:
+            raise UserError(f"{text!r} is not an override: write key=value") from error
+        key, value = parsed.key_or_group, parsed.value()
+        if key in available:
+            if value not in available[key]:
+                raise UserError(
+                    f"{key}={value}: there is no such {key}; {nearest(str(value), available[key])}"
+                )
+            section = key.replace("/", ".")
+            chosen = compose_yaml(root, [f"{key}={value}"])
+            OmegaConf.update(values, section, OmegaConf.select(chosen, section), merge=False)
+            continue
+        if key not in known and OmegaConf.select(values, key, default=MISSING) is MISSING:
+            raise UserError(f"unknown setting {key!r}; {nearest_key(key, known)}")
+        OmegaConf.update(values, key, value)
+    if named:
+        values.plugins = list(dict.fromkeys([*values.plugins, *named]))
+    # Interpolations in what a folder holds are text: nothing of the environment gets into a run by them.
+    return typed(OmegaConf.to_container(values, resolve=False), type(base))
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Plain values, the inverse of ``typed``."""
+    values: dict[str, Any] = registry.plain(settings)
+    return values
+
+
+def to_yaml(settings: Any) -> str:
+    """What a run folder's config.yaml holds."""
+    return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True, width=110)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a run folder's config.yaml.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not values:
+        raise UserError(f"{path} holds no settings: expected key: value lines")
+    return values
+
+
+def read_run(path: Path) -> RunSettings:
+    """Read a config.yaml, whichever command wrote it.
+
+    Raises:
+        UserError: it cannot be read, or names a plugin that nobody has asked for.
+    """
+    values = read_yaml(path)
+    named = values.get("plugins") or []
+    if not isinstance(named, list):
+        raise UserError(f"{path}: plugins is {named!r}: expected a list of module names")
+    plugins.load(())
+    plugins.require([str(name) for name in named], path.parent)
+    kind: type[Any] = SftSettings if "sft" in values else TrainingSettings
+    settings: RunSettings = typed(values, kind)
+    return settings
+
+
+def from_yaml(path: Path) -> TrainingSettings:
+    """Read the config.yaml of a training run.
+
+    Raises:
+        UserError: it cannot be read, or is a cloning run's.
+    """
+    settings = read_run(path)
+    if not isinstance(settings, TrainingSettings):
+        raise UserError(f"{path} belongs to a run of python -m gipo_vla.sft")
+    return settings
+
+
+def digest(settings: Any) -> str:
+    """Identifies a run's settings: a restart continues a folder only if this is the same."""
+    values = {key: value for key, value in to_dict(settings).items() if key not in SESSION_KEYS}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------- what a resume may change
+
+
+def may_change(settings: Any, key: str) -> bool:
+    """Whether a resumed run may have another value of a setting.
+
+    The classes say so: ``fixed`` lists what would make it another run, ``movable`` exceptions from a section that
+    is fixed as a whole. The declaration nearest to the setting wins.
+
+    Args:
+        settings: of the run.
+        key: dotted.
+    """
+    allowed, here = True, settings
+    for part in key.split("."):
+        if part in getattr(here, "fixed", ()):
+            allowed = False
+        elif part in getattr(here, "movable", ()):
+            allowed = True
+        here = getattr(here, part, None)
+    return allowed

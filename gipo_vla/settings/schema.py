@@ -1,0 +1,255 @@
+"""The settings of a training run, section by section.
+
+What stands here are the sections that every run has. Sections that choose between classes (objective, credit, policy)
+are validated by their registry. A class may declare what a resumed run is allowed to change: ``fixed`` lists settings
+that would make it another run, ``movable`` exceptions from a section that is fixed as a whole (``gipo_vla.settings.rules``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, PlainValidator
+
+from gipo_envs import EnvironmentSettings
+from gipo_envs.errors import UserError
+from gipo_vla.settings import registry
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+# Settings of a registered class: any of those in the registry.
+ObjectiveSection = Annotated[Any, PlainValidator(registry.objectives.validate)]
+CreditSection = Annotated[Any, PlainValidator(registry.credits.validate)]
+PolicySection = Annotated[Any, PlainValidator(registry.policies.validate)]
+
+
+KlEstimator = Literal["k3", "exact"]
+
+
+@dataclass(frozen=True)
+class RegularizerSettings:
+    """Weights of what is added to the objective; a weight of 0 costs nothing."""
+
+    entropy_coefficient: float = 0.0
+    """Raise (0.001 to 0.01) where the policy stops exploring before it succeeds."""
+    kl_behaviour_coefficient: float = 0.0
+    """Holds the learner near the policies that acted. GIPO's reference code uses 0.1 (exact); raise it
+    where the log-ratios of fresh samples run away within one iteration."""
+    kl_behaviour: KlEstimator = "k3"
+    """k3 needs only the stored log-probs. exact has no sampling noise, but stores bins float16 logits a
+    token: for small policies only."""
+    kl_reference_coefficient: float = 0.0
+    """Holds the learner near its initial weights, where a cloned policy must not be forgotten. Costs one
+    more forward of the frozen reference."""
+    kl_reference: KlEstimator = "k3"
+    """k3 needs the reference's log-probs, exact its logits."""
+
+    def __post_init__(self) -> None:
+        for field in ("entropy_coefficient", "kl_behaviour_coefficient", "kl_reference_coefficient"):
+            value = getattr(self, field)
+            if not 0 <= value < float("inf"):
+                raise UserError(f"regularizers.{field} is {value}: it must be 0 (off) or above; 0.001 to 0.1 is usual")
+        for field in ("kl_behaviour", "kl_reference"):
+            if getattr(self, field) not in ("k3", "exact"):
+                raise UserError(f"regularizers.{field} is {getattr(self, field)}: it must be k3 or exact")
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """The ring of segments. Its size is what sets the staleness of the data."""
+
+    fixed: ClassVar[tuple[str, ...]] = ("segment_length",)
+
+    capacity: Positive = 20_000
+    """Transitions kept, over all ranks; the oldest leave first."""
+    segment_length: Positive = 32
+    """L: consecutive transitions of one episode that are stored, sampled and trained on together."""
+    max_lag: Positive | None = None
+    """Segments acted by a policy more than this many updates old are not drawn. None: no limit."""
+    memory_limit_gb: PositiveFloat = 8.0
+    """Host memory for one rank's shard; slots beyond it evict the oldest segment early."""
+    sampler: Literal["uniform", "recency"] = "uniform"
+    recency_half_life: PositiveFloat = 0.25
+    """sampler=recency: the weight of a segment halves every this fraction of the segments held."""
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How experience is collected."""
+
+    fixed: ClassVar[tuple[str, ...]] = ("group_size",)
+
+    workers: Positive = 2
+    """Simulator processes a rank."""
+    envs_per_worker: Positive = 16
+    """Environments of each worker."""
+    env_steps: Positive = 3200
+    """Env steps that an iteration collects, over all ranks (rounded up to whole vector steps)."""
+    collect: Literal["all", "ready"] = "all"
+    """all: every environment steps in lockstep, reproducible to the bit. ready: whatever has arrived is
+    served, so no straggler holds up the rest, and runs are no longer reproducible."""
+    sync_every: Positive = 1
+    """Updates between two copies of the learner's weights to the behaviour policy."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits when acting; stored with every transition."""
+    stagger: bool = True
+    """Spread the ends of the first episodes, so that resets do not all fall into the same vector step."""
+    group_size: Positive = 1
+    """Episodes that share one task and initial state, for group-relative credits (8 is usual there)."""
+    task_sampling: Literal["uniform", "success"] = "uniform"
+    """How the task of an episode is drawn. success: hard tasks more often, by the failures of each one's last
+    episodes (the formula is in ``rollout/task_sampler.py``)."""
+    task_sampling_floor: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """task_sampling=success: share of the draws that is spread evenly, so that no task is forgotten."""
+    worker_timeout_s: PositiveFloat = 120.0
+    """A worker that answers nothing for this long counts as hung, and is replaced."""
+    max_worker_faults: NonNegative = 10
+    """Replaced workers of one rank that are tolerated within ``worker_fault_window``; beyond that the run
+    saves a checkpoint and stops."""
+    worker_fault_window: Positive = 20
+    """Iterations."""
+    max_collection_rounds: Positive = 50
+    """Rounds of extra collection, when too little may be drawn, after which the run stops."""
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """How the policy is updated."""
+
+    updates: Positive = 12
+    """Updates an iteration."""
+    batch_segments: Positive = 32
+    """Segments in one global batch, over all ranks."""
+    micro_batch_segments: Positive = 32
+    """Segments in one forward on one rank."""
+    policy_learning_rate: PositiveFloat = 1e-3
+    value_learning_rate: PositiveFloat = 1e-3
+    warmup_iterations: NonNegative = 0
+    """The learning rates rise linearly from 0 over this many iterations ..."""
+    schedule: Literal["cosine", "constant"] = "constant"
+    """constant keeps them there. cosine lets them ..."""
+    schedule_iterations: Positive | None = None
+    """... fall to ``final_learning_rate_fraction`` by this iteration (None: ``iterations``)."""
+    final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    value_only_updates: NonNegative = 0
+    """The first updates train the value alone (a policy that can already do something is worth more than
+    the advantages of an untrained value)."""
+    policy_gradient_clip: PositiveFloat = 1.0
+    value_gradient_clip: PositiveFloat = 1.0
+    value_loss_coefficient: PositiveFloat = 1.0
+    huber_delta: PositiveFloat = 1.0
+    """Value errors beyond this (in scaled return) count linearly."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    max_nonfinite_updates: Positive = 10
+    """Updates in a row that may be skipped for a loss or gradient that is not finite."""
+    zero_stage: Literal["auto", 1, 2] = "auto"
+    """DeepSpeed's ZeRO stage; auto: 1 on CPU, 2 on GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What a vision-language-action network computes in; auto: bfloat16 on GPU, float32 on CPU. Heads, log-probs
+    and small policies are float32 always."""
+    threads: Positive = 1
+    """Torch's CPU threads a rank. More than one beside busy simulator workers is slower, not faster."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Episodes on initial states that training never draws."""
+
+    episodes_per_task: Positive = 50
+    every_env_steps: Positive | None = None
+    """Also evaluate during training, for the learning curve. None: only at the end."""
+    mode: Literal["greedy", "sampled"] = "greedy"
+    """The mode of the headline in evaluation.json; the other is reported beside it."""
+    during_training_episodes_per_task: Positive = 20
+    video: bool = True
+    video_episodes: Positive = 4
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    every_iterations: Positive | None = None
+    """None: only at the end."""
+    keep: Positive = 2
+    """Newest checkpoints kept."""
+    keep_every: Positive | None = None
+    """Also keep every n-th of the checkpoints of ``every_iterations``, for later evaluations."""
+
+
+@dataclass(frozen=True)
+class TelemetrySettings:
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """Where metrics also go: auto is online with an API key, else offline."""
+    wandb_project: str = "gipo_vla"
+    report: bool = True
+    """Write report.html at the end (two seconds)."""
+    log_every: Positive = 10
+    """Iterations between two lines to wandb and, without a terminal, to the console. metrics.jsonl always
+    has every iteration."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """A whole training run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    fixed: ClassVar[tuple[str, ...]] = ("env", "policy", "seed", "init_from")
+
+    env: EnvironmentSettings
+    policy: PolicySection
+    objective: ObjectiveSection
+    credit: CreditSection
+    experiment: str = "unnamed"
+    """Name of the experiment; run folders begin with it."""
+    seed: NonNegative = 0
+    """Where every random draw of the run comes from."""
+    iterations: Positive = 100
+    """Iterations of the run: each collects ``rollout.env_steps`` and makes ``learner.updates``."""
+    regularizers: RegularizerSettings = field(default_factory=RegularizerSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    eval: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    stop_after: Positive | None = None
+    """End this session after so many iterations of the run, with a checkpoint."""
+    run_dir: str | None = None
+    """The run's folder. None: runs/<experiment>-<date>-<time>."""
+    resume: str | None = None
+    """A run folder to resume. auto: resume ``run_dir`` if it holds a run of the same settings."""
+    init_from: str | None = None
+    """A run folder (of sft or train), or one of its checkpoints, whose policy this run starts from."""
+    plugins: tuple[str, ...] = ()
+    """Modules of your own that register objectives, credits, scorers, policies or simulators."""
+
+    def __post_init__(self) -> None:
+        replay, rollout, learner = self.replay, self.rollout, self.learner
+        batch_transitions = learner.batch_segments * replay.segment_length
+        if replay.capacity < batch_transitions:
+            raise UserError(
+                f"replay.capacity is {replay.capacity} transitions, less than one batch "
+                f"(learner.batch_segments {learner.batch_segments} x replay.segment_length "
+                f"{replay.segment_length} = {batch_transitions}): raise the capacity or lower the batch"
+            )
+        if learner.batch_segments % learner.micro_batch_segments:
+            raise UserError(
+                f"learner.batch_segments is {learner.batch_segments}, no multiple of "
+                f"learner.micro_batch_segments {learner.micro_batch_segments}"
+            )
+        if rollout.workers * rollout.envs_per_worker % rollout.group_size:
+            raise UserError(
+                f"rollout.group_size is {rollout.group_size}: it must divide rollout.workers x "
+                f"rollout.envs_per_worker = {rollout.workers * rollout.envs_per_worker}"
+            )
+        if self.credit.needs_groups and rollout.group_size < 2:
+            raise UserError(
+                f"credit={self.credit.name} compares episodes of one initial state: set rollout.group_size to "
+                "2 or more"
+            )
