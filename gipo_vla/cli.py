@@ -1,8 +1,8 @@
 """The small command-line function that all entry points share.
 
-``command`` gives every command the same manners: Hydra overrides as arguments, ``--help`` that shows the
-config groups, ``--cfg`` that prints the composed settings, and a mistake of the user's as one line on
-stderr with exit status 2 instead of a traceback.
+Every command takes Hydra overrides as arguments, shows the config groups with ``--help``, explains a setting with
+``--help KEY`` and prints the composed settings with ``--cfg``. A mistake of the user's is one line on stderr with exit
+status 2 instead of a traceback.
 """
 
 from __future__ import annotations
@@ -51,16 +51,26 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def handle_common_flags(arguments: Sequence[str], config_name: str, usage: str) -> list[str] | None:
-    """Answer --help and --cfg; returns the overrides, or None when the command is done."""
+    """Answer --help [KEY ...] and --cfg; returns the overrides, or None when the command is done."""
     overrides = [argument for argument in arguments if not argument.startswith("--")]
+    if "--help" in arguments and (keys := [text for text in overrides if "=" not in text]):
+        from gipo_vla.settings import plugins
+        from gipo_vla.settings.descriptions import ROOTS, help_on
+
+        plugins.load(plugins.named_in(overrides))
+        print("\n".join(help_on(key, config_name if config_name in ROOTS else "train") for key in keys))
+        return None
     for flag in (argument for argument in arguments if argument.startswith("--")):
         if flag == "--help":
+            from gipo_vla.settings import plugins
+
+            plugins.load(plugins.named_in(overrides))
             print(_help(usage, config_name))
             return None
         if flag == "--cfg":
             from omegaconf import OmegaConf
 
-            from gipo_vla.config import compose_yaml
+            from gipo_vla.settings.composition import compose_yaml
 
             print(OmegaConf.to_yaml(compose_yaml(config_name, overrides)))
             return None
@@ -69,7 +79,7 @@ def handle_common_flags(arguments: Sequence[str], config_name: str, usage: str) 
 
 
 def _help(usage: str, config_name: str) -> str:
-    from gipo_vla.config import groups
+    from gipo_vla.settings.composition import groups
 
     lines = [usage.strip(), "", "Config groups (group=option):"]
     lines += [
@@ -80,6 +90,6 @@ def _help(usage: str, config_name: str) -> str:
     lines += [
         "",
         "Any single setting: key=value, for instance objective.sigma=0.5 replay.capacity=20000 seed=1.",
-        "--cfg prints every setting with its value.",
+        "--cfg prints every setting with its value, --help KEY what one means (docs/settings.md has all of them).",
     ]
     return "\n".join(lines)

@@ -32,7 +32,7 @@ CREDITS = {
     "graph": GRAPH,
     "graph-replay": (*GRAPH, "credit.structure=replay", "credit.structure_transitions=200"),
     "gain": (*GAIN, "env.task=reach"),
-    "gain-gae": (*GAIN, "credit.base=gae", "credit.belief_input=features", "credit.coefficient=0.02"),
+    "gain-gae": (*GAIN, "credit.base=gae", "credit.scorer.input=features", "credit.coefficient=0.02"),
     "graph-embedding": (*GRAPH, "credit.state_key=embedding", "credit.clusters=8"),
 }
 
@@ -61,7 +61,7 @@ VLA = (
     "credit",
     [
         (*GRAPH, "credit.state_key=embedding"),
-        (*GAIN, "credit.belief_input=features", "credit.refresh_every=1"),
+        (*GAIN, "credit.scorer.input=features", "credit.refresh_every=1"),
         (*GAIN, "credit.scorer=instruction", "policy.full_vocabulary=true"),
     ],
     ids=["graph-embedding", "gain-features", "gain-instruction"],
@@ -154,8 +154,8 @@ def test_demonstrations_of_a_file_are_scored(make_pipeline: MakePipeline, tmp_pa
         for number in range(3)
     )
     demonstrations.write(folder, spec, episodes, "made up")
-    overrides = (*GAIN, "credit.scorer=demonstration", f"credit.demonstrations={folder}", "policy.chunk=2")
-    pipeline = make_pipeline(*overrides, f"credit.match={match}", "replay.segment_length=5")
+    overrides = (*GAIN, "credit.scorer=demonstration", f"credit.scorer.demonstrations={folder}", "policy.chunk=2")
+    pipeline = make_pipeline(*overrides, f"credit.scorer.match={match}", "replay.segment_length=5")
     rows = iterations(pipeline, 4)
     assert rows[-1]["credit/scorer_version"] == 1 and rows[-1]["credit/gain_std"] > 0
     assert ("observation/landmarks" in pipeline.replay.layout.fields) == (match == "landmarks")
@@ -221,9 +221,9 @@ def test_a_run_writes_a_few_small_graphs(tmp_path: Path, tiny_overrides: tuple[s
         ((*GRAPH, "credit.state_key=sim"), r"credit\.state_key is sim"),
         (("credit=information_gain", "rollout.group_size=1"), r"credit=information_gain.*group_size"),
         ((*GAIN, "credit.scorer=instruction"), r"credit\.scorer is instruction.*openvla_oft"),
-        ((*GAIN, "credit.scorer=demonstration"), r"credit\.demonstrations"),
+        ((*GAIN, "credit.scorer=demonstration"), r"credit\.scorer\.demonstrations"),
         (
-            (*GAIN, "credit.scorer=demonstration", "credit.demonstrations=/nowhere"),
+            (*GAIN, "credit.scorer=demonstration", "credit.scorer.demonstrations=/nowhere"),
             r"/nowhere holds no demonstrations",
         ),
     ],

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from gipo_envs import ChunkResult, Environment, EnvironmentSettings, EnvironmentSpec, Observation, make
 from gipo_envs.benchmark import BareLoop
 from gipo_vla.rollout.shared_arrays import Shape, SharedArrays
+from gipo_vla.settings import plugins
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,12 @@ def main(create: Callable[[Any], Any] = Worker) -> None:
     # Sent to all processes of a job at once: the trainer decides what becomes of its workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    serve(Connection(int(sys.argv[1])), create)
+
+    def create_with_plugins(setup: Any) -> Any:
+        plugins.load(())  # those that the trainer put into the environment
+        return create(setup)
+
+    serve(Connection(int(sys.argv[1])), create_with_plugins)
 
 
 if __name__ == "__main__":

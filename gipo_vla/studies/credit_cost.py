@@ -24,7 +24,7 @@ import torch
 from gipo_vla.assembly import build_policy, environment_spec, policy_features
 from gipo_vla.config import Config
 from gipo_vla.credit import (
-    AnyCreditSettings,
+    CreditSettings,
     CreditContext,
     GaeSettings,
     GraphSettings,
@@ -50,7 +50,7 @@ STRIDE = 0.02
 """Metres that the hand moves in a chunk, about."""
 DEMONSTRATED = 2000
 
-CREDITS: dict[str, AnyCreditSettings] = {
+CREDITS: dict[str, CreditSettings] = {
     "gae": GaeSettings(),
     "group": GroupSettings(),
     "graph": GraphSettings(),
@@ -126,11 +126,11 @@ class _Iteration:
     """Everything that one credit is asked in one iteration."""
 
     def __init__(
-        self, own: AnyCreditSettings, settings: Config, plans: Plans, policy: Policy, group_size: int
+        self, own: CreditSettings, settings: Config, plans: Plans, policy: Policy, group_size: int
     ) -> None:
         device = torch.device("cpu")
         rng = np.random.default_rng(0)
-        self.credit: CreditAssigner = create(own)
+        self.credit: CreditAssigner = own.build()
         names = {name: array.shape for name, array in plans.spec.observation.items()}
         chunks = ExpertChunks(
             {"state": rng.normal(size=(DEMONSTRATED, *names["state"])).astype(np.float32)},

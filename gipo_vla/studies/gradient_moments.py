@@ -91,7 +91,7 @@ def coefficients(settings: ObjectiveSettings | None, log_ratio: Array, advantage
     """What multiplies A grad log pi for each action, by the objective's own function in float64."""
     if settings is None:
         return np.zeros_like(log_ratio)
-    surrogate = get(settings.name)(torch.from_numpy(log_ratio), torch.from_numpy(advantage), settings)
+    surrogate = settings.surrogate(torch.from_numpy(log_ratio), torch.from_numpy(advantage))
     return np.asarray(surrogate.coefficient.numpy(), np.float64)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit import CreditBatch, Gae, GaeSettings, create
+from gipo_vla.credit import CreditBatch, Gae, GaeSettings
 from gipo_vla.credit.gae import chunk_returns
 
 HALVES = GaeSettings(gamma=0.5, gae_lambda=0.5)
@@ -224,9 +224,9 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(ValueError, match="needs log_ratios"):
         Gae(replace(HALVES, importance_correction="vtrace")).on_batch(replace(batch, log_ratios=None))
     with pytest.raises(NotImplementedError):
-        create(HALVES).on_group([])
-    assert create(HALVES).needs_values
-    assert not create(HALVES).needs_groups
+        HALVES.build().on_group([])
+    assert HALVES.build().needs_values
+    assert not HALVES.build().needs_groups
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gipo_envs import EnvironmentSettings, make_spec
 from gipo_envs.errors import UserError
-from gipo_vla.credit import CreditContext, GraphCredit, GraphSettings, GroupEpisode, create
+from gipo_vla.credit import CreditContext, GraphCredit, GraphSettings, GroupEpisode
 from gipo_vla.credit.graph import group_graph
 from gipo_vla.credit.graph.state_graph import edge_rewards, standardized_by_source
 
@@ -295,5 +295,5 @@ def test_bad_settings_are_explained(wrong: dict[str, object]) -> None:
 
 
 def test_it_is_registered() -> None:
-    credit = create(GraphSettings())
+    credit = GraphSettings().build()
     assert credit.needs_groups and not credit.needs_values

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit import CreditBatch, GroupEpisode, GroupRelative, GroupSettings, create
+from gipo_vla.credit import CreditBatch, GroupEpisode, GroupRelative, GroupSettings
 
 
 def episode(
@@ -97,7 +97,7 @@ def test_stored_advantages_pass_through_the_batch() -> None:
         terminated=torch.tensor([False]),
         advantages=torch.tensor([[0.5, -1.5, torch.nan]]),
     )
-    credit = create(GroupSettings())
+    credit = GroupSettings().build()
     assert credit.needs_groups
     assert not credit.needs_values
     output = credit.on_batch(batch)

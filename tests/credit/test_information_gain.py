@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,21 +23,31 @@ from gipo_vla.credit import (
     GroupEpisode,
     InformationGain,
     InformationGainSettings,
-    scorers,
 )
 from gipo_vla.credit.information_gain import discounted_sums, information_gain, standardized_by_index
-from gipo_vla.credit.information_gain.scorers import Scorer, Scores
+from gipo_vla.credit.information_gain.scorers import Scorer, Scores, ScorerSettings
+from gipo_vla.credit.information_gain.success_belief import SuccessBeliefSettings
+from gipo_vla.credit.information_gain.demonstration import DemonstrationScorerSettings
+from gipo_vla.credit.information_gain.instruction import InstructionScorerSettings
+from gipo_vla.settings.registry import credits
 
 SPEC = make_spec(EnvironmentSettings("point_reach", "reach", ("state", "landmarks")))
 
 
-@scorers.register("test_given")
+@dataclass(frozen=True)
+class GivenScoresSettings(ScorerSettings):
+    name: str = "test_given"
+
+    def build(self, context: CreditContext) -> Scorer:
+        return GivenScores()
+
+
 class GivenScores(Scorer):
     """Scores that the episodes carry."""
 
     inputs = ("score",)
 
-    def __init__(self, settings: InformationGainSettings, context: CreditContext) -> None:
+    def __init__(self) -> None:
         self.version = 0
         self.seen = 0
 
@@ -62,7 +72,7 @@ def episode(scores: Sequence[float], outcome: float = 0.0) -> GroupEpisode:
 
 
 def make(**changes: Any) -> InformationGain:
-    own = {"scorer": "test_given", "gamma": 1.0, "coefficient": 1.0} | changes
+    own = {"scorer": GivenScoresSettings(), "gamma": 1.0, "coefficient": 1.0} | changes
     credit = InformationGain(InformationGainSettings(**own))
     credit.prepare(CreditContext(SPEC, None, torch.device("cpu"), 0))  # type: ignore[arg-type]
     return credit
@@ -264,23 +274,27 @@ def test_shaping_leaves_the_optimal_policy(seed: int) -> None:
         {"gamma": 1.5},
         {"refresh_every": 0},
         {"samples_per_index": 1},
-        {"belief_input": "pixels"},
+        {"scorer": {"name": "success_belief", "input": "pixels"}},
     ],
     ids=str,
 )
 def test_bad_settings_are_explained(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"credit\.{next(iter(wrong))}") as caught:
-        InformationGainSettings(**wrong)
+        credits.validate({"name": "information_gain"} | wrong)
     assert "\n" not in str(caught.value)
 
 
 def test_demonstrations_are_asked_for() -> None:
-    with pytest.raises(UserError, match=r"credit\.demonstrations"):
-        InformationGainSettings(scorer="demonstration")
+    with pytest.raises(UserError, match=r"credit\.scorer\.demonstrations"):
+        credits.validate({"name": "information_gain", "scorer": "demonstration"})
 
 
 def test_landmarks_are_asked_for_where_they_are_read() -> None:
     plain = InformationGainSettings()
-    assert plain.needs_landmarks and not replace(plain, belief_input="state").needs_landmarks
-    assert not replace(plain, scorer="instruction").needs_landmarks
-    assert replace(plain, scorer="demonstration", match="landmarks", demonstrations="x").needs_landmarks
+    assert plain.needs_landmarks
+    for scorer, needed in (
+        (SuccessBeliefSettings(input="state"), False),
+        (InstructionScorerSettings(), False),
+        (DemonstrationScorerSettings(match="landmarks", demonstrations="x"), True),
+    ):
+        assert replace(plain, scorer=scorer).needs_landmarks is needed

@@ -15,11 +15,13 @@ from torch import Tensor
 from gipo_envs import EnvironmentSettings, make_spec
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint import state_tree
-from gipo_vla.credit import CreditContext, GroupEpisode, InformationGain, InformationGainSettings, scorers
+from gipo_vla.credit import CreditContext, GroupEpisode, InformationGain, InformationGainSettings
 from gipo_vla.credit.base import ExpertChunks
-from gipo_vla.credit.information_gain.demonstration import DemonstrationScorer
-from gipo_vla.credit.information_gain.success_belief import BINS, SuccessBelief
+from gipo_vla.credit.information_gain.demonstration import DemonstrationScorer, DemonstrationScorerSettings
+from gipo_vla.credit.information_gain.scorers import Scorer
+from gipo_vla.credit.information_gain.success_belief import BINS, SuccessBelief, SuccessBeliefSettings
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
+from gipo_vla.settings.registry import scorers
 
 CPU = torch.device("cpu")
 
@@ -28,7 +30,8 @@ def context(
     tasks: Any = "reach", policy: Any = None, demonstrations: ExpertChunks | None = None
 ) -> CreditContext:
     spec = make_spec(EnvironmentSettings("point_reach", tasks, ("state", "landmarks")))
-    return CreditContext(spec, policy, CPU, 3, demonstrations)
+    read = None if demonstrations is None else lambda folder, match: demonstrations
+    return CreditContext(spec, policy, CPU, 3, read)
 
 
 def alone(total: Tensor) -> Tensor:
@@ -64,10 +67,10 @@ def group(seed: int, count: int = 6) -> list[GroupEpisode]:
 
 def belief(**changes: Any) -> SuccessBelief:
     own = {"training_steps": 150} | changes
-    return SuccessBelief(InformationGainSettings(**own), context())
+    return SuccessBelief(SuccessBeliefSettings(**own), context())
 
 
-def score(scorer: scorers.Scorer, episodes: Sequence[GroupEpisode]) -> list[np.ndarray]:
+def score(scorer: Scorer, episodes: Sequence[GroupEpisode]) -> list[np.ndarray]:
     scores = scorer.score(episodes)
     assert scores is not None
     return scores
@@ -151,7 +154,7 @@ def test_memory_keeps_the_latest_states() -> None:
 
 def test_several_tasks_are_told_apart() -> None:
     """The same walks succeed in one task and fail in the other."""
-    settings = InformationGainSettings(training_steps=200)
+    settings = SuccessBeliefSettings(training_steps=200)
     scorer = SuccessBelief(settings, context(("reach", "push")))
     for seed in range(6):
         scorer.observe([walk(0.9, seed, task=0), walk(0.45, seed, task=1)], None)
@@ -225,8 +228,8 @@ def test_inputs_that_are_not_there_are_refused() -> None:
     spec = make_spec(EnvironmentSettings("point_reach", "reach", ("state",)))
     without = CreditContext(spec, object(), CPU, 0)  # type: ignore[arg-type]
     for source in ("landmarks", "features"):
-        with pytest.raises(UserError, match=r"credit\.belief_input"):
-            SuccessBelief(InformationGainSettings(belief_input=source), without)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"credit\.scorer\.input"):
+            SuccessBelief(SuccessBeliefSettings(input=source), without)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------- demonstration action
@@ -250,7 +253,7 @@ def chunks(match: str = "state") -> ExpertChunks:
 
 
 def demonstration(policy: MlpPolicy, match: str = "state") -> DemonstrationScorer:
-    settings = InformationGainSettings(scorer="demonstration", demonstrations="x", match=match)  # type: ignore[arg-type]
+    settings = DemonstrationScorerSettings(demonstrations="x", match=match)  # type: ignore[arg-type]
     return DemonstrationScorer(settings, context(policy=policy, demonstrations=chunks(match)))
 
 
@@ -291,7 +294,11 @@ def test_no_gradient_crosses_between_scorer_and_policy(name: str) -> None:
     policy = mlp(chunk=1)
     policy_chunks = chunks()
     single = ExpertChunks(policy_chunks.observations, policy_chunks.actions[:, :1], policy_chunks.task)
-    credit = InformationGain(InformationGainSettings(scorer=name, demonstrations="x", training_steps=5))
+    own: Any = {
+        "success_belief": SuccessBeliefSettings(training_steps=5),
+        "demonstration": DemonstrationScorerSettings(demonstrations="x"),
+    }[name]
+    credit = InformationGain(InformationGainSettings(scorer=own))
     credit.prepare(context(policy=policy, demonstrations=single))
     for _ in range(2):
         credit.on_group(group(0))
@@ -321,5 +328,5 @@ def test_no_gradient_crosses_between_scorer_and_policy(name: str) -> None:
 
 def test_unknown_scorers_name_the_nearest() -> None:
     with pytest.raises(UserError, match="success_belief"):
-        scorers.create("succes_belief", None, context())
-    assert {"success_belief", "instruction", "demonstration"} <= set(scorers.names())
+        scorers.get("succes_belief")
+    assert {"success_belief", "instruction", "demonstration"} <= set(scorers.classes())

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from gipo_envs import EnvironmentSettings, make_spec
 from gipo_vla.config import LearnerSettings
-from gipo_vla.credit import base as credits
 from gipo_vla.credit.gae import GaeSettings
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.distributed import group
@@ -68,7 +67,7 @@ def make_learner(stage: int) -> Learner:
         settings,
         GipoSettings(),
         RegularizerSettings(entropy_coefficient=0.01),
-        credits.create(GaeSettings()),
+        GaeSettings().build(),
         AdvantageNormalizer("running"),
         CPU,
         10,

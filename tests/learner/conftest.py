@@ -12,7 +12,6 @@ import torch
 
 from gipo_envs import EnvironmentSettings, make_spec
 from gipo_vla.config import LearnerSettings
-from gipo_vla.credit import base as credits
 from gipo_vla.credit.gae import GaeSettings
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.learner.learner import Learner
@@ -121,7 +120,7 @@ def make_learner(process_group: None, make_policy: Callable[..., MlpPolicy]) -> 
             replace(plain, **settings),
             objective or GipoSettings(),
             regularizers or RegularizerSettings(),
-            credits.create(credit or GaeSettings()),
+            (credit or GaeSettings()).build(),
             AdvantageNormalizer(normalize),
             CPU,
             10,

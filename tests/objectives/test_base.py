@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, ValidationError
 
 from gipo_envs.errors import UserError
 from gipo_vla import objectives
 from gipo_vla.objectives import (
-    AnyObjectiveSettings,
     GipoSettings,
     NoClipSettings,
     PpoSettings,
@@ -21,6 +20,7 @@ from gipo_vla.objectives import (
     SapoSettings,
     objective_loss,
 )
+from gipo_vla.settings import registry
 
 EVERY = [
     GipoSettings(),
@@ -122,9 +122,8 @@ def test_advantages_get_no_gradient(objective: Any) -> None:
 )
 def test_surrogates_agree_in_both_precisions(index: int, log_ratio: float, advantage: float) -> None:
     objective: Any = EVERY[index]
-    function = objectives.get(objective.name)
     single, double = (
-        function(torch.tensor([log_ratio], dtype=d), torch.tensor([advantage], dtype=d), objective)
+        objective.surrogate(torch.tensor([log_ratio], dtype=d), torch.tensor([advantage], dtype=d))
         for d in (torch.float32, torch.float64)
     )
     for a, b in zip(single, double):
@@ -135,13 +134,18 @@ def test_surrogates_agree_in_both_precisions(index: int, log_ratio: float, advan
 
 
 def test_registry_lists_what_is_available() -> None:
-    assert objectives.names() == ["gipo", "no_clip", "ppo", "sapo"]
-    with pytest.raises(UserError, match=r"objective\.name is gippo: .*nearest: gipo"):
-        objectives.get("gippo")
-    with pytest.raises(UserError, match="available: gipo, no_clip, ppo, sapo"):
-        objectives.get("zzz")
+    assert {"gipo", "no_clip", "ppo", "sapo"} <= set(registry.objectives.classes())
+    with pytest.raises(UserError, match=r"objective\.name is 'gippo': .*nearest: gipo"):
+        registry.objectives.get("gippo")
+    with pytest.raises(UserError, match=r"objective\.name is 'zzz': .*available: .*gipo, no_clip"):
+        registry.objectives.get("zzz")
+
+    @dataclass(frozen=True)
+    class Another:
+        name: str = "gipo"
+
     with pytest.raises(ValueError, match="twice"):
-        objectives.register("gipo")(objectives.get("ppo"))
+        objectives.register(Another)
 
 
 @pytest.mark.parametrize(
@@ -165,13 +169,15 @@ def test_bad_settings_are_explained(make: Any, message: str) -> None:
         make()
 
 
-def test_settings_work_as_pydantic_fields() -> None:
-    class Config(BaseModel, extra="forbid"):
-        objective: Annotated[AnyObjectiveSettings, Field(discriminator="name")]
-        regularizer: RegularizerSettings = RegularizerSettings()
-
-    config = Config.model_validate({"objective": {"name": "gipo", "sigma": 0.5, "kernel": "cauchy"}})
-    assert config.objective == GipoSettings(sigma=0.5, kernel="cauchy")
-    assert isinstance(Config.model_validate({"objective": {"name": "ppo"}}).objective, PpoSettings)
-    with pytest.raises(ValidationError, match="it must be above 0"):
-        Config.model_validate({"objective": {"name": "gipo", "sigma": -1}})
+def test_settings_are_made_from_plain_values() -> None:
+    validate = registry.objectives.validate
+    assert validate({"name": "gipo", "sigma": 0.5, "kernel": "cauchy"}) == GipoSettings(0.5, kernel="cauchy")
+    assert validate("ppo") == validate({"name": "ppo"}) == PpoSettings()
+    for wrong, message in (
+        ({"name": "gipo", "sigma": -1}, "it must be above 0"),
+        ({"name": "gipo", "sigma": "wide"}, r"objective\.sigma is 'wide'"),
+        ({"name": "ppo", "sigma": 1.0}, r"unknown setting 'objective\.sigma'"),
+        ({"sigma": 1.0}, "expected settings with a name"),
+    ):
+        with pytest.raises(UserError, match=message):
+            validate(wrong)

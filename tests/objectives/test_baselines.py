@@ -68,7 +68,7 @@ def test_sapo_is_autograd_of_its_definition(
     loss = sapo_definition(variable, advantages, tau_pos, tau_neg)
     (expected,) = torch.autograd.grad(loss.sum(), variable)
     objective = SapoSettings(tau_pos=tau_pos, tau_neg=tau_neg)
-    surrogate = sapo(variable.detach(), advantages, objective)
+    surrogate = objective.surrogate(variable.detach(), advantages)
     torch.testing.assert_close(surrogate.loss, loss.detach(), rtol=1e-9, atol=1e-12)
     gradient = -surrogate.coefficient * advantages
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)

@@ -64,10 +64,8 @@ def test_gaussian_bound_of_the_coefficient(sigma: float, bound: float, evaluate:
 @settings(derandomize=True, deadline=None)
 @given(log_ratio=st.floats(-80, 80), advantage=st.floats(-10, 10), sigma=st.floats(0.05, 3))
 def test_each_term_is_bounded(log_ratio: float, advantage: float, sigma: float) -> None:
-    surrogate = gipo(
-        torch.tensor([log_ratio], dtype=torch.float64),
-        torch.tensor([advantage], dtype=torch.float64),
-        GipoSettings(sigma=sigma, sigma_neg_ratio=1.0),
+    surrogate = GipoSettings(sigma=sigma, sigma_neg_ratio=1.0).surrogate(
+        torch.tensor([log_ratio], dtype=torch.float64), torch.tensor([advantage], dtype=torch.float64)
     )
     assert surrogate.loss.abs().item() <= math.exp(sigma**2 / 2) * abs(advantage) * (1 + 1e-12)
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit import CreditContext, GroupEpisode, InformationGainSettings, scorers
+from gipo_vla.credit import CreditContext, GroupEpisode
+from gipo_vla.credit.information_gain.instruction import InstructionScorerSettings
 from gipo_vla.policies.base import HasFeatures, Policy, ReadsInstructions
 from gipo_vla.policies.lora import LoraSettings, adapter_parameters
 from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, OpenVlaOftSettings, build
@@ -84,9 +85,7 @@ def test_the_scorer_never_changes(
 ) -> None:
     spec = make_spec()
     policy = build(dataclasses.replace(tiny_settings, full_vocabulary=True, training=training), spec)
-    scorer = scorers.create(
-        "instruction", InformationGainSettings(scorer="instruction"), context(policy, spec)
-    )
+    scorer = InstructionScorerSettings().build(context(policy, spec))
     seen = {name: tensor.numpy() for name, tensor in make_observations(spec, 5).items()}
     seen["task"] = np.zeros(5, np.int64)
     one = np.ones((4, 1), bool)
@@ -100,9 +99,7 @@ def test_the_scorer_never_changes(
     scorer.refresh(lambda total: total)
     (after,) = scorer.score([episode])  # type: ignore[misc]
     np.testing.assert_array_equal(after, before)
-    other = scorers.create(
-        "instruction", InformationGainSettings(scorer="instruction"), context(policy, spec)
-    )
+    other = InstructionScorerSettings().build(context(policy, spec))
     other.load_state_dict(scorer.state_dict())
     np.testing.assert_array_equal(other.score([episode])[0], before)  # type: ignore[index]
 
@@ -112,11 +109,7 @@ def test_a_network_that_speaks_actions_only_is_refused(
 ) -> None:
     spec = make_spec()
     with pytest.raises(UserError, match=r"policy\.full_vocabulary=true"):
-        scorers.create(
-            "instruction",
-            InformationGainSettings(scorer="instruction"),
-            context(build(tiny_settings, spec), spec),
-        )
+        InstructionScorerSettings().build(context(build(tiny_settings, spec), spec))
 
 
 def test_features_tell_pictures_apart(
