@@ -130,8 +130,8 @@ def _expert_chunks(folder: Path, spec: EnvironmentSpec, match: str, chunk: int) 
     chosen, task_of = np.concatenate(rows), np.concatenate(tasks)
     if set(task_of.tolist()) != set(found.task_index):
         raise UserError(
-            f"credit.scorer.demonstrations={folder}: some task has no demonstration of a whole chunk of {chunk} "
-            "actions; record longer ones, or lower policy.chunk"
+            f"credit.scorer.demonstrations={folder}: some task has no demonstration of a whole chunk of "
+            f"{chunk} actions; record longer ones, or lower policy.chunk"
         )
     seen = {match: found.observations[match][chosen]}
     actions = found.actions[found.observed_at[chosen][:, None] + np.arange(chunk)]

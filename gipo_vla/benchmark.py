@@ -41,9 +41,8 @@ from gipo_vla.assembly import build_policy, environment_spec, rollout_environmen
 from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device, rank
 from gipo_vla.planning import plan
-from gipo_vla.policies.base import Policy
+from gipo_vla.policies.base import Policy, network_dtype
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
-from gipo_vla.policies.base import network_dtype
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.rollout.actor import Actor

@@ -1,8 +1,8 @@
 """The small command-line function that all entry points share.
 
-Every command takes Hydra overrides as arguments, shows the config groups with ``--help``, explains a setting with
-``--help KEY`` and prints the composed settings with ``--cfg``. A mistake of the user's is one line on stderr with exit
-status 2 instead of a traceback.
+Every command takes Hydra overrides as arguments, shows the config groups with ``--help``, explains a setting
+with ``--help KEY`` and prints the composed settings with ``--cfg``. A mistake of the user's is one line on
+stderr with exit status 2 instead of a traceback.
 """
 
 from __future__ import annotations
@@ -90,6 +90,6 @@ def _help(usage: str, config_name: str) -> str:
     lines += [
         "",
         "Any single setting: key=value, for instance objective.sigma=0.5 replay.capacity=20000 seed=1.",
-        "--cfg prints every setting with its value, --help KEY what one means (docs/settings.md has all of them).",
+        "--cfg prints every setting with its value, --help KEY what one means (docs/settings.md has all).",
     ]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from gipo_vla.settings.composition import (  # noqa: F401
     MISSING,
+    PATH_KEYS,
     compose_yaml,
     config_folder,
     groups,

@@ -24,11 +24,11 @@ from gipo_envs.errors import UserError
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.imitation.settings import AnyRun, SftConfig
+from gipo_vla.policies.base import network_dtype
 from gipo_vla.policies.memory_plan import MemoryPlan, Workload, plan_memory
 from gipo_vla.policies.openvla_oft.prompt import prompt_ids
 from gipo_vla.policies.openvla_oft.settings import ACTION_IDS, OpenVlaOftSettings
 from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
-from gipo_vla.policies.base import network_dtype
 from gipo_vla.replay.plan import memory_plan as replay_plan
 from gipo_vla.replay.segment import SegmentLayout, layout
 from gipo_vla.rollout.memory import worker_bytes

@@ -154,7 +154,12 @@ def test_demonstrations_of_a_file_are_scored(make_pipeline: MakePipeline, tmp_pa
         for number in range(3)
     )
     demonstrations.write(folder, spec, episodes, "made up")
-    overrides = (*GAIN, "credit.scorer=demonstration", f"credit.scorer.demonstrations={folder}", "policy.chunk=2")
+    overrides = (
+        *GAIN,
+        "credit.scorer=demonstration",
+        f"credit.scorer.demonstrations={folder}",
+        "policy.chunk=2",
+    )
     pipeline = make_pipeline(*overrides, f"credit.scorer.match={match}", "replay.segment_length=5")
     rows = iterations(pipeline, 4)
     assert rows[-1]["credit/scorer_version"] == 1 and rows[-1]["credit/gain_std"] > 0

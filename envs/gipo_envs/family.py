@@ -1,8 +1,9 @@
 """What a family of environments declares about itself.
 
-A *family* is a set of tasks that one simulator plays: Meta-World is one, each suite of LIBERO is one. Everything
-that the rest of the project must know of a family stands in its ``Family``: how to make an environment, what a
-worker process costs, whether there are scripted experts, and how ``python -m gipo_vla.doctor`` probes it.
+A *family* is a set of tasks that one simulator plays: Meta-World is one, each suite of LIBERO is one.
+Everything that the rest of the project must know of a family stands in its ``Family``: how to make an
+environment, what a worker process costs, whether there are scripted experts, and how ``python -m
+gipo_vla.doctor`` probes it.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class Family:
     name: str
     """The value of ``env.family``, and the option ``env=NAME``."""
     make_spec: Callable[[EnvironmentSettings], EnvironmentSpec]
-    """Checks settings and describes the environment they mean. Must not import the simulator: the trainer calls
-    it before any worker is started."""
+    """Checks settings and describes the environment they mean. Must not import the simulator: the trainer
+    calls it before any worker is started."""
     make: Callable[[EnvironmentSettings], Environment]
     """Constructs an environment in this process."""
     worker_cost: WorkerCost
@@ -83,7 +84,8 @@ class Family:
     make_expert: Callable[[str], Expert] | None = None
     """The scripted expert of a task by its name; None where there are no experts."""
     make_bare_simulator: Callable[[EnvironmentSettings, EnvironmentSpec, int], BareSimulator] | None = None
-    """The library's own simulator of the first task, for settings, spec and the chunk after which cameras draw.
+    """The library's own simulator of the first task, for settings, spec and the chunk after which cameras
+    draw.
     None: there is no library behind the family."""
     probe: Probe | None = None
     """How ``python -m gipo_vla.doctor`` tries the family; several families may share one."""

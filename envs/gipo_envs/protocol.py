@@ -194,7 +194,8 @@ class EnvironmentSettings:
     reward_scale: float | None = None
     """Rewards are multiplied by this for learning. None: the family's own scale for the kind of reward."""
     end_on_success: bool | None = None
-    """A training episode ends at its first success. None: false with dense reward, true with sparse reward."""
+    """A training episode ends at its first success. None: false with dense reward, true with sparse
+    reward."""
     step_limit: int | None = None
     """Env steps after which an episode is truncated; None: the family's own."""
     action_repeat: int = 1

@@ -1,8 +1,9 @@
 """Families of environments by name.
 
-Every subpackage of ``gipo_envs`` registers its families when it is imported, and all of them are imported when the
-first name is looked up: they import their simulators only when an environment is made, so that a trainer's main
-process refuses bad settings within milliseconds. A family of a user's is registered by a plugin.
+Every subpackage of ``gipo_envs`` registers its families when it is imported, and all of them are imported
+when the first name is looked up: they import their simulators only when an environment is made, so that a
+trainer's main process refuses bad settings within milliseconds. A family of a user's is registered by a
+plugin.
 """
 
 from __future__ import annotations

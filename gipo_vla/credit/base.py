@@ -227,7 +227,8 @@ def stored_advantages(batch: CreditBatch) -> Tensor:
 class CreditSettings(Protocol):
     """Settings of a credit: a frozen dataclass, known by the default of its field ``name``.
 
-    What stands here with a body is what most credits declare; a class that inherits it overrides what differs.
+    What stands here with a body is what most credits declare; a class that inherits it overrides what
+    differs.
     """
 
     needs_groups: ClassVar[bool] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,6 @@ from gipo_vla.checkpoint.locate import find_checkpoint
 from gipo_vla.checkpoint.policy_files import load_policy
 from gipo_vla.imitation.settings import AnyRun, read_run
 from gipo_vla.policies.base import Policy
-
-FREE = {
-    "greedy",
-    "normalizer_iterations",
-    "activation_checkpointing",
-    "compile",
-    # The frozen base may lie elsewhere by now. That it is the same one is the user's word.
-    "checkpoint",
-    "base_checkpoint",
-    "random_weights",
-}
-"""Settings of a policy that neither its tensors nor their meaning depend on."""
 
 
 def find(config: AnyRun) -> Path:
@@ -49,7 +38,7 @@ def load(policy: Policy, origin: Path, config: AnyRun) -> None:
             f"init_from={config.init_from} holds a policy {there.name}, this run's is {config.policy.name}: "
             "give this run the same policy"
         )
-    differing = _differences(asdict(there), asdict(config.policy))
+    differing = _differences(asdict(there), asdict(config.policy), {*there.movable, *there.free})
     if differing:
         raise UserError(
             f"init_from={config.init_from} holds another policy ({'; '.join(differing[:3])}"
@@ -64,13 +53,19 @@ def load(policy: Policy, origin: Path, config: AnyRun) -> None:
         ) from error
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "policy.") -> list[str]:
-    """``policy.key is x there, y here`` for every setting that must agree and does not."""
+def _differences(
+    there: dict[str, Any], here: dict[str, Any], free: Collection[str], prefix: str = "policy."
+) -> list[str]:
+    """``policy.key is x there, y here`` for every setting that must agree and does not.
+
+    Args:
+        free: settings of the policy on which neither its tensors nor their meaning depend.
+    """
     found = []
     for key in sorted(there.keys() | here.keys()):
         one, other = there.get(key), here.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
-            found += _differences(one, other, f"{prefix}{key}.")
-        elif one != other and not (prefix == "policy." and key in FREE):
+            found += _differences(one, other, (), f"{prefix}{key}.")
+        elif one != other and key not in free:
             found.append(f"{prefix}{key} is {one!r} there, {other!r} here")
     return found

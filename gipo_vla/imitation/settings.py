@@ -65,8 +65,10 @@ class LiberoHdf5Settings:
     """Read LIBERO's published demonstrations: a folder of ``<task>_demo.hdf5``."""
 
     path: str
+    """The folder."""
     name: Literal["libero_hdf5"] = "libero_hdf5"
     count: Positive | None = None
+    """Episodes taken of each task; None: all."""
     drop_no_ops: bool = True
     """Leave out actions that move nothing, as the data of the published checkpoints does."""
     rotate_images: bool = False
@@ -80,13 +82,18 @@ class LeRobotSettings:
     """Read a LeRobot data set's folder, of format 2 or 3."""
 
     path: str
+    """The folder of the data set."""
     images: tuple[str, ...] = ("observation.images.image", "observation.images.wrist_image")
     """Features to take as the environment's cameras, in their order: one for each of env.camera.names."""
     name: Literal["lerobot"] = "lerobot"
     count: Positive | None = None
+    """Episodes taken of each task; None: all."""
     proprio: str | None = "observation.state"
+    """Feature with the proprioception; None: the policy sees none."""
     actions: str = "action"
+    """Feature with the actions."""
     drop_no_ops: bool = True
+    """Leave out actions that move nothing."""
     rotate_images: bool = False
     """Turn images by 180 degrees to how the simulator renders them: true for upright data sets of LIBERO."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gipo_envs import families
 from gipo_vla.imitation.demonstrations import Demonstrations
 
 STILL = 1e-4
@@ -23,12 +24,13 @@ def dataset_statistics(demonstrations: Demonstrations, family: str) -> dict[str,
     """``{family: {"action": ..., "proprio": ..., "num_transitions": T, "num_trajectories": E}}``.
 
     Args:
-        family: of the environment; LIBERO's gripper is stored as its published data sets have it.
+        family: name of the environment's family; a gripper that opens or closes is stored as LIBERO's
+            published data sets have it.
     """
     actions = np.asarray(demonstrations.actions[demonstrations.action_rows])
-    libero = family.startswith("libero")
+    binary = families()[family].binary_gripper
     entry: dict[str, Any] = {
-        "action": action_statistics(_with_published_gripper(actions) if libero else actions, libero),
+        "action": action_statistics(_with_published_gripper(actions) if binary else actions, binary),
         "num_transitions": len(actions),
         "num_trajectories": len(demonstrations.records),
     }

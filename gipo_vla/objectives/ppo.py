@@ -25,7 +25,8 @@ from gipo_vla.objectives.base import Surrogate, finite_exp, register
 @register
 @dataclass(frozen=True)
 class PpoSettings:
-    """PPO's clipped surrogate: no gradient once the ratio has left the box on the side the advantage pushes to."""
+    """PPO's clipped surrogate: no gradient once the ratio has left the box on the side the advantage pushes
+    to."""
 
     name: Literal["ppo"] = "ppo"
     clip_low: float = 0.2

@@ -27,6 +27,7 @@ from gipo_vla.settings.schema import RegularizerSettings
 K3_LINEAR_FROM = 5.0
 """Log-ratio from which k3 goes on along its tangent."""
 
+
 class RegularizerOutput(NamedTuple):
     """Everything is float32 (N, K, D) and zero where masked; only ``loss`` carries a gradient."""
 

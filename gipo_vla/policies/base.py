@@ -224,7 +224,8 @@ class PolicySettings(Protocol):
         ...
 
     def build(self, context: BuildContext) -> Policy:
-        """The policy of these settings, on the context's device, with weights that depend on torch's seed alone.
+        """The policy of these settings, on the context's device, with weights that depend on torch's seed
+        alone.
 
         Raises:
             UserError: settings, environment and checkpoint do not go together.

@@ -29,6 +29,7 @@ class LoraSettings:
     """Which matrices get an adapter, and of which size."""
 
     rank: int = 32
+    """Inner size of every adapter."""
     alpha: float = 16.0
     """Adapters are scaled by alpha / rank. 16 with rank 32 is what OpenVLA-OFT publishes."""
     towers: tuple[Tower, ...] = ("language_model",)

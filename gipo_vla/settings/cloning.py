@@ -52,8 +52,11 @@ class CloningLearnerSettings:
     movable: ClassVar[tuple[str, ...]] = ("threads",)
 
     policy_learning_rate: PositiveFloat = 1e-3
+    """AdamW's rate."""
     warmup_steps: NonNegative = 20
+    """Updates over which the learning rate rises linearly from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine lets the learning rate fall to ``final_learning_rate_fraction`` by the last update."""
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     policy_gradient_clip: PositiveFloat = 1.0
     adam_beta1: Share = 0.9
@@ -77,6 +80,7 @@ class SimulationSettings:
     temperature: PositiveFloat = 1.0
     """Divides the logits in the sampled evaluation."""
     worker_timeout_s: PositiveFloat = 120.0
+    """A worker that answers nothing for this long counts as hung, and is replaced."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,13 @@ class FinalEvaluationSettings:
     """Episodes at the end, on initial states that no demonstration begins with."""
 
     episodes_per_task: Positive = 50
+    """Held-out initial states of each task."""
     mode: Literal["greedy", "sampled"] = "greedy"
+    """The mode of the headline in evaluation.json; the other is reported beside it."""
     video: bool = True
+    """Write a video of some evaluated episodes."""
     video_episodes: Positive = 4
+    """Episodes in the video."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """YAML files and a command line to settings: Hydra's compose API, with messages of our own.
 
-Defaults come from the settings classes: every section and every registered class is put into Hydra's store as a node of
-plain values, and the files in configs/ hold only what an option or an experiment changes. An option of a group is a
-registered class (``objective=ppo``), a family of environments (``env=metaworld``) or a file (``experiment=point_reach``).
+Defaults come from the settings classes: every section and every registered class is put into Hydra's store as
+a node of plain values, and the files in configs/ hold only what an option or an experiment changes. An option
+of a group is a registered class (``objective=ppo``), a family of environments (``env=metaworld``) or a file
+(``experiment=point_reach``).
 
-The compose API is used instead of ``@hydra.main`` because the run folder, the messages and the exit status are ours:
-every rank of a torchrun has to agree on one run folder, which Hydra's own cannot promise.
+The compose API is used instead of ``@hydra.main`` because the run folder, the messages and the exit status
+are ours: every rank of a torchrun has to agree on one run folder, which Hydra's own cannot promise.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def preset(group: str, name: str, values: Mapping[str, Any]) -> None:
     """Make an option of a group known, as a file in configs/ would; for plugins.
 
     Args:
-        group: for instance ``policy``, whose option sets keys of that section, or ``experiment``, which sets any.
+        group: for instance ``policy``, whose option sets keys of that section, or ``experiment``, which sets
+            any.
         values: nested settings. Under ``defaults`` stand options of other groups, as in a file.
     """
     _store(group, name, values, "_global_" if group == "experiment" else group.replace("/", "."))
@@ -78,7 +80,8 @@ def _store(group: str | None, name: str, node: Mapping[str, Any], package: str) 
 
 
 def _fill_store() -> None:
-    """Put the defaults of every settings class into Hydra's store; cheap enough to do before each composition."""
+    """Put the defaults of every settings class into Hydra's store; cheap enough to do before each
+    composition."""
     _store_defaults(tuple((one.section, *one.classes()) for one in registry.ALL), tuple(gipo_envs.families()))
 
 
@@ -115,8 +118,8 @@ def _store_class(one: registry.Registry[Any], name: str, cls: type[Any]) -> None
     node = OmegaConf.create({one.section: values})
     for key, value in elsewhere.items():
         OmegaConf.update(node, key, value, force_add=True)
-    defaults = {"defaults": [*inner, "_self_"]} if inner else {}
-    _store(one.group, name, defaults | OmegaConf.to_container(node), "_global_")  # type: ignore[operator]
+    whole: Any = OmegaConf.to_container(node)
+    _store(one.group, name, ({"defaults": [*inner, "_self_"]} if inner else {}) | whole, "_global_")
 
 
 def compose_yaml(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -151,7 +154,8 @@ PATH_KEYS = {"run_dir", "resume", "init_from", "env.assets", "checkpoint", "poli
 
 
 def repair(text: str) -> str:
-    """Rewrite what Hydra's grammar would reject but a user writes naturally: paths, and ``credit.scorer=NAME``."""
+    """Rewrite what Hydra's grammar would reject but a user writes naturally: paths, and
+    ``credit.scorer=NAME``."""
     key, separator, value = text.partition("=")
     plain = key.lstrip("+")
     if not separator or not value:

@@ -14,7 +14,7 @@ import re
 import textwrap
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -44,8 +44,15 @@ class Description:
 
 
 def describe(root: str) -> list[Description]:
-    """Every setting of ``train`` or ``sft``, those of all options included, in the order of the classes."""
-    return list(_of_class(ROOTS[root], "", ""))
+    """Every setting of ``train`` or ``sft``, those of all options included, in the order of the classes.
+
+    Where a cloning run's class says nothing, the setting means what it means in training.
+    """
+    found = list(_of_class(ROOTS[root], "", ""))
+    if root == "train":
+        return found
+    meanings = {one.key: one.meaning for one in describe("train")}
+    return [replace(one, meaning=one.meaning or meanings.get(one.key, "")) for one in found]
 
 
 def _of_class(cls: type[Any], prefix: str, option: str, given: Any = None) -> Iterator[Description]:
@@ -119,7 +126,7 @@ def _bounds(hint: Any) -> str:
 
 
 @functools.cache
-def field_strings(cls: type[Any]) -> dict[str, str]:
+def field_strings(cls: Any) -> dict[str, str]:
     """The string below each field of a class, in one paragraph, those of its bases included."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
@@ -184,9 +191,10 @@ def page() -> str:
     lines = [
         "# Settings",
         "",
-        "Every setting of `python -m gipo_vla.train` and `python -m gipo_vla.sft` with its default, made from the",
-        "settings classes by `python -m gipo_vla.settings.descriptions`. `--help KEY` shows the same for one key or one",
-        "section, options that plugins add included. A list is written `[a,b]`, nothing is written `null`.",
+        "Every setting of `python -m gipo_vla.train` and `python -m gipo_vla.sft` with its default, made",
+        "from the settings classes by `python -m gipo_vla.settings.descriptions`. `--help KEY` shows the same for",
+        "one key or one section, options that plugins add included. A list is written `[a,b]`, nothing",
+        "is written `null`.",
     ]
     training = describe("train")
     shown = {(one.key, one.option) for one in training}

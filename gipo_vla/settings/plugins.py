@@ -1,9 +1,9 @@
 """Plugins: modules of a user's that register objectives, credits, scorers, policies and simulators.
 
-``plugins=[my_module]`` on a command line imports the module in that process and, through the environment variable
-``GIPO_PLUGINS``, in every process that it starts: simulator workers, ranks, jobs of a sweep. A run remembers the names
-of its plugins, but a folder that is read never makes anything be imported: what it names has to be named on the
-command line or in ``GIPO_PLUGINS`` too.
+``plugins=[my_module]`` on a command line imports the module in that process and, through the environment
+variable ``GIPO_PLUGINS``, in every process that it starts: simulator workers, ranks, jobs of a sweep. A run
+remembers the names of its plugins, but a folder that is read never makes anything be imported: what it names
+has to be named on the command line or in ``GIPO_PLUGINS`` too.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def require(names: Iterable[str], source: object) -> None:
     if missing:
         listed = ",".join(missing)
         raise UserError(
-            f"{source} was made with the plugin {listed}, which is not imported because a folder names it: add "
-            f"plugins=[{listed}] to the command, or set {VARIABLE}={listed}"
+            f"{source} was made with the plugin {listed}, which is not imported because a folder names it: "
+            f"add plugins=[{listed}] to the command, or set {VARIABLE}={listed}"
         )
 
 

@@ -11,9 +11,9 @@ A class is registered with a decorator and known by the default of its field ``n
         width: float = 1.0
         \"\"\"Meaning of the setting, when to raise it, its unit.\"\"\"
 
-From then on ``objective=my_objective objective.width=2`` works on every command line: the option, its defaults, its
-checks and its help follow from the class. Classes of this project are found by importing every module of a package;
-those of a user's are registered by a plugin (``gipo_vla.settings.plugins``).
+From then on ``objective=my_objective objective.width=2`` works on every command line: the option, its
+defaults, its checks and its help follow from the class. Classes of this project are found by importing every
+module of a package; those of a user's are registered by a plugin (``gipo_vla.settings.plugins``).
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Registry(Generic[Settings]):
             ValueError: another class has this name.
         """
         if not dataclasses.is_dataclass(cls):
-            raise TypeError(f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) below the decorator")
+            raise TypeError(
+                f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) below the decorator"
+            )
         name = str(next(field.default for field in dataclasses.fields(cls) if field.name == "name"))
         known = self._classes.get(name)
         if known is not None and known.__qualname__ != cls.__qualname__:
@@ -122,7 +124,7 @@ STRICT = ConfigDict(extra="forbid")
 
 
 @functools.cache
-def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     if not hasattr(cls, "__pydantic_config__"):
         cls.__pydantic_config__ = STRICT
     return TypeAdapter(cls)

@@ -179,8 +179,8 @@ def digest(settings: Any) -> str:
 def may_change(settings: Any, key: str) -> bool:
     """Whether a resumed run may have another value of a setting.
 
-    The classes say so: ``fixed`` lists what would make it another run, ``movable`` exceptions from a section that
-    is fixed as a whole. The declaration nearest to the setting wins.
+    The classes say so: ``fixed`` lists what would make it another run, ``movable`` exceptions from a section
+    that is fixed as a whole. The declaration nearest to the setting wins.
 
     Args:
         settings: of the run.

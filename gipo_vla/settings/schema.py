@@ -1,8 +1,9 @@
 """The settings of a training run, section by section.
 
-What stands here are the sections that every run has. Sections that choose between classes (objective, credit, policy)
-are validated by their registry. A class may declare what a resumed run is allowed to change: ``fixed`` lists settings
-that would make it another run, ``movable`` exceptions from a section that is fixed as a whole (``gipo_vla.settings.rules``).
+What stands here are the sections that every run has. Sections that choose between classes (objective, credit,
+policy) are validated by their registry. A class may declare what a resumed run is allowed to change:
+``fixed`` lists settings that would make it another run, ``movable`` exceptions from a section that is fixed
+as a whole (``gipo_vla.settings.runs.may_change``).
 """
 
 from __future__ import annotations
@@ -49,13 +50,15 @@ class RegularizerSettings:
     """k3 needs the reference's log-probs, exact its logits."""
 
     def __post_init__(self) -> None:
-        for field in ("entropy_coefficient", "kl_behaviour_coefficient", "kl_reference_coefficient"):
-            value = getattr(self, field)
+        for key in ("entropy_coefficient", "kl_behaviour_coefficient", "kl_reference_coefficient"):
+            value = getattr(self, key)
             if not 0 <= value < float("inf"):
-                raise UserError(f"regularizers.{field} is {value}: it must be 0 (off) or above; 0.001 to 0.1 is usual")
-        for field in ("kl_behaviour", "kl_reference"):
-            if getattr(self, field) not in ("k3", "exact"):
-                raise UserError(f"regularizers.{field} is {getattr(self, field)}: it must be k3 or exact")
+                raise UserError(
+                    f"regularizers.{key} is {value}: it must be 0 (off) or above; 0.001 to 0.1 is usual"
+                )
+        for key in ("kl_behaviour", "kl_reference"):
+            if getattr(self, key) not in ("k3", "exact"):
+                raise UserError(f"regularizers.{key} is {getattr(self, key)}: it must be k3 or exact")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class ReplaySettings:
     memory_limit_gb: PositiveFloat = 8.0
     """Host memory for one rank's shard; slots beyond it evict the oldest segment early."""
     sampler: Literal["uniform", "recency"] = "uniform"
+    """uniform: every drawable segment alike. recency: newer segments more often."""
     recency_half_life: PositiveFloat = 0.25
     """sampler=recency: the weight of a segment halves every this fraction of the segments held."""
 
@@ -127,7 +131,9 @@ class LearnerSettings:
     micro_batch_segments: Positive = 32
     """Segments in one forward on one rank."""
     policy_learning_rate: PositiveFloat = 1e-3
+    """AdamW's rate for the policy's parameters."""
     value_learning_rate: PositiveFloat = 1e-3
+    """AdamW's rate for the value's parameters."""
     warmup_iterations: NonNegative = 0
     """The learning rates rise linearly from 0 over this many iterations ..."""
     schedule: Literal["cosine", "constant"] = "constant"
@@ -135,25 +141,33 @@ class LearnerSettings:
     schedule_iterations: Positive | None = None
     """... fall to ``final_learning_rate_fraction`` by this iteration (None: ``iterations``)."""
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """What is left of the learning rates at the end of schedule=cosine, as a share."""
     value_only_updates: NonNegative = 0
     """The first updates train the value alone (a policy that can already do something is worth more than
     the advantages of an untrained value)."""
     policy_gradient_clip: PositiveFloat = 1.0
+    """Largest norm of the policy's gradient; a larger one is scaled down to it."""
     value_gradient_clip: PositiveFloat = 1.0
+    """Largest norm of the value's gradient."""
     value_loss_coefficient: PositiveFloat = 1.0
+    """Weight of the value loss beside the policy loss."""
     huber_delta: PositiveFloat = 1.0
     """Value errors beyond this (in scaled return) count linearly."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of AdamW's mean of gradients."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of AdamW's mean of squared gradients."""
     adam_epsilon: PositiveFloat = 1e-8
+    """What AdamW adds to the root of the squares."""
     max_nonfinite_updates: Positive = 10
     """Updates in a row that may be skipped for a loss or gradient that is not finite."""
     zero_stage: Literal["auto", 1, 2] = "auto"
     """DeepSpeed's ZeRO stage; auto: 1 on CPU, 2 on GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where learner and behaviour policy live; auto: a GPU if torch finds one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What a vision-language-action network computes in; auto: bfloat16 on GPU, float32 on CPU. Heads, log-probs
-    and small policies are float32 always."""
+    """What a vision-language-action network computes in; auto: bfloat16 on GPU, float32 on CPU. Heads,
+    log-probs and small policies are float32 always."""
     threads: Positive = 1
     """Torch's CPU threads a rank. More than one beside busy simulator workers is slower, not faster."""
 
@@ -163,13 +177,17 @@ class EvaluationSettings:
     """Episodes on initial states that training never draws."""
 
     episodes_per_task: Positive = 50
+    """Held-out initial states of each task in the evaluation at the end, the same for every policy."""
     every_env_steps: Positive | None = None
     """Also evaluate during training, for the learning curve. None: only at the end."""
     mode: Literal["greedy", "sampled"] = "greedy"
     """The mode of the headline in evaluation.json; the other is reported beside it."""
     during_training_episodes_per_task: Positive = 20
+    """Held-out initial states of each task in an evaluation during training."""
     video: bool = True
+    """Write a video of some evaluated episodes."""
     video_episodes: Positive = 4
+    """Episodes in the video."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +205,7 @@ class TelemetrySettings:
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """Where metrics also go: auto is online with an API key, else offline."""
     wandb_project: str = "gipo_vla"
+    """Project of the runs at Weights & Biases."""
     report: bool = True
     """Write report.html at the end (two seconds)."""
     log_every: Positive = 10
@@ -250,6 +269,6 @@ class TrainingSettings:
             )
         if self.credit.needs_groups and rollout.group_size < 2:
             raise UserError(
-                f"credit={self.credit.name} compares episodes of one initial state: set rollout.group_size to "
-                "2 or more"
+                f"credit={self.credit.name} compares episodes of one initial state: set rollout.group_size "
+                "to 2 or more"
             )

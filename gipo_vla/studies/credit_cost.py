@@ -24,15 +24,15 @@ import torch
 from gipo_vla.assembly import build_policy, environment_spec, policy_features
 from gipo_vla.config import Config
 from gipo_vla.credit import (
-    CreditSettings,
     CreditContext,
+    CreditSettings,
     GaeSettings,
     GraphSettings,
     GroupSettings,
     InformationGainSettings,
-    create,
 )
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, ExpertChunks
+from gipo_vla.credit.information_gain.demonstration import DemonstrationScorerSettings
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.planning import Plans, plan
@@ -59,7 +59,7 @@ CREDITS: dict[str, CreditSettings] = {
     "information_gain": InformationGainSettings(),
     "information_gain, base=gae": InformationGainSettings(base="gae"),
     "information_gain, scorer=demonstration": InformationGainSettings(
-        scorer="demonstration", demonstrations="made up"
+        scorer=DemonstrationScorerSettings(demonstrations="made up")
     ),
 }
 
@@ -137,7 +137,7 @@ class _Iteration:
             rng.uniform(-1, 1, (DEMONSTRATED, policy.chunk, plans.spec.action_size)).astype(np.float32),
             np.zeros(DEMONSTRATED, np.int64),
         )
-        self.credit.prepare(CreditContext(plans.spec, policy, device, 0, chunks))
+        self.credit.prepare(CreditContext(plans.spec, policy, device, 0, lambda folder, match: chunks))
         capacity = max(settings.replay.capacity, ROLLOUTS * CHUNKS)
         replay = SegmentRing(plans.layout, capacity, 8 << 30, samplers.uniform)
         features = policy_features(policy, device)

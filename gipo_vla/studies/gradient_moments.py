@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gipo_vla.objectives import GipoSettings, NoClipSettings, PpoSettings, SapoSettings
-from gipo_vla.objectives.base import ObjectiveSettings, get
+from gipo_vla.objectives.base import ObjectiveSettings
 from gipo_vla.studies.grid_world import ACTIONS, Array, advantages, leaning
 
 UNIFORM = np.full(4, 0.25)

@@ -25,10 +25,10 @@ from gipo_vla.credit import (
     InformationGainSettings,
 )
 from gipo_vla.credit.information_gain import discounted_sums, information_gain, standardized_by_index
-from gipo_vla.credit.information_gain.scorers import Scorer, Scores, ScorerSettings
-from gipo_vla.credit.information_gain.success_belief import SuccessBeliefSettings
 from gipo_vla.credit.information_gain.demonstration import DemonstrationScorerSettings
 from gipo_vla.credit.information_gain.instruction import InstructionScorerSettings
+from gipo_vla.credit.information_gain.scorers import Scorer, ScorerSettings, Scores
+from gipo_vla.credit.information_gain.success_belief import SuccessBeliefSettings
 from gipo_vla.settings.registry import credits
 
 SPEC = make_spec(EnvironmentSettings("point_reach", "reach", ("state", "landmarks")))

@@ -171,7 +171,9 @@ def test_bad_settings_are_explained(make: Any, message: str) -> None:
 
 def test_settings_are_made_from_plain_values() -> None:
     validate = registry.objectives.validate
-    assert validate({"name": "gipo", "sigma": 0.5, "kernel": "cauchy"}) == GipoSettings(0.5, kernel="cauchy")
+    assert validate({"name": "gipo", "sigma": 0.5, "kernel": "cauchy"}) == GipoSettings(
+        sigma=0.5, kernel="cauchy"
+    )
     assert validate("ppo") == validate({"name": "ppo"}) == PpoSettings()
     for wrong, message in (
         ({"name": "gipo", "sigma": -1}, "it must be above 0"),

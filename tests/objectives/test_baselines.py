@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gipo_vla.objectives import NoClipSettings, PpoSettings, SapoSettings
-from gipo_vla.objectives.sapo import sapo
 
 GRID = torch.linspace(-3, 3, 60)  # no point on a clip boundary
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gipo_vla.objectives import GipoSettings, NoClipSettings, PpoSettings
-from gipo_vla.objectives.gipo import gipo
 from gipo_vla.objectives.kernels import KERNELS
 
 KERNEL_NAMES = sorted(KERNELS)

@@ -67,9 +67,7 @@ def _facts(suite: str) -> FamilyFacts:
     )
 
 
-def make_bare_simulator(
-    settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int
-) -> BareSimulator:
+def make_bare_simulator(settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int) -> BareSimulator:
     """LIBERO's own environment, its cameras drawn once a chunk."""
     from gipo_envs.libero.benchmark import LiberoLoop
 

@@ -38,4 +38,6 @@ def run() -> str:
     began = time.perf_counter()
     environment.observe()
     frames = f", two frames in {(time.perf_counter() - began) * 1e3:.0f} ms" if len(observations) > 1 else ""
-    return f"libero_spatial 0 made in {made:.1f} s, {rate:,.0f} env steps a second{frames}; assets in {folder}"
+    return (
+        f"libero_spatial 0 made in {made:.1f} s, {rate:,.0f} env steps a second{frames}; assets in {folder}"
+    )

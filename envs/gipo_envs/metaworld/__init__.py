@@ -57,9 +57,7 @@ def make_expert(task: str) -> Expert:
     return expert(task)
 
 
-def make_bare_simulator(
-    settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int
-) -> BareSimulator:
+def make_bare_simulator(settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int) -> BareSimulator:
     """The task's own class of metaworld, without wrappers."""
     from gipo_envs.metaworld.library import bare_simulator
 

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit.graph import state_graph, state_keys
 from gipo_vla.credit.base import (
     FEATURES,
     CreditAssigner,
@@ -38,10 +37,11 @@ from gipo_vla.credit.base import (
     register,
     stored_advantages,
 )
-from gipo_vla.credit.group import Outcome, episode_outcome, group_relative
-from gipo_vla.credit.normalization import NormalizationMode, check_normalize
+from gipo_vla.credit.graph import state_graph, state_keys
 from gipo_vla.credit.graph.snapshot import GraphSnapshot, hand_axes
 from gipo_vla.credit.graph.state_graph import EdgeReward, Ids
+from gipo_vla.credit.group import Outcome, episode_outcome, group_relative
+from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 from gipo_vla.policies.base import HasFeatures
 
 METRICS = ("merge_ratio", "branching_share", "nonzero_share", "reachable_share", "fallback_share")
@@ -50,7 +50,8 @@ METRICS = ("merge_ratio", "branching_share", "nonzero_share", "reachable_share",
 @register
 @dataclass(frozen=True)
 class GraphSettings(CreditSettings):
-    """GraphGPO: credit for single steps, from a graph of the states that episodes from one initial state share."""
+    """GraphGPO: credit for single steps, from a graph of the states that episodes from one initial state
+    share."""
 
     needs_groups: ClassVar[bool] = True
     sets: ClassVar[Mapping[str, Any]] = {"rollout.group_size": 8}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditContext, GroupEpisode, SumOverRanks
-from gipo_vla.credit.information_gain.scorers import Scorer, Scores, ScorerSettings, register
+from gipo_vla.credit.information_gain.scorers import Scorer, ScorerSettings, Scores, register
 from gipo_vla.policies.base import copy_trainable
 
 ROWS_AT_A_TIME = 64
@@ -64,9 +64,10 @@ class DemonstrationScorer(Scorer):
         self.version = 0
         self.match = settings.match
         if self.match not in context.spec.observation:
+            known = [name for name in ("landmarks", "state") if name in context.spec.observation]
             raise UserError(
-                f"credit.scorer.match is {self.match}, but this environment observes no {self.match}: set it to one "
-                f"of {', '.join(name for name in ('landmarks', 'state') if name in context.spec.observation)}"
+                f"credit.scorer.match is {self.match}, but this environment observes no {self.match}: set it "
+                f"to one of {', '.join(known)}"
             )
         self.policy, self.device = context.policy, context.device
         self._trainable = [name for name, p in context.policy.named_parameters() if p.requires_grad]

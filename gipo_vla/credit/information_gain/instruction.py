@@ -20,7 +20,7 @@ from torch import nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditContext, GroupEpisode
-from gipo_vla.credit.information_gain.scorers import Scorer, Scores, ScorerSettings, register
+from gipo_vla.credit.information_gain.scorers import Scorer, ScorerSettings, Scores, register
 from gipo_vla.policies.base import ReadsInstructions
 
 ROWS_AT_A_TIME = 16

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit.base import FEATURES, CreditContext, GroupEpisode, SumOverRanks
-from gipo_vla.credit.information_gain.scorers import Scorer, Scores, ScorerSettings, register
+from gipo_vla.credit.information_gain.scorers import Scorer, ScorerSettings, Scores, register
 from gipo_vla.policies.base import HasFeatures
 
 WIDTH = 64
@@ -38,7 +38,8 @@ BINS = 10
 @register
 @dataclass(frozen=True)
 class SuccessBeliefSettings(ScorerSettings):
-    """A small network, trained on this run's episodes, that estimates from a state whether its episode succeeds."""
+    """A small network, trained on this run's episodes, that estimates from a state whether its episode
+    succeeds."""
 
     name: Literal["success_belief"] = "success_belief"
     input: Literal["landmarks", "state", "features"] = "landmarks"

@@ -30,9 +30,11 @@ class TowerSettings:
     """One vision transformer, as published (its last block is part of the files but never runs)."""
 
     width: int
+    """Features of a token."""
     depth: int
     """Blocks in the published files. The features are the output of the second-to-last one."""
     heads: int
+    """Attention heads; divides the width."""
     mlp: int
     """Width of the hidden layer of each block's MLP."""
 
@@ -55,12 +57,17 @@ class Architecture:
     hidden: int = 4096
     """Width of the Llama."""
     intermediate: int = 11008
+    """Width of the hidden layer of each block's MLP."""
     layers: int = 32
+    """Blocks of the Llama."""
     heads: int = 32
+    """Attention heads of the Llama; divides ``hidden``."""
     key_value_heads: int = 32
+    """Heads of keys and values; divides ``heads``."""
     rms_norm_eps: float = 1e-6
     """1e-6 in the published model (Llama-2 itself has 1e-5, which moves the logits by 5e-4)."""
     rope_theta: float = 10_000.0
+    """Base of the rotary positions."""
     vocabulary: int = 32_064
     """Rows of the embedding table, the 64 padding rows included."""
     prompt_end: int = 29_871
