@@ -213,7 +213,7 @@ class Pipeline:
     def _measure_floor(self) -> dict[str, float]:
         """Of all ranks, on what their environments show now; changes nothing."""
         config = self.config
-        size = config.learner.micro_batch_segments * config.replay.segment_length
+        size = self.learner.micro_batch_sizes[0] * config.replay.segment_length
         observations = self.actor.present_observations()
         own = log_ratio_floor(self.policy, observations, size, config.rollout.temperature)
         return floor_metrics(torch.cat(group.gather(own.cpu())))

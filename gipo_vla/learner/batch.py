@@ -9,8 +9,9 @@ action dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -74,14 +75,15 @@ def count_valid(segments: Arrays) -> tuple[int, int]:
 
 def split(
     segments: Arrays,
-    size: int,
+    sizes: Sequence[int],
     device: torch.device,
     reward_scale: float,
     version: int,
     iteration: int,
 ) -> Iterator[MicroBatch]:
-    """Cut drawn segments into micro-batches of ``size`` segments."""
-    for start in range(0, len(segments["length"]), size):
+    """Cut drawn segments into micro-batches of these many segments each; see ``micro_batches``."""
+    for stop, size in zip(accumulate(sizes), sizes):
+        start = stop - size
         part = {name: array[start : start + size] for name, array in segments.items()}
         yield _micro_batch(part, device, reward_scale, version, iteration)
 

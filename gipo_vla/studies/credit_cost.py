@@ -34,6 +34,7 @@ from gipo_vla.credit import (
 )
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, ExpertChunks
 from gipo_vla.distributed import group
+from gipo_vla.learner.micro_batches import micro_batch_sizes
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.planning import Plans, plan
 from gipo_vla.policies.base import Policy
@@ -146,9 +147,9 @@ class _Iteration:
         for episodes in self.groups:
             for segment in (segment for episode in episodes for segment in episode):
                 replay.add(segment)
-        learner = settings.learner
-        self.batches = learner.updates * (learner.batch_segments // learner.micro_batch_segments)
-        self.batch = _batch(plans, learner.micro_batch_segments)
+        sizes = micro_batch_sizes(settings.learner.batch_segments, settings.learner.micro_batch_segments)
+        self.batches = settings.learner.updates * len(sizes)
+        self.batch = _batch(plans, sizes[0])
         self.refresh_every = getattr(own, "refresh_every", 1)
         self._ask_about_groups()  # a scorer has to have learned before it costs anything
         self._end_iterations()

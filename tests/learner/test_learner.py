@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gipo_envs.errors import UserError
+from gipo_vla.distributed import group
 from gipo_vla.learner.batch import count_valid, split
 from gipo_vla.learner.learner import Learner, NonFiniteError
 from gipo_vla.replay.segment import Arrays
@@ -148,9 +149,25 @@ def test_saved_tensors_are_copies(
     assert_same_weights(tensors, before)
 
 
-def test_batches_that_cannot_be_shared_out_are_refused(make_learner: MakeLearner) -> None:
-    with pytest.raises(UserError, match=r"learner\.batch_segments is 5.*micro_batch_segments 2"):
-        make_learner(batch_segments=5, micro_batch_segments=2)
+def test_batches_that_ranks_cannot_share_are_refused(
+    make_learner: MakeLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"learner\.batch_segments is 5, which 2 ranks .* cannot share"):
+        make_learner(batch_segments=5)
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, (1, 1, 1)), (2, (2, 1)), (3, (3,)), (32, (3,))])
+def test_a_share_is_cut_by_the_bound(
+    make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, most: int, sizes: tuple[int, ...]
+) -> None:
+    learner = make_learner(batch_segments=3, micro_batch_segments=most)
+    assert learner.micro_batch_sizes == sizes
+    assert learner.engine.gradient_accumulation_steps() == learner.micro_batches == len(sizes)
+    assert learner.engine.train_micro_batch_size_per_gpu() == sizes[0]
+    begun = learner.begin(make_batch(3), 3)
+    assert tuple(len(batch.mask) for batch in begun.micro_batches) == sizes
+    assert update(learner, make_batch(3))["learner/skipped"] == 0 and learner.engine.global_steps == 1
 
 
 def test_valid_tokens_are_counted(make_batch: MakeBatch) -> None:
@@ -161,7 +178,7 @@ def test_valid_tokens_are_counted(make_batch: MakeBatch) -> None:
 
 def test_micro_batches_hold_the_valid_transitions_in_order(make_batch: MakeBatch) -> None:
     batch = make_batch(4)
-    parts = list(split(batch, 2, torch.device("cpu"), 0.5, version=9, iteration=4))
+    parts = list(split(batch, (2, 2), torch.device("cpu"), 0.5, version=9, iteration=4))
     assert [len(part.mask) for part in parts] == [2, 2]
     row = 0
     for part_number, part in enumerate(parts):
