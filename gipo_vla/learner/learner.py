@@ -34,7 +34,7 @@ from gipo_vla.objectives.base import ObjectiveSettings, objective_loss
 from gipo_vla.objectives.diagnostics import StalenessDiagnostics, staleness_metrics
 from gipo_vla.objectives.regularizers import RegularizerSettings, regularizer_loss
 from gipo_vla.policies.base import Evaluation, Policy
-from gipo_vla.replay.segment import Arrays
+from gipo_vla.replay.segment import SegmentBatch
 
 # Indices of the sums that one update collects over micro-batches and ranks.
 _SUMS = (
@@ -137,7 +137,7 @@ class Learner:
 
     # --------------------------------------------------------------------------------------------- update
 
-    def begin(self, segments: Arrays, iteration: int) -> Update:
+    def begin(self, segments: SegmentBatch, iteration: int) -> Update:
         """Take a drawn batch (this rank's share): count it over ranks, move it, make the normaliser ready."""
         transitions, tokens = count_valid(segments)
         counts = torch.tensor([transitions, tokens], dtype=torch.int64, device=self.device)

@@ -16,7 +16,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from gipo_vla.planning import Plans, plan
 from gipo_vla.policies.base import Policy
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
-from gipo_vla.replay.segment import Arrays
+from gipo_vla.replay.segment import Segment
 from gipo_vla.rollout.groups import GroupAdvantages
 
 ROLLOUTS = 64
@@ -181,12 +180,12 @@ def _timed(action: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def _group(plans: Plans, number: int, size: int, rng: np.random.Generator) -> Sequence[list[Arrays]]:
+def _group(plans: Plans, number: int, size: int, rng: np.random.Generator) -> Sequence[list[Segment]]:
     """Episodes of one made-up group, as the segments that an actor closes."""
     return [_episode(plans, number, env, env % 4 == 0, rng) for env in range(size)]
 
 
-def _episode(plans: Plans, number: int, env: int, success: bool, rng: np.random.Generator) -> list[Arrays]:
+def _episode(plans: Plans, number: int, env: int, success: bool, rng: np.random.Generator) -> list[Segment]:
     names = [landmark.name for landmark in plans.spec.landmarks]
     walk = np.zeros((CHUNKS + 1, len(names)), np.float32)
     hand = [index for index, name in enumerate(names) if name.startswith("hand")]
@@ -194,30 +193,21 @@ def _episode(plans: Plans, number: int, env: int, success: bool, rng: np.random.
     walk[1:, hand] = rng.normal(scale=STRIDE, size=(CHUNKS, len(hand))).cumsum(axis=0)
     moves = rng.random((CHUNKS, 1)) < 0.1
     walk[1:, thing] = (moves * rng.normal(scale=STRIDE, size=(CHUNKS, len(thing)))).cumsum(axis=0)
-    segments = []
     length = plans.layout.length
-    for start in range(0, CHUNKS, length):
+    starts = range(0, CHUNKS, length)
+    batch = plans.layout.allocate(len(starts))
+    for array in batch.arrays().values():
+        array[:] = rng.random(array.shape)
+    batch.executed[:], batch.success[:] = plans.layout.chunk, False
+    batch.task[:], batch.env[:], batch.group[:] = 0, env, number
+    batch.terminated[:] = batch.truncated[:] = False
+    batch.terminated[-1], batch.truncated[-1] = success, not success
+    for index, start in enumerate(starts):
         count = min(length, CHUNKS - start)
-        segment: dict[str, Any] = {
-            name: rng.random(field.shape).astype(field.dtype) for name, field in plans.layout.fields.items()
-        }
-        last = start + count == CHUNKS
-        segment["observation/landmarks"][: count + 1] = walk[start : start + count + 1]
-        segment["executed"][:] = plans.layout.chunk
-        segment["success"][:] = False
-        segment["success"][count - 1, -1] = success and last
-        for name, value in (
-            ("length", count),
-            ("terminated", success and last),
-            ("truncated", last and not success),
-            ("task", 0),
-            ("env", env),
-            ("start", start),
-            ("group", number),
-        ):
-            segment[name] = np.asarray(value, plans.layout.fields[name].dtype)
-        segments.append(segment)
-    return segments
+        batch.start[index], batch.length[index] = start, count
+        batch.observations["landmarks"][index, : count + 1] = walk[start : start + count + 1]
+    batch.success[-1, batch.length[-1] - 1, -1] = success
+    return list(batch)
 
 
 def _batch(plans: Plans, segments: int) -> CreditBatch:

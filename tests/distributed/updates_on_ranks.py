@@ -27,7 +27,7 @@ from gipo_vla.learner.learner import Learner
 from gipo_vla.objectives.gipo import GipoSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
-from gipo_vla.replay.segment import Arrays, layout
+from gipo_vla.replay.segment import SegmentBatch, layout
 
 CPU = torch.device("cpu")
 LENGTH, CHUNK, BINS = 5, 3, 8
@@ -36,11 +36,11 @@ BATCHES = (4, 6)
 and into 2 + 2 + 2."""
 
 
-def make_batch(segments: int, seed: int) -> Arrays:
+def make_batch(segments: int, seed: int) -> SegmentBatch:
     """A global batch with unequal numbers of valid tokens in its halves."""
     spec = make_spec(EnvironmentSettings("point_reach", "reach"))
     rng = np.random.default_rng(seed)
-    batch: Arrays = {}
+    batch = {}
     for name, field in layout(spec, LENGTH, CHUNK, 2, BINS).fields.items():
         batch[name] = rng.normal(size=(segments, *field.shape)).astype(field.dtype)
     batch["tokens"] = rng.integers(0, BINS, batch["tokens"].shape).astype(np.uint8)
@@ -49,7 +49,7 @@ def make_batch(segments: int, seed: int) -> Arrays:
     batch["executed"] = rng.integers(1, CHUNK + 1, batch["executed"].shape).astype(np.int32)
     batch["temperature"][:] = 1.0
     batch["version"][:] = batch["iteration"][:] = 0
-    return batch
+    return SegmentBatch.from_arrays(batch)
 
 
 def make_learner(stage: int, segments: int) -> Learner:
@@ -81,11 +81,11 @@ def make_learner(stage: int, segments: int) -> Learner:
     )
 
 
-def update(learner: Learner, batch: Arrays) -> dict[str, float]:
+def update(learner: Learner, batch: SegmentBatch) -> dict[str, float]:
     """One update on this rank's share of a global batch."""
     share = learner.segments_per_rank
-    own = {name: array[group.rank() * share :][:share] for name, array in batch.items()}
-    update = learner.begin(own, 1)
+    first = group.rank() * share
+    update = learner.begin(batch.rows(slice(first, first + share)), 1)
     for index in range(learner.micro_batches):
         learner.micro_step(update, index)
     return learner.end(update)
@@ -109,7 +109,7 @@ def main(folder: Path) -> None:
         rows = [update(learner, make_batch(segments, seed)) for seed in range(2)]
         gradients = learner.optimizer_tensors()
         spoiled = make_batch(segments, 2)
-        spoiled["rewards"][-1, 0, 0] = np.nan  # of the last rank alone
+        spoiled.rewards[-1, 0, 0] = np.nan  # of the last rank alone
         rows.append(update(learner, spoiled))
         assert rows[-1] == {"learner/skipped": 1.0} and learner.version == 2, "skipped on all ranks alike"
         rows += [update(learner, make_batch(segments, seed)) for seed in (3, 4)]
