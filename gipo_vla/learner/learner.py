@@ -69,7 +69,7 @@ class Update:
     """Valid tokens over all ranks."""
     sums: Tensor
     moments: Tensor
-    """Of the advantages before normalisation: count, sum, sum of squares."""
+    """Count, sum and sum of squares of the advantages before normalisation."""
     observed: bool
     """The normaliser has taken in these moments already, by an extra pass."""
     lag_max: float = 0.0

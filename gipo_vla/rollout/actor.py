@@ -165,8 +165,8 @@ class Actor:
 
     def _write_following(self, closing: NDArray[np.int64], ended: NDArray[np.int64]) -> None:
         """Write the observation after the last transition of every closing segment, and its value."""
-        going_on = np.setdiff1d(closing, ended, assume_unique=True)
-        for slots, prefix in ((going_on, "observation"), (ended, "final")):
+        continuing = np.setdiff1d(closing, ended, assume_unique=True)
+        for slots, prefix in ((continuing, "observation"), (ended, "final")):
             if not len(slots):
                 continue
             for name, array in self._open.observations.items():
