@@ -130,11 +130,11 @@ class CreditContext:
     """What a credit may know of the run that it serves."""
 
     spec: EnvironmentSpec
-    """With the observations that are stored."""
+    """The environment, with the observations that are stored."""
     policy: Policy
-    """The one that is trained; a credit reads its weights and never changes them."""
+    """The policy that is trained; a credit reads its weights and never changes them."""
     device: torch.device
-    """Where the policy lives."""
+    """The device of the policy."""
     seed: int
     read_demonstrations: Callable[[Path, str], ExpertChunks] | None = None
     """Reads the demonstrated decisions in a folder, with the observation of that name."""

@@ -25,7 +25,7 @@ from gipo_envs.errors import UserError
 from gipo_vla.settings.schema import RegularizerSettings
 
 K3_LINEAR_FROM = 5.0
-"""Log-ratio from which k3 goes on along its tangent."""
+"""Log-ratio from which k3 continues along its tangent."""
 
 
 class RegularizerOutput(NamedTuple):

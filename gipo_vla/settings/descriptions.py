@@ -191,9 +191,9 @@ def page() -> str:
     lines = [
         "# Settings",
         "",
-        "Every setting of `python -m gipo_vla.train` and `python -m gipo_vla.sft` with its default, made",
-        "from the settings classes by `python -m gipo_vla.settings.descriptions`. `--help KEY` shows the same for",
-        "one key or one section, options that plugins add included. A list is written `[a,b]`, nothing",
+        "Every setting of `python -m gipo_vla.train` and `python -m gipo_vla.sft` with its default,",
+        "made from the settings classes by `python -m gipo_vla.settings.descriptions`. `--help KEY` shows",
+        "the same for one key or section, options that plugins add included. A list is written `[a,b]`, nothing",
         "is written `null`.",
     ]
     training = describe("train")

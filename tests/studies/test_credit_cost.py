@@ -41,6 +41,6 @@ def test_rollouts_end_where_they_should(make_config: Callable[..., Any]) -> None
     policy = build_policy(settings, spec, torch.device("cpu"))
     plans = plan(settings, policy, spec, 1)
     group = credit_cost._group(plans, 0, 8, np.random.default_rng(0))
-    assert [sum(int(s["length"]) for s in own) for own in group] == [64] * 8
-    assert [bool(own[-1]["terminated"]) for own in group] == [True, False, False, False] * 2
-    assert sum(int(s["success"].sum()) for own in group for s in own) == 2
+    assert [sum(s.length for s in own) for own in group] == [64] * 8
+    assert [own[-1].terminated for own in group] == [True, False, False, False] * 2
+    assert sum(int(s.success.sum()) for own in group for s in own) == 2

@@ -74,7 +74,7 @@ class InformationGainSettings(CreditSettings):
     absent. demonstration: likelihood of an expert's actions; where there are demonstrations and hardly any
     success. instruction: a vision-language model's guess of the instruction; where nothing else is known."""
     base: Literal["group", "gae"] = "group"
-    """What the gains are added to: group-relative outcomes, or GAE with its value network."""
+    """The credit that the gains are added to: group-relative outcomes, or GAE with its value network."""
     coefficient: float = 0.1
     """Weight of the gains, which are normalised step by step: their discounted sum has a standard deviation
     of up to 1 / sqrt(1 - gamma^2), 7 for 0.99 a decision. Beside GAE with a sparse reward (advantages of
