@@ -193,8 +193,8 @@ def page() -> str:
         "",
         "Every setting of `python -m gipo_vla.train` and `python -m gipo_vla.sft` with its default,",
         "made from the settings classes by `python -m gipo_vla.settings.descriptions`. `--help KEY` shows",
-        "the same for one key or section, options that plugins add included. A list is written `[a,b]`, nothing",
-        "is written `null`.",
+        "the same for one key or section, options that plugins add included. A list is `[a,b]`, nothing",
+        "is `null`.",
     ]
     training = describe("train")
     shown = {(one.key, one.option) for one in training}
