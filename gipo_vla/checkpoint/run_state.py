@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, to the bit: what is written and how it is read back.
+"""Everything that a run needs to resume to the bit: what is written and how it is read back.
 
     config.yaml              composed settings
     run.json                 iteration, cursor in the schedule, counters, running statistics, tasks, wandb id
@@ -96,7 +96,7 @@ def save(checkpoints: Path, run: Run, extra: dict[str, Any]) -> Path:
 
 
 def begin(writer: CheckpointWriter, run: Run, extra: dict[str, Any]) -> None:
-    """Copy the state and have it written while the run goes on (a collective call).
+    """Copy the state and have it written while the run continues (a collective call).
 
     A replay too large for a second copy is written from where it is, and the run waits for it.
 
@@ -267,7 +267,7 @@ def _deal_out(folder: Path, world_before: int, envs_before: int, run: Run) -> li
     stored = _deal_segments(folders, run.replay)
     _load_credit(folders[rank % world_before], before[rank % world_before], run)
     actor, learner = run.actor, run.learner
-    # The totals of the run go on, on the first rank.
+    # The totals of the run continue on the first rank.
     if rank == 0:
         for name in ("env_steps", "decisions", "dropped_segments"):
             setattr(actor, name, sum(own[name] for own in before))

@@ -184,8 +184,10 @@ class SftConfig:
     seed: NonNegative = 0
     run_dir: str | None = None
     """None: runs/<experiment>-<date>."""
+    stop_after: Positive | None = None
+    """End this session after so many iterations of the run, with a checkpoint."""
     resume: str | None = None
-    """A cloning run's folder to continue."""
+    """A cloning run's folder to resume; auto: as in training."""
     init_from: str | None = None
     """A run folder (of sft or train), or one of its checkpoints, whose policy this run starts from."""
 
