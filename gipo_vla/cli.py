@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gipo_envs.errors import UserError
+from gipo_vla.distributed.signals import interrupts_raise
 
 
 class RunStoppedError(RuntimeError):
@@ -26,6 +27,7 @@ ONE_COMMAND_GROUPS = {"demonstrations": "sft", "sweep": "sweep"}
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a command on ``sys.argv`` and exit with its status."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    interrupts_raise()
     try:
         status = main(sys.argv[1:]) or 0
     except (UserError, RunStoppedError) as error:
@@ -34,7 +36,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print("interrupted", file=sys.stderr)
         status = 130
     except BaseException as error:
         if alone or isinstance(error, SystemExit):

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from gipo_envs.errors import UserError
+from gipo_vla.distributed.signals import importing
 
 _ALONE = {
     "RANK": "0",
@@ -114,9 +115,10 @@ def import_deepspeed() -> Any:
     """Import DeepSpeed without its chatter on stdout, which belongs to tables and JSON."""
     stdout, sys.stdout = sys.stdout, sys.stderr
     try:
-        import deepspeed
-        import deepspeed.ops
-        from deepspeed.utils import logger
+        with importing():
+            import deepspeed
+            import deepspeed.ops
+            from deepspeed.utils import logger
     finally:
         sys.stdout = stdout
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,9 @@
 """Leave at a good moment when asked to.
 
-SIGTERM (a scheduler, torchrun) and the first SIGINT (Ctrl-C) only set a flag; the session has all ranks agree
-on it after every update, saves, and leaves. A second SIGINT leaves at once; the simulators die with their
-parent. A rank whose torchrun was killed gets a SIGTERM of its own.
+While a command imports its libraries, Ctrl-C ends the process at once, with one line. During a run, SIGTERM
+(a scheduler, torchrun) and the first SIGINT (Ctrl-C) only set a flag; the lifecycle has all ranks agree on it
+after every update, saves, and leaves. A second SIGINT leaves at once; the simulators die with their parent. A
+rank whose torchrun was killed gets a SIGTERM of its own.
 """
 
 from __future__ import annotations
@@ -11,11 +12,44 @@ import ctypes
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Self
 
 _STDERR = 2
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        _write("interrupted")
+    os._exit(130)
+
+
+def leave_at_once_on_interrupt() -> None:
+    """Have Ctrl-C end this process, with one line and status 130, until ``interrupts_raise``.
+
+    A KeyboardInterrupt in the middle of an import may be swallowed, or told of in a traceback of a library's.
+    """
+    signal.signal(signal.SIGINT, _leave_at_once)
+
+
+def interrupts_raise() -> None:
+    """Have Ctrl-C raise a KeyboardInterrupt again, as Python does of itself."""
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """A slow import later on in a command, to which the same applies."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        leave_at_once_on_interrupt()
+    try:
+        yield
+    finally:
+        interrupts_raise()
 
 
 class StopRequest:

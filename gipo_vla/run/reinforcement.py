@@ -177,7 +177,8 @@ class Reinforcement:
             "regularizers": _values(settings.regularizers) or "none",
             "credit": _values(settings.credit),
             "rollout": f"{group.world_size()} rank(s) x {rollout.workers} workers x "
-            f"{rollout.envs_per_worker} environments, {plans.steps} vector steps an iteration, collect {rollout.collect}",
+            f"{rollout.envs_per_worker} environments, {plans.steps} vector steps an iteration, collect "
+            f"{rollout.collect}",
             "learner": f"DeepSpeed on {self.device}, {learner.updates} updates an iteration of "
             f"{learner.batch_segments} segments x {settings.replay.segment_length}, learning rates "
             f"{learner.policy_learning_rate:g} / {learner.value_learning_rate:g}",

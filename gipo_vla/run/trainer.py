@@ -27,7 +27,7 @@ ShouldStop = Callable[[], bool]
 class Trainer(Protocol):
     """Trains a policy, iteration by iteration, on every rank.
 
-    A trainer is made from (settings, spec, device, checkpoints or None), which refuses whatever can be refused
+    A trainer is made from (settings, spec, device, checkpoints or None), which refuses what can be refused
     before there is a run folder. Then ``prepare`` and ``start`` are called once each, in this order, then
     ``run_iteration`` until the run is done or left, and at last ``close``.
     """
