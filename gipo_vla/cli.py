@@ -7,6 +7,7 @@ stderr with exit status 2 instead of a traceback.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -50,6 +51,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     if status and not alone:
         # A rank that takes its time to leave keeps the others waiting in a collective call.
         os._exit(status)
+    if status == 0:
+        # Python would take torch apart module by module: seconds where others want the processor, too.
+        atexit._run_exitfuncs()
+        os._exit(0)
     sys.exit(status)
 
 
