@@ -131,7 +131,7 @@ def test_no_secret_is_written_down(
     assert any("wandb" in path.parts for path in files)
     leaking = [path for path in files if SECRET.encode() in path.read_bytes()]
     assert not leaking
-    assert json.loads(next(run.glob("checkpoints/0*/run.json")).read_text())["tracker_id"], "to go on with it"
+    assert json.loads(next(run.glob("checkpoints/0*/run.json")).read_text())["tracker_id"], "to resume it"
 
 
 def test_a_run_all_of_whose_checkpoints_are_damaged_is_refused(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stopping and going on changes no number; another number of ranks keeps what can be kept."""
+"""Stopping and resuming changes no number; another number of ranks keeps what can be kept."""
 
 from __future__ import annotations
 
