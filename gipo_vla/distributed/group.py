@@ -11,10 +11,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from gipo_envs.errors import UserError
 from gipo_vla.distributed.signals import importing
 
+Result = TypeVar("Result")
 _ALONE = {
     "RANK": "0",
     "WORLD_SIZE": "1",
@@ -175,6 +176,21 @@ def from_first(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_first(function: Callable[[], Result]) -> Result:
+    """What a function returns on rank 0, everywhere (see ``from_first``); a UserError is raised everywhere,
+    too."""
+    problem, value = None, None
+    if rank() == 0:
+        try:
+            value = function()
+        except UserError as error:
+            problem = str(error)
+    problem, value = from_first((problem, value))
+    if problem is not None:
+        raise UserError(problem)
+    return cast(Result, value)
 
 
 def gather(value: Any) -> list[Any]:

@@ -12,9 +12,10 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 _STDERR = 2
@@ -43,8 +44,9 @@ def interrupts_raise() -> None:
 @contextmanager
 def importing() -> Iterator[None]:
     """A slow import later on in a command, to which the same applies."""
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if usual:
+    # Only the main thread may set handlers; a handler of somebody else's stays.
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         leave_at_once_on_interrupt()
     try:
         yield
@@ -66,12 +68,7 @@ class StopRequest:
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

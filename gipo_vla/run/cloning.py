@@ -21,18 +21,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gipo_envs import EnvironmentSpec
-from gipo_vla import config
 from gipo_vla.assembly import build_policy
-from gipo_vla.checkpoint.policy_files import (
-    POLICY_FILE,
-    STATISTICS_FILE,
-    load_policy,
-    policy_tensors,
-    statistics_of,
-)
+from gipo_vla.checkpoint import run_state
+from gipo_vla.checkpoint.policy_files import load_policy
 from gipo_vla.checkpoint.run_folder import RunFolder
-from gipo_vla.checkpoint.run_state import Loaded, tensors_writer, text_writer
-from gipo_vla.checkpoint.writer import CheckpointWriter, Content, Write
+from gipo_vla.checkpoint.run_state import OPTIMIZER_FILE, STATE_FILE, Loaded
+from gipo_vla.checkpoint.writer import CheckpointWriter
 from gipo_vla.distributed import group
 from gipo_vla.imitation import sources
 from gipo_vla.imitation.cloning import Cloner
@@ -48,9 +42,6 @@ from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.run.trainer import Row, ShouldStop
 from gipo_vla.telemetry.console import Position
 from gipo_vla.telemetry.metrics import mean_of, read_json_lines
-
-OPTIMIZER_FILE = "optimizer.safetensors"
-STATE_FILE = "run.json"
 
 
 def has_settled(losses: list[float], after: int | None, tolerance: float) -> bool:
@@ -89,7 +80,7 @@ class Cloning:
         self.held_losses: list[float] = []
         """Held-out losses of all iterations so far."""
 
-    def prepare(self, folder: RunFolder, checkpoint: Path | None) -> list[tuple[str, str]]:
+    def prepare(self, folder: RunFolder, checkpoint: Path | None) -> dict[str, str]:
         self.settings = settings = replace(self.settings, run_dir=str(folder.path))
         self.demonstrations = sources.obtain(settings, self.spec, folder.path)
         fresh = checkpoint is None and settings.init_from is None
@@ -160,11 +151,8 @@ class Cloning:
             self.held_losses.append(row["loss/validation"])
         return row, {"seconds": time.monotonic() - began}
 
-    failing = False
-    """Nothing but a signal stops a cloning run."""
-
-    def failure(self) -> str:
-        raise AssertionError("a cloning run never fails by itself")
+    def problem(self) -> str | None:
+        return None
 
     def position(self) -> Position:
         done, total = self.cloner.attempted - self.cloner.skipped, self.settings.sft.steps
@@ -181,33 +169,18 @@ class Cloning:
     # --------------------------------------------------------------------------- checkpoints and evaluation
 
     def save(self, writer: CheckpointWriter, tracker_id: str | None) -> None:
-        optimizer = self.cloner.optimizer_tensors()
-        files: dict[str, Write] = {}
-        size = 0
-        if group.rank() == 0:
-            assert isinstance(self.policy, nn.Module)
-            tensors = policy_tensors(self.policy)
-            size = sum(tensor.nbytes for own in (tensors, optimizer) for tensor in own.values())
-            values = self._values() | {"tracker_id": tracker_id}
-            files = {
-                "config.yaml": text_writer(config.to_yaml(self.settings)),
-                STATE_FILE: text_writer(json.dumps(values, indent=1)),
-                POLICY_FILE: tensors_writer(tensors),
-                OPTIMIZER_FILE: tensors_writer(optimizer),
-            }
-            if statistics := statistics_of(self.policy):
-                files[STATISTICS_FILE] = text_writer(json.dumps(statistics, indent=1))
-        writer.begin(*self.state, Content(files, size), background=False)
-
-    def _values(self) -> dict[str, Any]:
-        return {
+        values = {
             "iteration": self.iteration,
             "env_steps": self.demonstrations.env_steps,
             "updates_done": self.updates_done,
             "held_losses": self.held_losses,
             "world_size": group.world_size(),
             "learner": self.cloner.counters(),
+            "tracker_id": tracker_id,
         }
+        optimizer = self.cloner.optimizer_tensors()
+        content = run_state.shared_content(self.settings, self.policy, {OPTIMIZER_FILE: optimizer}, values)
+        writer.begin(*self.state, content, background=False)
 
     def _load(self, checkpoint: Path) -> Loaded:
         values = json.loads((checkpoint / STATE_FILE).read_text())
@@ -221,14 +194,9 @@ class Cloning:
     @contextmanager
     def simulators(self) -> Iterator[WorkerPool]:
         rollout = self.settings.rollout
+        shape = rollout.workers, rollout.envs_per_worker, self.policy.chunk
         with WorkerPool(
-            self.settings.env,
-            self.spec,
-            rollout.workers,
-            rollout.envs_per_worker,
-            self.policy.chunk,
-            lambda plan: plan,
-            rollout.worker_timeout_s,
+            self.settings.env, self.spec, *shape, lambda plan: plan, rollout.worker_timeout_s
         ) as pool:
             pool.begin([evaluation_plans(self.spec, 1)[0]] * pool.envs)
             yield pool
@@ -248,32 +216,19 @@ class Cloning:
 
     # ----------------------------------------------------------------------------------- table at the start
 
-    def _table(self) -> list[tuple[str, str]]:
-        settings, spec, policy, found = self.settings, self.spec, self.policy, self.demonstrations
+    def _table(self) -> dict[str, str]:
+        settings, policy, found = self.settings, self.policy, self.demonstrations
         assert isinstance(policy, nn.Module)
-        sft, source, learner = settings.sft, settings.demonstrations, settings.learner
+        sft, source, tasks = settings.sft, settings.demonstrations, self.spec.tasks
         trainable = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
         tried = f", kept of {found.attempts} attempts" if found.attempts else ""
-        settled = (
-            f", or until the held-out loss has not fallen for {sft.settled_after} iterations"
-            if sft.settled_after
-            else ""
-        )
-        tasks = f"{', '.join(spec.tasks[:3])}{' ...' * (len(spec.tasks) > 3)}"
-        start = settings.init_from or getattr(settings.policy, "checkpoint", None) or "random weights"
-        return [
-            ("environment", f"{settings.env.family} {tasks}"),
-            (
-                "demonstrations",
-                f"{len(found.records)} ({source.name}){tried}; {len(self.examples):,} examples of chunk "
-                f"{policy.chunk}; {sft.validation_share:.0%} of the episodes held out",
-            ),
-            ("policy", f"{settings.policy.name}, {trainable:,} trainable parameters"),
-            ("starts from", start),
-            (
-                "learner",
-                f"DeepSpeed on {self.device}, {group.world_size()} rank(s), {sft.steps} updates of "
-                f"{sft.batch_size} examples{settled}, learning rate {learner.policy_learning_rate:g}",
-            ),
-            ("run folder", str(settings.run_dir)),
-        ]
+        settled = f", or until the held-out loss has not fallen for {sft.settled_after} iterations"
+        return {
+            "environment": f"{settings.env.family} {', '.join(tasks[:3])}{' ...' * (len(tasks) > 3)}",
+            "demonstrations": f"{len(found.records)} ({source.name}){tried}; {len(self.examples):,} examples "
+            f"of chunk {policy.chunk}; {sft.validation_share:.0%} of the episodes held out",
+            "policy": f"{settings.policy.name}, {trainable:,} trainable parameters",
+            "learner": f"DeepSpeed on {self.device}, {group.world_size()} rank(s), {sft.steps} updates of "
+            f"{sft.batch_size} examples{settled if sft.settled_after else ''}, learning rate "
+            f"{settings.learner.policy_learning_rate:g}",
+        }

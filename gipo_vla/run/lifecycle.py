@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from gipo_vla import config
@@ -97,12 +96,7 @@ class Lifecycle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or group.world_size() == 1:  # else the others may be elsewhere
             self.writer.wait()
         for lines in self._lines.values():
@@ -142,7 +136,7 @@ class Lifecycle:
     def _should_stop(self) -> bool:
         """Asked between updates; a collective call, so that all ranks stop at the same one."""
         self.writer.poll()
-        own = Reason.FAILING if self.trainer.failing else Reason.ASKED if self.stop.asked else Reason.NONE
+        own = Reason.FAILING if self.trainer.problem() else Reason.ASKED if self.stop.asked else Reason.NONE
         self.reason = Reason(group.largest(own, self.trainer.device))
         return self.reason != Reason.NONE
 
@@ -166,7 +160,8 @@ class Lifecycle:
             where += f", which could not be saved (the last checkpoint is {self.writer.newest or 'none'})"
         told = f"{where}; resume it with resume={self.folder.path}"
         if self.reason == Reason.FAILING:
-            raise RunStoppedError(f"{self.trainer.failure()}; {told}")
+            problems = [problem for problem in group.gather(self.trainer.problem()) if problem]
+            raise RunStoppedError("; ".join([*problems, told]))
         if self.writer.failed:
             raise RunStoppedError(told)
         say(told)

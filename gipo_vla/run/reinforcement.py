@@ -49,7 +49,7 @@ class Reinforcement:
         self.spec = self.plans.spec
         self._pipeline: Pipeline | None = None
 
-    def prepare(self, folder: RunFolder, checkpoint: Path | None) -> list[tuple[str, str]]:
+    def prepare(self, folder: RunFolder, checkpoint: Path | None) -> dict[str, str]:
         self.folder = folder
         self.settings = dataclasses.replace(self.settings, run_dir=str(folder.path))
         return self._table()
@@ -97,21 +97,13 @@ class Reinforcement:
                 say(line)
         return done
 
-    @property
-    def failing(self) -> bool:
-        """Whether too many simulator workers of this rank died or hung."""
-        pool = self.pipeline.pool
-        return bool(pool.given_up) or self.faults.exceeded(pool.faults)
-
-    def failure(self) -> str:
+    def problem(self) -> str | None:
         pool, limit = self.pipeline.pool, self.faults
-        told = group.gather((limit.count(pool.faults), list(pool.given_up.values())))
-        lines = [line for _, lines in told for line in lines]
-        lines.append(
-            f"{max(count for count, _ in told)} simulator workers of one rank died or hung within "
-            f"{limit.iterations} iterations (rollout.max_worker_faults is {limit.limit})"
-        )
-        return "; ".join(lines)
+        if not pool.given_up and not limit.exceeded(pool.faults):
+            return None
+        count = f"{limit.count(pool.faults)} simulator workers of one rank died or hung within "
+        count += f"{limit.iterations} iterations (rollout.max_worker_faults is {limit.limit})"
+        return "; ".join([*pool.given_up.values(), count])
 
     def position(self) -> Position:
         done, total = self.pipeline.iteration, self.settings.iterations
@@ -158,21 +150,19 @@ class Reinforcement:
 
     # ----------------------------------------------------------------------------------- table at the start
 
-    def _table(self) -> list[tuple[str, str]]:
+    def _table(self) -> dict[str, str]:
         """What is active, and how old the data will be."""
         settings, policy, spec, plans = self.settings, self.policy, self.spec, self.plans
         assert isinstance(policy, torch.nn.Module)
         lag, memory, rollout, learner = plans.staleness, plans.memory, settings.rollout, settings.learner
         trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
         tasks = spec.tasks[0] if len(spec.tasks) == 1 else f"{len(spec.tasks)} tasks"
-        start = settings.init_from or getattr(settings.policy, "checkpoint", None) or "random weights"
-        rows = {
+        return {
             "environment": f"{settings.env.family} {tasks}, {settings.env.reward} reward, "
             f"{spec.step_limit} env steps, actions held {spec.action_repeat}",
             "instruction": spec.instructions[0] + (" ..." if len(spec.tasks) > 1 else ""),
             "policy": f"{settings.policy.name}, {trainable:,} trainable parameters, chunk {policy.chunk} x "
             f"{policy.action_dims} tokens of {policy.bins}",
-            "starts from": start,
             "objective": _values(settings.objective),
             "regularizers": _values(settings.regularizers) or "none",
             "credit": _values(settings.credit),
@@ -188,9 +178,7 @@ class Reinforcement:
             f"updates), greatest {lag.max_lag_iterations:.1f} ({lag.max_lag_updates:.0f}); every transition "
             f"is used {lag.samples_per_transition:.1f} times",
             **({"rendering": "{}: {}".format(*gl.choose())} if needs_opengl(settings.env) else {}),
-            "run folder": str(settings.run_dir),
         }
-        return list(rows.items())
 
 
 def _values(section: Any) -> str:

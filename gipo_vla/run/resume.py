@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -25,54 +25,23 @@ Kind = type[Config] | type[SftConfig]
 """A kind of run is known by the class of its settings."""
 
 COMMANDS: dict[Kind, str] = {Config: "train", SftConfig: "sft"}
-_LOADERS: dict[Kind, Callable[[Sequence[str]], Any]] = {
-    Config: lambda overrides: config.load("train", overrides),
-    SftConfig: sft.load,
-}
 
-# ------------------------------------------------------------------------- what a resume may change
+# -------------------------------------------------------------------------------- what a resume may change
 
-_ALWAYS = {
-    "env": True,
-    "env.assets": False,  # where things lie, and how a machine computes
-    "policy": True,
-    "policy.checkpoint": False,
-    "policy.base_checkpoint": False,
-    "policy.compile": False,
-    "policy.activation_checkpointing": False,
-    "seed": True,
-    "init_from": True,
-}
-_FIXED: dict[Kind, dict[str, bool]] = {
-    Config: _ALWAYS
-    | {
-        "replay.segment_length": True,
-        "rollout.group_size": True,
-        "credit.name": True,
-        "credit.scorer": True,
-        "credit.belief_input": True,
-        "credit.match": True,
-    },
-    SftConfig: _ALWAYS
-    | {
-        "experiment": True,
-        "demonstrations": True,
-        "learner": True,
-        "learner.threads": False,
-        "sft": True,
-        "sft.steps": False,
-        "sft.settled_after": False,
-        "sft.settled_tolerance": False,
-    },
-}
-"""Whether a setting, or all below it, is fixed; the longest name that matches decides."""
+_FIXED: dict[Kind, tuple[str, ...]] = {
+    Config: ("env.", "policy.", "seed", "init_from", "replay.segment_length", "rollout.group_size",
+             "credit.name", "credit.scorer", "credit.belief_input", "credit.match"),
+    SftConfig: ("env.", "policy.", "seed", "init_from", "experiment", "demonstrations.", "learner.", "sft."),
+}  # fmt: skip
+"""A run resumed with another one of these would be another run ..."""
+_MOVABLE = ("env.assets", "policy.checkpoint", "policy.base_checkpoint", "policy.compile",
+            "policy.activation_checkpointing", "learner.threads", "sft.steps", "sft.settled_")  # fmt: skip
+"""... except these, which say where things lie, how a machine computes, and when it is enough."""
 
 
 def fixed(kind: Kind, key: str) -> bool:
     """Whether a run resumed with another value of ``key`` would be another run."""
-    rules, parts = _FIXED[kind], key.split(".")
-    names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((rules[name] for name in names if name in rules), False)
+    return key.startswith(_FIXED[kind]) and not key.startswith(_MOVABLE)
 
 
 def differences(old: AnyRun, new: AnyRun) -> dict[str, str]:
@@ -123,7 +92,7 @@ def resolve(kind: type[Settings], overrides: Sequence[str]) -> Start[Settings]:
     asked = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("resume=")]
     if asked and asked[-1] not in ("auto", "null", ""):
         return _resume(kind, Path(asked[-1]), [text for text in overrides if not text.startswith("resume=")])
-    settings: Settings = _LOADERS[kind](overrides)
+    settings: Any = sft.load(overrides) if kind is SftConfig else config.load("train", overrides)
     folder = _run_without_a_name(settings)
     if folder is None or not folder.holds_run():
         return Start(settings)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 
@@ -29,15 +29,8 @@ from gipo_vla.telemetry.console import say, settings_table
 LEAVING_SECONDS = 120.0
 """What a process that was just killed or preempted is given to let go of its run folder."""
 
-Settings_contra = TypeVar("Settings_contra", contravariant=True)
-
-
-class MakeTrainer(Protocol[Settings_contra]):
-    """Makes a trainer; see ``Trainer``."""
-
-    def __call__(
-        self, settings: Settings_contra, spec: EnvironmentSpec, device: torch.device, stored: Path | None
-    ) -> Trainer: ...
+MakeTrainer = Callable[[Any, EnvironmentSpec, torch.device, Path | None], Trainer]
+"""Makes a trainer; see ``Trainer``."""
 
 
 def prepare_process() -> None:
@@ -47,7 +40,7 @@ def prepare_process() -> None:
     stop_with_launcher()
 
 
-def run(start: Start[Any], make: MakeTrainer[Any], write_report: WriteReport | None = None) -> Path:
+def run(start: Start[Any], make: MakeTrainer, write_report: WriteReport | None = None) -> Path:
     """Run from where ``start`` says to its end or until it is asked to stop; returns the run folder.
 
     Args:
@@ -64,7 +57,7 @@ def run(start: Start[Any], make: MakeTrainer[Any], write_report: WriteReport | N
 
 
 def _run(
-    start: Start[Any], make: MakeTrainer[Any], device: torch.device, write_report: WriteReport | None
+    start: Start[Any], make: MakeTrainer, device: torch.device, write_report: WriteReport | None
 ) -> Path:
     settings = start.settings
     if start.finished:
@@ -78,13 +71,15 @@ def _run(
     refuse_what_cannot_fit(settings, memory, limits)  # before weights are read or workers started
     begun = start.folder is not None and start.folder.has_checkpoint()
     trainer = make(settings, spec, device, start.folder.checkpoints if start.folder and begun else None)
-    folder, lock = _open_together(start)
-    with lock:
+    with ExitStack() as stack:
+        folder = _open_together(start, stack)
         checkpoint = newest_checkpoint(folder) if start.folder else None
         rows = trainer.prepare(folder, checkpoint)
         if group.rank() == 0:
+            weights = settings.init_from or getattr(settings.policy, "checkpoint", None) or "random weights"
+            rows = {**rows, "starts from": weights, "run folder": str(folder.path)}
             command = COMMANDS[type(settings)]
-            settings_table(f"gipo_vla {command}  {settings.experiment}  seed {settings.seed}", rows)
+            settings_table(f"gipo_vla {command}  {settings.experiment}  seed {settings.seed}", rows.items())
             print_table(memory, limits)
         if start.folder:
             say(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
@@ -113,26 +108,17 @@ def _agree(start: Start[Any]) -> Start[Any]:
     return next((other for other in starts if other.folder is not None), starts[0])
 
 
-def _open_together(start: Start[Any]) -> tuple[RunFolder, IO[str]]:
-    """The folder that rank 0 chooses, and its lock (other ranks get a file that locks nothing).
+def _open_together(start: Start[Any], stack: ExitStack) -> RunFolder:
+    """The folder that rank 0 chooses, and keeps locked while the stack is open."""
 
-    Raises:
-        UserError: on every rank, what rank 0 was refused for.
-    """
-    problem, path, lock = None, None, None
-    if group.rank() == 0:
-        try:
-            folder = start.folder or create(start.settings)
-            lock = folder.lock(LEAVING_SECONDS if start.by_itself else 0.0)
-            if start.folder is None:
-                refuse_taken(folder)  # again: another process may have had the lock in between
-            path = folder.path
-        except UserError as error:
-            problem = str(error)
-    problem, path = group.from_first((problem, path))
-    if problem is not None:
-        raise UserError(problem)
-    return RunFolder(path), lock or Path(os.devnull).open()
+    def choose() -> Path:
+        folder = start.folder or create(start.settings)
+        stack.enter_context(folder.lock(LEAVING_SECONDS if start.by_itself else 0.0))
+        if start.folder is None:
+            refuse_taken(folder)  # again: another process may have had the lock in between
+        return folder.path
+
+    return RunFolder(group.on_first(choose))
 
 
 def newest_checkpoint(folder: RunFolder) -> Path | None:
@@ -142,19 +128,17 @@ def newest_checkpoint(folder: RunFolder) -> Path | None:
     Raises:
         UserError: there are checkpoints, and all of them are damaged.
     """
-    problem, chosen = None, None
-    if group.rank() == 0 and folder.has_checkpoint():
-        try:
-            chosen, damaged = folders.newest_valid(folder.checkpoints)
-            for line in damaged:
-                say(f"warning: passed over a damaged checkpoint: {line}")
-            folders.set_aside_newer(folder.checkpoints, chosen.name)
-        except UserError as error:
-            problem = str(error)
-    problem, chosen = group.from_first((problem, chosen))
-    if problem is not None:
-        raise UserError(problem)
-    return chosen
+
+    def choose() -> Path | None:
+        if not folder.has_checkpoint():
+            return None
+        chosen, damaged = folders.newest_valid(folder.checkpoints)
+        for line in damaged:
+            say(f"warning: passed over a damaged checkpoint: {line}")
+        folders.set_aside_newer(folder.checkpoints, chosen.name)
+        return chosen
+
+    return group.on_first(choose)
 
 
 @contextmanager

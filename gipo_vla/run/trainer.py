@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,39 +39,28 @@ class Trainer(Protocol):
     @property
     def device(self) -> torch.device: ...
     @property
-    def policy(self) -> Policy:
-        """The policy that is trained, on ``device``."""
-        ...
+    def policy(self) -> Policy: ...
 
-    # ------------------------------------------------------------------------------------ start and end
-
-    def prepare(self, folder: RunFolder, checkpoint: Path | None) -> Sequence[tuple[str, str]]:
+    def prepare(self, folder: RunFolder, checkpoint: Path | None) -> Mapping[str, str]:
         """Obtain what training needs (demonstrations, for instance); returns rows for the table at the start.
 
         Args:
-            checkpoint: what ``start`` will resume from.
+            checkpoint: what ``start`` will resume from; None: a new run.
         """
-        ...
 
     def start(self, checkpoint: Path | None) -> Loaded | None:
-        """Start what computes and load a checkpoint; returns what it brought, None for a new run."""
-        ...
+        """Start what computes, and load a checkpoint; returns what it brought."""
 
     def close(self) -> None:
         """End what ``start`` started. Safe to call twice, and without ``start``."""
-        ...
-
-    # --------------------------------------------------------------------------------------- iterations
 
     @property
     def done(self) -> str | None:
         """Why the run is complete; None while it is not."""
-        ...
 
     @property
     def state(self) -> tuple[int, int]:
-        """Iterations and updates done, counting the updates of an iteration under way."""
-        ...
+        """Iterations and updates done, with the updates of an iteration under way."""
 
     def run_iteration(self, should_stop: ShouldStop) -> tuple[Row, dict[str, float]] | None:
         """One iteration, or the rest of one; returns its metrics and this rank's clock readings.
@@ -80,37 +69,24 @@ class Trainer(Protocol):
             should_stop: asked after every update. If true, the iteration is left and None is returned; the
                 next call, also after a checkpoint, completes it.
         """
-        ...
 
-    @property
-    def failing(self) -> bool:
-        """Whether this rank sees a reason why the run has to stop, though nobody asked it to."""
-        ...
+    def problem(self) -> str | None:
+        """Why this rank cannot continue, in words; None while it can. Then all ranks save and leave."""
 
-    def failure(self) -> str:
-        """All ranks' reasons, in words (a collective call)."""
-        ...
-
-    def position(self) -> Position: ...
+    def position(self) -> Position:
+        """How far the run has come, for the console."""
 
     def status(self, row: Row, timings: Mapping[str, float]) -> str:
         """The most telling numbers of an iteration, for the console."""
-        ...
-
-    # ------------------------------------------------------------------------ checkpoints and evaluation
 
     def save(self, writer: CheckpointWriter, tracker_id: str | None) -> None:
         """Begin a checkpoint of the state (a collective call)."""
-        ...
 
     def simulators(self) -> AbstractContextManager[WorkerPool]:
         """Workers on which held-out episodes can be played, between iterations."""
-        ...
 
     def counters(self) -> dict[str, Any]:
-        """What finished.json says of the run: iterations, env_steps, updates and what else there is."""
-        ...
+        """What finished.json says of the run: iterations, env_steps, updates, and what else there is."""
 
     def plot(self, folder: RunFolder, evaluation: Mapping[str, Any]) -> Path:
         """Draw the curve of the whole run; returns the file."""
-        ...

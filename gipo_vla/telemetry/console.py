@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import IO, Any, Self, cast
 
 from rich.console import Console
@@ -38,7 +37,7 @@ class _Stderr:
 console = Console(file=cast(IO[str], _Stderr()), highlight=False)
 
 
-def settings_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+def settings_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Print a two-column table of what is active."""
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
@@ -101,12 +100,7 @@ class RunProgress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
 

@@ -87,12 +87,8 @@ class Counting:
             "seconds": 0.0
         }
 
-    @property
-    def failing(self) -> bool:
-        return self.updates == self.failing_at
-
-    def failure(self) -> str:
-        return "it is tired"
+    def problem(self) -> str | None:
+        return "it is tired" if self.updates == self.failing_at else None
 
     def position(self) -> Position:
         return Position(self.iteration, self.settings.iterations, f"count {self.iteration}")
