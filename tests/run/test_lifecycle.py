@@ -51,10 +51,10 @@ class Counting:
         self.pool: WorkerPool | None = None
         Counting.made.append(self)
 
-    def prepare(self, folder: RunFolder, checkpoint: Path | None) -> list[tuple[str, str]]:
+    def prepare(self, folder: RunFolder, checkpoint: Path | None) -> dict[str, str]:
         self.settings = replace(self.settings, run_dir=str(folder.path))
         self.events.append("prepare")
-        return [("kind", "counting")]
+        return {"kind": "counting"}
 
     def start(self, checkpoint: Path | None) -> Loaded | None:
         self.events.append("start")
