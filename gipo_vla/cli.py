@@ -7,12 +7,14 @@ stderr with exit status 2 instead of a traceback.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gipo_envs.errors import UserError
+from gipo_vla.distributed.signals import interrupts_raise
 
 
 class RunStoppedError(RuntimeError):
@@ -26,6 +28,7 @@ ONE_COMMAND_GROUPS = {"demonstrations": "sft", "sweep": "sweep"}
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a command on ``sys.argv`` and exit with its status."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    interrupts_raise()
     try:
         status = main(sys.argv[1:]) or 0
     except (UserError, RunStoppedError) as error:
@@ -34,7 +37,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print("interrupted", file=sys.stderr)
         status = 130
     except BaseException as error:
         if alone or isinstance(error, SystemExit):
@@ -47,6 +51,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     if status and not alone:
         # A rank that takes its time to leave keeps the others waiting in a collective call.
         os._exit(status)
+    if status == 0:
+        # Python would take torch apart module by module: seconds where others want the processor, too.
+        atexit._run_exitfuncs()
+        os._exit(0)
     sys.exit(status)
 
 

@@ -169,7 +169,7 @@ class Pipeline:
         Args:
             should_stop: asked after every update and every round of collection without updates (all ranks
                 must answer alike). If true the iteration is left there and None returned; the next call,
-                also after a checkpoint, goes on with it.
+                also after a checkpoint, completes it.
         """
         if self.numerical_floor is None:
             self.numerical_floor = self._measure_floor()

@@ -21,10 +21,13 @@ from gipo_vla import config
 from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
+from gipo_vla.imitation import settings as sft_settings
+from gipo_vla.imitation.settings import SftConfig
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.planning import plan
 
 MakeConfig = Callable[..., Config]
+MakeSft = Callable[..., SftConfig]
 MakePipeline = Callable[..., Pipeline]
 Row = dict[str, Any]
 
@@ -56,6 +59,29 @@ TINY_VLA = (
     "replay.segment_length=5",
 )
 """The same with the tiny vision-language-action policy (and without the settings of an MLP)."""
+
+
+TINY_SFT = (
+    "experiment=metaworld_mlp_sft",
+    "env=point_reach",
+    "env.task=reach",
+    "env.step_limit=40",
+    "env.action_repeat=1",
+    "policy.hidden=[32]",
+    "policy.bins=32",
+    "demonstrations.count=5",
+    "sft.steps=8",
+    "sft.batch_size=16",
+    "sft.micro_batch_size=8",
+    "sft.steps_per_iteration=4",
+    "sft.validation_share=0.2",
+    "rollout.workers=1",
+    "rollout.envs_per_worker=4",
+    "eval.episodes_per_task=4",
+    "eval.video=false",
+    "telemetry.wandb=off",
+)
+"""A cloning run of a second or two."""
 
 
 def which(program: str) -> str | None:
@@ -93,6 +119,16 @@ def make_config(tmp_path: Path) -> MakeConfig:
 
     def make(*overrides: str) -> Config:
         return config.load("train", [*TINY, f"run_dir={tmp_path / 'run'}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def make_sft(tmp_path: Path) -> MakeSft:
+    """``make_sft("key=value", ...)``: a tiny cloning run; its ``run_dir`` is ``tmp_path / "sft"``."""
+
+    def make(*overrides: str) -> SftConfig:
+        return sft_settings.load([*TINY_SFT, f"run_dir={tmp_path / 'sft'}", *overrides])
 
     return make
 

@@ -17,8 +17,9 @@ ENVIRONMENTS = Path(gipo_envs.__file__).parent
 # From top to bottom; imports go down only. What stands in one line may import each other.
 ROOMS = (
     ("train", "sft", "evaluate", "sweep", "report", "export", "doctor", "benchmark", "demo", "__main__"),
-    ("session", "startup", "training_benchmark"),  # what train.py and benchmark.py are made of
+    ("training_benchmark",),
     ("studies", "reporting", "sweeping"),
+    ("run",),
     ("pipeline", "planning", "assembly", "memory"),
     ("imitation",),
     ("evaluation",),

@@ -13,11 +13,10 @@ from gipo_envs import EnvironmentSettings, make_spec
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import credit_context
 from gipo_vla.checkpoint import run_state
-from gipo_vla.checkpoint.resume import resolve
 from gipo_vla.imitation import demonstrations
 from gipo_vla.imitation.episode import Episode
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.train import train
+from gipo_vla.train import resolve, train
 from tests.conftest import MakePipeline, iterations
 
 CPU = torch.device("cpu")

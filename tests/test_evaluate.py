@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gipo_vla.checkpoint.resume import Start
+from gipo_vla.run.resume import Start
 from gipo_vla.train import train
 from tests.conftest import MakeConfig
 

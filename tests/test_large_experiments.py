@@ -13,7 +13,6 @@ import torch
 from gipo_envs import recorded
 from gipo_vla import config
 from gipo_vla.assembly import environment_spec
-from gipo_vla.checkpoint.resume import resolve
 from gipo_vla.config import Config
 from gipo_vla.imitation import origins
 from gipo_vla.imitation import settings as sft_settings
@@ -21,7 +20,7 @@ from gipo_vla.memory import GIB, Limits, plan_rank, problem
 from gipo_vla.planning import plan
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.telemetry.metrics import read_json_lines
-from gipo_vla.train import train
+from gipo_vla.train import resolve, train
 from tests.conftest import needs_libero
 
 pytestmark = needs_libero

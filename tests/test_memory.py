@@ -14,7 +14,6 @@ import torch
 from gipo_envs.errors import UserError
 from gipo_vla import config, memory, sft
 from gipo_vla.assembly import environment_spec
-from gipo_vla.checkpoint.resume import Start
 from gipo_vla.config import Config
 from gipo_vla.imitation import settings as sft_settings
 from gipo_vla.memory import GIB, Limits, RankMemory, container_limit, plan_rank, problem
@@ -23,6 +22,7 @@ from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.rollout.episodes import TrainingEpisodes
 from gipo_vla.rollout.memory import worker_bytes
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.run.resume import Start
 from gipo_vla.train import train
 from tests.conftest import TINY_VLA, MakeConfig, needs_libero
 

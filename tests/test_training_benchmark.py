@@ -10,11 +10,10 @@ import torch
 
 from gipo_envs.errors import UserError
 from gipo_vla import benchmark
-from gipo_vla.checkpoint.resume import resolve
 from gipo_vla.policies.openvla_oft import build_network
 from gipo_vla.policies.openvla_oft.build_network import draw_weights, finish, network_on_meta
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
-from gipo_vla.train import train
+from gipo_vla.train import resolve, train
 from tests.conftest import TINY, TINY_VLA
 
 VLA = (

@@ -121,11 +121,7 @@ def create(config: NamedRun, bytes_needed: int = SPARE_BYTES) -> RunFolder:
         UserError: it holds a run already, cannot be written, or its disk is full.
     """
     folder = RunFolder(Path(config.run_dir) if config.run_dir else _unused(default_path(config)))
-    if folder.holds_run():
-        raise UserError(
-            f"run_dir={folder.path} already holds a run: choose another run_dir, or continue that one with "
-            f"resume={folder.path}"
-        )
+    refuse_taken(folder)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         check_disk(folder.path, bytes_needed)
@@ -136,6 +132,15 @@ def create(config: NamedRun, bytes_needed: int = SPARE_BYTES) -> RunFolder:
             f"run_dir={folder.path} cannot be written ({error.strerror}): choose another run_dir"
         ) from error
     return folder
+
+
+def refuse_taken(folder: RunFolder) -> None:
+    """Raise a UserError if a folder that is meant for a new run holds one already."""
+    if folder.holds_run():
+        raise UserError(
+            f"run_dir={folder.path} already holds a run: choose another run_dir, or resume that one with "
+            f"resume={folder.path}"
+        )
 
 
 def check_disk(path: Path, bytes_needed: int) -> None:

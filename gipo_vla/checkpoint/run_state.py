@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, to the bit: what is written and how it is read back.
+"""Everything that a run needs to resume to the bit: what is written and how it is read back.
 
     config.yaml              composed settings
     run.json                 iteration, cursor in the schedule, counters, running statistics, tasks, wandb id
@@ -58,6 +58,10 @@ if TYPE_CHECKING:
     from collections import deque
 
 
+STATE_FILE = "run.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
 class Run(Protocol):
     """The parts of a pipeline that have a state."""
 
@@ -97,7 +101,7 @@ def save(checkpoints: Path, run: Run, extra: dict[str, Any]) -> Path:
 
 
 def begin(writer: CheckpointWriter, run: Run, extra: dict[str, Any]) -> None:
-    """Copy the state and have it written while the run goes on (a collective call).
+    """Copy the state and have it written while the run continues (a collective call).
 
     A replay too large for a second copy is written from where it is, and the run waits for it.
 
@@ -105,17 +109,8 @@ def begin(writer: CheckpointWriter, run: Run, extra: dict[str, Any]) -> None:
         extra: further plain values for run.json (the tracker's run id).
     """
     writer.wait()  # two copies at once are one too many
-    files: dict[str, Write] = {}
-    size = 0
-    for name, tensors in _shared_tensors(run).items():  # every rank takes part, the first one writes
-        if group.rank() == 0:
-            files[name] = tensors_writer(tensors)
-            size += sum(tensor.nbytes for tensor in tensors.values())
-    if group.rank() == 0:
-        files["config.yaml"] = text_writer(to_yaml(run.config))
-        if statistics := statistics_of(run.policy):
-            files[STATISTICS_FILE] = text_writer(json.dumps(statistics))
-        files["run.json"] = text_writer(json.dumps(_run_values(run) | extra, indent=1))
+    shared = shared_content(run.config, run.policy, _shared_tensors(run), _run_values(run) | extra)
+    files, size = dict(shared.files), shared.bytes
     own = f"{_rank_name(group.rank())}/"
     arrays, values = run.actor.state()
     arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
@@ -133,19 +128,34 @@ def begin(writer: CheckpointWriter, run: Run, extra: dict[str, Any]) -> None:
     writer.begin(run.iteration, run.learner.attempted, Content(files, size + held.bytes), background)
 
 
-def _shared_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
-    """What is the same on every rank, by file; copies on the CPU (a collective call)."""
-    assert isinstance(run.policy, nn.Module) and isinstance(run.behaviour, nn.Module)
-    optimizer = run.learner.optimizer_tensors()
+def shared_content(
+    settings: Any, policy: Policy, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]
+) -> Content:
+    """What is the same on every rank, and is written by the first one alone: settings, policy and its
+    statistics, plain values for run.json, and further tensors by file.
+
+    Args:
+        tensors: copies on the CPU; what obtains them may be a collective call.
+    """
     if group.rank() > 0:
-        return {}
-    policy = policy_tensors(run.policy)
+        return Content({}, 0)
+    assert isinstance(policy, nn.Module)
+    tensors = {POLICY_FILE: policy_tensors(policy)} | tensors
+    files = {name: tensors_writer(own) for name, own in tensors.items()}
+    files["config.yaml"] = text_writer(to_yaml(settings))
+    if statistics := statistics_of(policy):
+        files[STATISTICS_FILE] = text_writer(json.dumps(statistics))
+    files[STATE_FILE] = text_writer(json.dumps(values, indent=1))
+    return Content(files, sum(tensor.nbytes for own in tensors.values() for tensor in own.values()))
+
+
+def _shared_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+    """Tensors beside the policy's that are the same on every rank (a collective call)."""
+    assert isinstance(run.policy, nn.Module) and isinstance(run.behaviour, nn.Module)
     trainable = {name for name, parameter in run.policy.named_parameters() if parameter.requires_grad}
-    return {
-        POLICY_FILE: policy,
-        "behaviour.safetensors": trainable_tensors(run.behaviour, trainable),
-        "optimizer.safetensors": optimizer,
-    }
+    optimizer = run.learner.optimizer_tensors()
+    behaviour = trainable_tensors(run.behaviour, trainable) if group.rank() == 0 else {}
+    return {"behaviour.safetensors": behaviour, OPTIMIZER_FILE: optimizer}
 
 
 def _run_values(run: Run) -> dict[str, Any]:
@@ -223,9 +233,9 @@ def load(folder: Path, run: Run) -> Loaded:
         UserError: it was written with another policy or segment length.
     """
     assert isinstance(run.policy, nn.Module) and isinstance(run.behaviour, nn.Module)
-    values: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    values: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
     load_policy(run.policy, folder)
-    run.learner.load_optimizer_tensors(load_file(folder / "optimizer.safetensors"))
+    run.learner.load_optimizer_tensors(load_file(folder / OPTIMIZER_FILE))
     run.learner.load_counters(values["learner"])
     behaviour = dict(run.behaviour.named_parameters())
     for name, tensor in load_file(folder / "behaviour.safetensors").items():
@@ -268,7 +278,7 @@ def _deal_out(folder: Path, world_before: int, envs_before: int, run: Run) -> li
     stored = _deal_segments(folders, run.replay)
     _load_credit(folders[rank % world_before], before[rank % world_before], run)
     actor, learner = run.actor, run.learner
-    # The totals of the run go on, on the first rank.
+    # The totals of the run continue on the first rank.
     if rank == 0:
         for name in ("env_steps", "decisions"):
             setattr(actor, name, sum(own[name] for own in before))

@@ -1,4 +1,4 @@
-"""Writing checkpoints while the run goes on.
+"""Writing checkpoints while the run continues.
 
 The state is copied in memory between two updates; a thread of every rank then writes, syncs and checksums its
 own files. Collective calls come from the main thread only: between updates the ranks agree on whether all of
@@ -22,7 +22,7 @@ import torch
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint.folder import FileRecord
 from gipo_vla.distributed import group
-from gipo_vla.telemetry.console import console
+from gipo_vla.telemetry.console import say
 
 Write = Callable[[Path], None]
 """Writes one file, or the files of one folder, at a path that does not exist yet."""
@@ -125,7 +125,7 @@ class CheckpointWriter:
         self._job = _Job(name, folders.partial_folder(self.checkpoints, name), content, background)
         total = sum(group.gather(content.bytes))
         if total >= WORTH_A_LINE:
-            _say(f"checkpoint {name}: writing {_size(total)}")
+            say(f"checkpoint {name}: writing {_size(total)}")
         self._job.start()
         if not background:
             self.wait()
@@ -156,7 +156,7 @@ class CheckpointWriter:
             job.thread.join(PROGRESS_SECONDS)
             if not job.done and group.rank() == 0:
                 written = sum(path.stat().st_size for path in job.partial.rglob("*"))
-                _say(f"checkpoint {job.name}: {_size(written)} written so far")
+                say(f"checkpoint {job.name}: {_size(written)} written so far")
         group.barrier()
         self._complete(job)
 
@@ -177,7 +177,7 @@ class CheckpointWriter:
             seconds = time.monotonic() - job.began
             size = _size(sum(facts["bytes"] for facts in manifest.values()))
             how = "in the background" if job.background else "the run waited"
-            _say(f"checkpoint {job.name}: {size} in {seconds:.1f} s, {how}")
+            say(f"checkpoint {job.name}: {size} in {seconds:.1f} s, {how}")
         if job.error is not None and not isinstance(job.error, OSError):
             raise job.error
 
@@ -198,9 +198,9 @@ class CheckpointWriter:
         self.failed = True
         if group.rank() == 0:
             folders.discard(self.checkpoints, name)
-        _say(
+        say(
             f"warning: no checkpoint could be written ({'; '.join(problems)}): the last good one stays and "
-            "the run goes on"
+            "the run continues"
         )
 
 
@@ -217,8 +217,3 @@ def _umask() -> int:
 
 def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _say(line: str) -> None:
-    if group.rank() == 0:
-        console.print(line, soft_wrap=True)

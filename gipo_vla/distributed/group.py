@@ -11,16 +11,18 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from gipo_envs.errors import UserError
+from gipo_vla.distributed.signals import importing
 
+Result = TypeVar("Result")
 _ALONE = {
     "RANK": "0",
     "WORLD_SIZE": "1",
@@ -114,9 +116,10 @@ def import_deepspeed() -> Any:
     """Import DeepSpeed without its chatter on stdout, which belongs to tables and JSON."""
     stdout, sys.stdout = sys.stdout, sys.stderr
     try:
-        import deepspeed
-        import deepspeed.ops
-        from deepspeed.utils import logger
+        with importing():
+            import deepspeed
+            import deepspeed.ops
+            from deepspeed.utils import logger
     finally:
         sys.stdout = stdout
     logger.setLevel(logging.ERROR)
@@ -173,6 +176,21 @@ def from_first(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_first(function: Callable[[], Result]) -> Result:
+    """What a function returns on rank 0, everywhere (see ``from_first``); a UserError is raised everywhere,
+    too."""
+    problem, value = None, None
+    if rank() == 0:
+        try:
+            value = function()
+        except UserError as error:
+            problem = str(error)
+    problem, value = from_first((problem, value))
+    if problem is not None:
+        raise UserError(problem)
+    return cast(Result, value)
 
 
 def gather(value: Any) -> list[Any]:

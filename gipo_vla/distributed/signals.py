@@ -1,8 +1,9 @@
 """Leave at a good moment when asked to.
 
-SIGTERM (a scheduler, torchrun) and the first SIGINT (Ctrl-C) only set a flag; the session has all ranks agree
-on it after every update, saves, and leaves. A second SIGINT leaves at once; the simulators die with their
-parent. A rank whose torchrun was killed gets a SIGTERM of its own.
+While a command imports its libraries, Ctrl-C ends the process at once, with one line. During a run, SIGTERM
+(a scheduler, torchrun) and the first SIGINT (Ctrl-C) only set a flag; the lifecycle has all ranks agree on it
+after every update, saves, and leaves. A second SIGINT leaves at once; the simulators die with their parent. A
+rank whose torchrun was killed gets a SIGTERM of its own.
 """
 
 from __future__ import annotations
@@ -11,11 +12,46 @@ import ctypes
 import os
 import signal
 import sys
-from contextlib import suppress
-from types import FrameType, TracebackType
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Self
 
 _STDERR = 2
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        _write("interrupted")
+    os._exit(130)
+
+
+def leave_at_once_on_interrupt() -> None:
+    """Have Ctrl-C end this process, with one line and status 130, until ``interrupts_raise``.
+
+    A KeyboardInterrupt in the middle of an import may be swallowed, or told of in a traceback of a library's.
+    """
+    signal.signal(signal.SIGINT, _leave_at_once)
+
+
+def interrupts_raise() -> None:
+    """Have Ctrl-C raise a KeyboardInterrupt again, as Python does of itself."""
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """A slow import later on in a command, to which the same applies."""
+    # Only the main thread may set handlers; a handler of somebody else's stays.
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        leave_at_once_on_interrupt()
+    try:
+        yield
+    finally:
+        interrupts_raise()
 
 
 class StopRequest:
@@ -32,12 +68,7 @@ class StopRequest:
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

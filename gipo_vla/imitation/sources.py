@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gipo_envs import EnvironmentSpec
-from gipo_envs.errors import UserError
 from gipo_vla.distributed import group
 from gipo_vla.imitation import demonstrations, lerobot, libero_hdf5
 from gipo_vla.imitation.demonstrations import Demonstrations
@@ -27,15 +26,8 @@ def obtain(settings: SftConfig, spec: EnvironmentSpec, run_folder: Path) -> Demo
     """
     source = settings.demonstrations
     folder = _named(Path(source.path)) if isinstance(source, RecordedSettings) else run_folder / FOLDER
-    problem = None
-    if group.rank() == 0 and not isinstance(source, RecordedSettings) and not demonstrations.exists(folder):
-        try:
-            _make(settings, spec, folder)
-        except UserError as error:
-            problem = str(error)
-    problem = group.from_first(problem)
-    if problem is not None:
-        raise UserError(problem)
+    recorded = isinstance(source, RecordedSettings) or demonstrations.exists(folder)
+    group.on_first(lambda: None if recorded else _make(settings, spec, folder))
     return demonstrations.read(folder, spec, source.count)
 
 

@@ -130,7 +130,9 @@ class SftSettings:
     run_dir: str | None = None
     """The run's folder. None: runs/<experiment>-<date>-<time>."""
     resume: str | None = None
-    """A cloning run's folder to resume."""
+    """A cloning run's folder to resume. auto: resume ``run_dir`` if it holds a run of the same settings."""
+    stop_after: Positive | None = None
+    """End this session after so many iterations of the run, with a checkpoint."""
     init_from: str | None = None
     """A run folder (of sft or train), or one of its checkpoints, whose policy this run starts from."""
     plugins: tuple[str, ...] = ()

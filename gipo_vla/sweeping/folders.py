@@ -23,9 +23,9 @@ from typing import IO, Any
 
 from gipo_envs.errors import UserError
 from gipo_vla import config
-from gipo_vla.checkpoint.resume import differences
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting.runs import thin
+from gipo_vla.run.resume import differences
 from gipo_vla.sweeping.jobs import DIGEST_LENGTH, Job
 from gipo_vla.telemetry.metrics import read_json_lines
 
@@ -61,7 +61,7 @@ class SweepFolder:
         return None
 
     def started(self, job: Job) -> bool:
-        """Whether there is something of a job to go on with."""
+        """Whether there is something of a job to resume."""
         return self.run(job).holds_run()
 
     def check(self, jobs: Iterable[Job]) -> None:
@@ -73,7 +73,7 @@ class SweepFolder:
             folder = RunFolder(self.finished(job) or self.run(job).path)
             if not folder.config.exists() or _recorded_digest(folder) == config.digest(job.settings):
                 continue
-            changes = differences(config.from_yaml(folder.config), job.settings)
+            changes = differences(config.from_yaml(folder.config), job.settings).values()
             if changes:
                 raise UserError(
                     f"{folder.path} is of other settings than this job has now ({'; '.join(changes)}): move "

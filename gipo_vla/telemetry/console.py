@@ -5,10 +5,11 @@ stdout is for programs: commands that promise JSON print it there and nothing el
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from types import TracebackType
+from dataclasses import dataclass
 from typing import IO, Any, Self, cast
 
 from rich.console import Console
@@ -36,7 +37,7 @@ class _Stderr:
 console = Console(file=cast(IO[str], _Stderr()), highlight=False)
 
 
-def settings_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+def settings_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Print a two-column table of what is active."""
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
@@ -46,21 +47,37 @@ def settings_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     console.print(table)
 
 
-def _number(value: float | int | None, digits: int) -> str:
+def say(line: str) -> None:
+    """Print a line, once for all ranks."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        console.print(line, soft_wrap=True)
+
+
+def number(value: float | int | None, digits: int) -> str:
+    """A number for people; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-class TrainingProgress:
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come."""
+
+    done: int
+    total: int
+    heading: str
+    """Both in words, for instance "iteration 3/40"."""
+
+
+class RunProgress:
     """A progress bar on a terminal, else a line every so many iterations.
 
     Args:
-        iterations: of the whole run.
-        done: iterations already done.
+        position: of the run as it starts or resumes.
         line_every: iterations between two lines where there is no terminal.
     """
 
-    def __init__(self, iterations: int, done: int = 0, line_every: int = 10, quiet: bool = False) -> None:
-        self.iterations, self.line_every, self.quiet = iterations, line_every, quiet
+    def __init__(self, position: Position, line_every: int = 10, quiet: bool = False) -> None:
+        self.line_every, self.quiet = line_every, quiet
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if sys.stderr.isatty() and not quiet:
@@ -74,35 +91,24 @@ class TrainingProgress:
                 console=console,
                 refresh_per_second=4,
             )
-            self._task = self._bar.add_task("training", total=iterations, completed=done, status="")
+            self._task = self._bar.add_task(
+                "training", total=position.total, completed=position.done, status=""
+            )
 
     def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
 
-    def update(self, metrics: Mapping[str, float | int | None], timings: Mapping[str, float]) -> None:
-        """Show an iteration."""
+    def update(self, iteration: int, position: Position, status: str, last: bool = False) -> None:
+        """Show an iteration; the first and the last one always."""
         if self.quiet:
             return
-        status = (
-            f"success {_number(metrics.get('success_once_recent'), 2)}"
-            f"  env steps {int(metrics['env_steps'] or 0):,}"
-            f" ({timings['env_steps_per_second']:,.0f}/s)"
-            f"  lag {_number(metrics.get('staleness/lag_iterations_mean'), 1)} it"
-            f"  P95|log rho| {_number(metrics.get('staleness/p95_abs_log_ratio'), 2)}"
-        )
-        iteration = int(metrics["iteration"] or 0)
         if self._bar:
-            self._bar.update(self._task, completed=iteration, status=status)
-        elif iteration % self.line_every == 0 or iteration in (1, self.iterations):
-            console.print(f"iteration {iteration}/{self.iterations}  {status}", soft_wrap=True)
+            self._bar.update(self._task, completed=position.done, status=status)
+        elif iteration % self.line_every == 0 or iteration == 1 or last:
+            console.print(f"{position.heading}  {status}", soft_wrap=True)

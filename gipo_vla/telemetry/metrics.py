@@ -22,7 +22,7 @@ Metrics = Mapping[str, Any]
 class JsonLines:
     """Appends flat objects to a file; each line is in it before the next iteration begins.
 
-    On a full disk lines wait in memory and are tried again with the next one, so that the run goes on and
+    On a full disk lines wait in memory and are tried again with the next one, so that the run continues and
     nothing is lost once there is room.
 
     Args:
@@ -54,7 +54,7 @@ class JsonLines:
             if not self._warned:
                 console.print(
                     f"warning: {self.path} cannot be written ({error.strerror}); its lines wait in memory "
-                    "and the run goes on",
+                    "and the run continues",
                     soft_wrap=True,
                 )
             self._warned = True

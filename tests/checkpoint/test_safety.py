@@ -17,9 +17,8 @@ import torch
 from gipo_envs.errors import UserError
 from gipo_vla import train
 from gipo_vla.checkpoint import folder as folders
-from gipo_vla.checkpoint.resume import resolve
 from gipo_vla.checkpoint.run_folder import RunFolder
-from gipo_vla.session import newest_checkpoint
+from gipo_vla.run.start import newest_checkpoint
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -44,7 +43,7 @@ def own_umask() -> Iterator[None]:
 @pytest.fixture
 def run(tmp_path: Path, tiny_overrides: tuple[str, ...]) -> Path:
     """A run that was stopped after its first iteration."""
-    train.train(resolve([*tiny_overrides, f"run_dir={tmp_path / 'run'}", "stop_after=1"]))
+    train.train(train.resolve([*tiny_overrides, f"run_dir={tmp_path / 'run'}", "stop_after=1"]))
     return tmp_path / "run"
 
 
@@ -83,7 +82,7 @@ def test_loads_refuse_pickles(run: Path, tmp_path: Path, name: str) -> None:
         bomb = (checkpoint / name).read_bytes()
     replace_file(checkpoint, name, bomb)
     with pytest.raises(Exception):  # noqa: B017  whatever it is, it is no success
-        train.train(resolve([f"resume={run}"]))
+        train.train(train.resolve([f"resume={run}"]))
     assert not exploded.exists()
 
 
@@ -92,7 +91,7 @@ def test_settings_execute_nothing(run: Path, tmp_path: Path) -> None:
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(f"{text}bomb: !!python/object/apply:os.mkdir ['{exploded}']\n")
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
-        resolve([f"resume={run}"])
+        train.resolve([f"resume={run}"])
     assert not exploded.exists()
 
 
@@ -125,14 +124,14 @@ def test_no_secret_is_written_down(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     run = tmp_path / "run"
-    train.train(resolve([*tiny_overrides, f"run_dir={run}", "iterations=1", "telemetry.wandb=offline"]))
+    train.train(train.resolve([*tiny_overrides, f"run_dir={run}", "iterations=1", "telemetry.wandb=offline"]))
     said = capfd.readouterr()
     assert SECRET not in said.out + said.err
     files = [path for path in run.rglob("*") if path.is_file()]
     assert any("wandb" in path.parts for path in files)
     leaking = [path for path in files if SECRET.encode() in path.read_bytes()]
     assert not leaking
-    assert json.loads(next(run.glob("checkpoints/0*/run.json")).read_text())["tracker_id"], "to go on with it"
+    assert json.loads(next(run.glob("checkpoints/0*/run.json")).read_text())["tracker_id"], "to resume it"
 
 
 def test_a_run_all_of_whose_checkpoints_are_damaged_is_refused(run: Path) -> None:

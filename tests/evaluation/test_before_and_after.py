@@ -10,12 +10,11 @@ import pytest
 from PIL import Image
 
 from gipo_envs import EnvironmentSettings, make_spec
-from gipo_vla.checkpoint.resume import resolve
 from gipo_vla.evaluation import before_and_after
 from gipo_vla.evaluation.episodes import EpisodeResult
 from gipo_vla.evaluation.video import HEIGHT, WIDTH
 from gipo_vla.rollout.episodes import evaluation_plans
-from gipo_vla.train import train
+from gipo_vla.train import resolve, train
 
 VIDEO = ("eval.video=true", "eval.video_episodes=3", "env.task=[reach,push]", "env.step_limit=16")
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from gipo_vla.checkpoint import folder as folders
-from gipo_vla.checkpoint.resume import resolve
-from gipo_vla.train import train
+from gipo_vla.train import resolve, train
 
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 IN_A_SMALL_DISK = """
@@ -64,7 +63,7 @@ def test_a_full_disk_costs_checkpoints_but_no_metrics_and_not_the_run(
     run.wait(None)
     text = (outside / "log").read_text()
     assert run.process.returncode == 0, text[-4000:]
-    assert "No space left on device" in text and "the last good one stays and the run goes on" in text
+    assert "No space left on device" in text and "the last good one stays and the run continues" in text
     assert text.count("lines wait in memory") <= 3, "said once a file, not once a line"
     assert (outside / "latest-while-full").read_text().strip()
     copied = outside / "run"
@@ -99,7 +98,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     train(resolve([f"resume={stopped_run}"]))
     said = capsys.readouterr().err
     assert f"passed over a damaged checkpoint: {file}" in said.replace("\n", "")
-    assert "going on from" in said and "000002-0000004" in said
+    assert "resuming from" in said and "000002-0000004" in said
     train(resolve([f"resume={intact}"]))
     for name in ("metrics.jsonl", "evaluation.json"):
         assert (stopped_run / name).read_bytes() == (intact / name).read_bytes(), name

@@ -46,7 +46,7 @@ def test_a_training_run_killed_again_and_again_arrives(launch: Callable[..., Any
         run.wait(-9)
     last = launch(*settings, "resume=auto", "stop_after=12")
     last.wait()
-    assert "going on from" in last.log
+    assert "resuming from" in last.log
     straight = launch(*settings, "stop_after=12", folder=tmp_path / "straight")
     straight.wait()
     assert last.rows() == straight.rows()

@@ -119,7 +119,7 @@ def test_a_preempted_job_is_requeued_and_finishes(
     assert done < 80 and not (first.folder / "finished.json").exists()
     second = launch(*settings, command=job, environment=environment | {"SLURM_RESTART_COUNT": "1"})
     second.wait(0)
-    assert "going on from" in second.log
+    assert "resuming from" in second.log
     assert [row["iteration"] for row in second.rows()] == list(range(1, 81))
     assert (first.folder / "finished.json").exists()
     third = launch(*settings, command=job, environment=environment | {"SLURM_RESTART_COUNT": "2"})

@@ -23,7 +23,7 @@ def test_a_killed_rank_restarts_from_the_last_good_checkpoint(
     before = run.ranks()
     run.signal(signal.SIGKILL, before[victim])
     run.wait()
-    assert "going on from" in run.log
+    assert "resuming from" in run.log
     assert [row["iteration"] for row in run.rows()] == list(range(1, 25))
     straight = launch(*settings, "stop_after=24", ranks=2, folder=tmp_path / "straight")
     straight.wait()

@@ -1,4 +1,4 @@
-"""Stopping and going on changes no number; another number of ranks keeps what can be kept."""
+"""Stopping and resuming changes no number; another number of ranks keeps what can be kept."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from gipo_vla.checkpoint.resume import resolve
-from gipo_vla.train import train
+from gipo_vla.train import resolve, train
 from tests.conftest import TINY_VLA
 
 ITERATIONS = ("iterations=6", "policy.normalizer_iterations=4", "rollout.sync_every=3")

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from gipo_vla.checkpoint.resume import resolve
-from gipo_vla.train import train
+from gipo_vla.train import resolve, train
 
 # Many updates an iteration, so that a signal falls between two of them.
 LONG = ("iterations=40", "learner.updates=20", "rollout.env_steps=320")
@@ -36,7 +35,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     run.signal(number)
     run.wait(0)
     assert run.log.count(f"{number.name}: saving after this update, then leaving") == 1
-    assert f"go on with resume={run.folder}" in run.log
+    assert f"resume it with resume={run.folder}" in run.log
     assert not (run.folder / "finished.json").exists()
     done = len(run.rows())
     iteration, updates = map(int, run.checkpoints[-1].split("-"))

@@ -65,7 +65,7 @@ def test_too_many_faults_in_a_window_stop_the_run_with_a_checkpoint(
     run.wait(1)
     (line,) = [line for line in run.log.splitlines() if line.startswith("error: ")]
     assert "2 simulator workers of one rank died or hung within 20 iterations" in line
-    assert "rollout.max_worker_faults is 1" in line and f"go on with resume={run.folder}" in line
+    assert "rollout.max_worker_faults is 1" in line and f"resume it with resume={run.folder}" in line
     assert "Traceback" not in run.log
     done = len(run.rows())
     assert int(run.checkpoints[-1].split("-")[0]) == done

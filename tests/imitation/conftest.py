@@ -1,54 +1,18 @@
-"""Made-up episodes, and tiny cloning runs on point_reach."""
+"""Made-up episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gipo_envs import ArraySpec, CameraSettings, EnvironmentSettings, EnvironmentSpec, make_spec
-from gipo_vla.imitation import settings
 from gipo_vla.imitation.episode import Episode
-from gipo_vla.imitation.settings import SftConfig
 
-MakeSft = Callable[..., SftConfig]
 MakeEpisodes = Callable[..., Iterator[Episode]]
 
 CAMERA = CameraSettings(("top",), 16, 16)
-
-TINY_SFT = (
-    "experiment=metaworld_mlp_sft",
-    "env=point_reach",
-    "env.task=reach",
-    "env.step_limit=40",
-    "env.action_repeat=1",
-    "policy.hidden=[32]",
-    "policy.bins=32",
-    "demonstrations.count=5",
-    "sft.steps=8",
-    "sft.batch_size=16",
-    "sft.micro_batch_size=8",
-    "sft.steps_per_iteration=4",
-    "sft.validation_share=0.2",
-    "rollout.workers=1",
-    "rollout.envs_per_worker=4",
-    "eval.episodes_per_task=4",
-    "eval.video=false",
-    "telemetry.wandb=off",
-)
-"""A run of a second or two."""
-
-
-@pytest.fixture
-def make_sft(tmp_path: Path) -> MakeSft:
-    """``make_sft("key=value", ...)``: a tiny cloning run; its ``run_dir`` is ``tmp_path / "sft"``."""
-
-    def make(*overrides: str) -> SftConfig:
-        return settings.load([*TINY_SFT, f"run_dir={tmp_path / 'sft'}", *overrides])
-
-    return make
 
 
 @pytest.fixture

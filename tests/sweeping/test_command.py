@@ -159,7 +159,7 @@ def test_a_sweep_killed_half_way_equals_an_unbroken_one(tmp_path: Path) -> None:
     for name, stat in done.items():
         now = (broken / name / "finished.json").stat()
         assert (now.st_mtime_ns, now.st_ino) == (stat.st_mtime_ns, stat.st_ino)
-    resumed = [name for name in started_again if "going on from" in (broken / name / "log.txt").read_text()]
+    resumed = [name for name in started_again if "resuming from" in (broken / name / "log.txt").read_text()]
     assert resumed
 
     assert run(unbroken, *GRID)["finished"] == 12
@@ -198,7 +198,7 @@ def test_an_interrupt_saves_and_the_same_command_goes_on(tmp_path: Path) -> None
     second.send_signal(signal.SIGTERM)
     second.communicate(timeout=PATIENCE)
     assert second.returncode == 128 + signal.SIGTERM
-    assert "going on from" in (folder / job / "log.txt").read_text()
+    assert "resuming from" in (folder / job / "log.txt").read_text()
 
 
 @pytest.mark.medium
@@ -213,4 +213,4 @@ def test_under_torchrun_ranks_save_and_go_on(tmp_path: Path) -> None:
     (job,) = json.loads(out)["names"]
     assert (folder / job / "checkpoints" / "latest").exists()
     assert run(folder, *overrides)["finished"] == 1
-    assert "going on from" in (folder / job / "log.txt").read_text()
+    assert "resuming from" in (folder / job / "log.txt").read_text()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from gipo_vla import config
-from gipo_vla.checkpoint.resume import Start, resolve
+from gipo_vla.run.resume import Start
 from gipo_vla.telemetry.metrics import read_json_lines
-from gipo_vla.train import train
+from gipo_vla.train import resolve, train
 from tests.faults.conftest import Launch, launch  # noqa: F401 (a fixture)
 
 OVERRIDES = (

@@ -11,11 +11,11 @@ import torch
 from gipo_envs.errors import UserError
 from gipo_vla import config
 from gipo_vla.assembly import environment_spec, policy_at
-from gipo_vla.checkpoint.resume import Start
 from gipo_vla.config import Config
 from gipo_vla.evaluate import evaluate
 from gipo_vla.export import export_policy
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftPolicy, OpenVlaOftSettings, construction
+from gipo_vla.run.resume import Start
 from gipo_vla.train import train
 from tests.conftest import needs_libero
 
@@ -58,7 +58,7 @@ def test_training_refuses_it_before_anything_is_started(
     monkeypatch.setattr("gipo_vla.pipeline.WorkerPool", not_yet)
     monkeypatch.setattr("gipo_envs.gl.choose", lambda: ("none", "needed"))
     with pytest.raises(UserError) as error:
-        train(Start(settings, None))
+        train(Start(settings))
     assert "L1 head" in str(error.value) and "gipo_vla.sft" in str(error.value)
     assert "\n" not in str(error.value)
     assert settings.run_dir is not None and not Path(settings.run_dir).exists()

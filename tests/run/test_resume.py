@@ -10,8 +10,9 @@ import pytest
 
 from gipo_envs.errors import UserError
 from gipo_vla import config
-from gipo_vla.checkpoint.resume import launch_record, resolve
 from gipo_vla.checkpoint.run_folder import RunFolder, create
+from gipo_vla.run.resume import launch_record
+from gipo_vla.train import resolve
 
 MakeRun = Callable[..., Path]
 
@@ -41,10 +42,10 @@ def make_run(tiny_overrides: tuple[str, ...]) -> MakeRun:
 # --------------------------------------------------------------------------------------- resume=RUN_DIR
 
 
-def test_a_run_goes_on_with_its_own_settings(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_run_is_resumed_with_its_own_settings(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(tmp_path / "run", "objective.sigma=0.7", "stop_after=1")
     start = resolve([f"resume={tmp_path / 'run'}"])
-    assert start.settings.objective.sigma == 0.7  # type: ignore[union-attr]
+    assert start.settings.objective.sigma == 0.7
     assert start.settings.stop_after is None, "that was for the session before"
     assert start.folder is not None and start.folder.path == tmp_path / "run"
     assert start.changes == () and not start.finished
@@ -113,7 +114,7 @@ def test_what_is_no_run_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------- auto, and restarts
 
 
-def test_auto_begins_a_run_or_goes_on_with_it(
+def test_auto_begins_a_run_or_resumes_it(
     make_run: MakeRun, tmp_path: Path, tiny_overrides: tuple[str, ...]
 ) -> None:
     command = [*tiny_overrides, f"run_dir={tmp_path / 'run'}", "resume=auto"]

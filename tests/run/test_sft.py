@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,15 @@ from gipo_envs.errors import UserError
 from gipo_vla import config, evaluate, sft, train
 from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint.locate import find_checkpoint
-from gipo_vla.checkpoint.resume import Start
+from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.config import Config
-from gipo_vla.imitation.session import has_settled
+from gipo_vla.imitation.cloning import Cloner
+from gipo_vla.imitation.examples import Batch
 from gipo_vla.imitation.settings import SftConfig, load, read_run
 from gipo_vla.policies.mlp import MlpPolicy
-from tests.imitation.conftest import TINY_SFT
+from gipo_vla.run.cloning import has_settled
+from gipo_vla.run.resume import Start
+from tests.conftest import TINY, TINY_SFT
 
 MakeSft = Callable[..., SftConfig]
 MakeConfig = Callable[..., Config]
@@ -32,6 +36,11 @@ PICTURES = EnvironmentSettings(
     "point_reach", "reach", ("images", "proprio"), CameraSettings(("top",), 84, 84)
 )
 SAME_POLICY = ("policy.hidden=[32]", "policy.bins=32")
+
+
+def clone(settings: SftConfig) -> Path:
+    """A new run of these settings; returns its folder."""
+    return sft.clone(Start(settings))
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -46,7 +55,7 @@ def policy_of(folder: Path) -> dict[str, torch.Tensor]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny finished run."""
     folder = tmp_path_factory.mktemp("sft") / "run"
-    return sft.clone(load([*TINY_SFT, f"run_dir={folder}"]))
+    return clone(load([*TINY_SFT, f"run_dir={folder}"]))
 
 
 # ------------------------------------------------------------------------------------------------- the run
@@ -76,10 +85,8 @@ def test_a_run_leaves_what_a_training_run_leaves(finished: Path) -> None:
 
 
 def test_the_seed_decides_every_byte(finished: Path, make_sft: MakeSft, tmp_path: Path) -> None:
-    again = sft.clone(
-        make_sft(f"run_dir={tmp_path / 'again'}", "rollout.workers=2", "rollout.envs_per_worker=2")
-    )
-    other = sft.clone(make_sft(f"run_dir={tmp_path / 'other'}", "seed=1"))
+    again = clone(make_sft(f"run_dir={tmp_path / 'again'}", "rollout.workers=2", "rollout.envs_per_worker=2"))
+    other = clone(make_sft(f"run_dir={tmp_path / 'other'}", "seed=1"))
     for name in ("metrics.jsonl", "evaluation.json", "demonstrations/actions.npy"):
         assert (again / name).read_bytes() == (finished / name).read_bytes(), name
         assert (other / name).read_bytes() != (finished / name).read_bytes(), name
@@ -98,7 +105,7 @@ def test_inputs_are_normalised_by_the_demonstrations(finished: Path) -> None:
 
 
 def test_it_stops_when_the_held_out_loss_has_settled(make_sft: MakeSft) -> None:
-    folder = sft.clone(
+    folder = clone(
         make_sft(
             "sft.steps=400", "sft.settled_after=3", "learner.schedule=constant", "sft.settled_tolerance=0.2"
         )
@@ -125,42 +132,86 @@ def test_settled(losses: list[float], after: int | None, settled: bool) -> None:
     assert has_settled(losses, after, 0.01) == settled
 
 
-def test_going_on_is_going_through(
-    finished: Path, make_sft: MakeSft, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("updates", [4, 6], ids=["between iterations", "within an iteration"])
+def test_a_run_that_was_stopped_and_resumed_is_the_one_that_never_was(
+    finished: Path, make_sft: MakeSft, monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
-    """Left after its first iteration and continued, a run is to the bit the one that was never left."""
+    """A signal is answered after the update under way, as in training; to the bit."""
     folder = Path(str(make_sft().run_dir))
+    made, update = 0, Cloner.update
+
+    def update_and_signal(self: Cloner, batch: Batch) -> dict[str, float]:
+        nonlocal made
+        made += 1
+        if made == updates:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, batch)
+
     with monkeypatch.context() as patch:
-        patch.setattr("gipo_vla.imitation.session.StopRequest", AskedToStop)
-        sft.clone(make_sft())
-    assert len(rows(folder)) == 1 and not (folder / "finished.json").exists()
+        patch.setattr(Cloner, "update", update_and_signal)
+        clone(make_sft())
+    assert made == updates and not (folder / "finished.json").exists()
+    assert find_checkpoint(folder).name.endswith(f"-{updates:07d}")
     recorded = (folder / "demonstrations" / "actions.npy").stat().st_mtime_ns
     sft.clone(sft.resolve([f"resume={folder}"]))
-    assert (folder / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
-    assert (folder / "evaluation.json").read_bytes() == (finished / "evaluation.json").read_bytes()
+    for name in ("metrics.jsonl", "evaluation.json"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
     assert all(torch.equal(tensor, policy_of(folder)[name]) for name, tensor in policy_of(finished).items())
     assert (folder / "demonstrations" / "actions.npy").stat().st_mtime_ns == recorded, "recorded once"
+
+
+def test_what_a_resumed_run_may_change(finished: Path) -> None:
     with pytest.raises(UserError, match=r"is finished: give a larger sft\.steps"):
-        sft.resolve([f"resume={folder}"])
-    assert sft.resolve([f"resume={folder}", "sft.steps=12"]).sft.steps == 12
-    with pytest.raises(UserError, match=r"sft\.batch_size: 16 -> 8 would make this another run"):
-        sft.resolve([f"resume={folder}", "sft.batch_size=8"])
+        sft.resolve([f"resume={finished}"])
+    more = sft.resolve([f"resume={finished}", "sft.steps=12", "rollout.workers=2"])
+    assert more.settings.sft.steps == 12
+    assert more.changes == ("rollout.workers: 1 -> 2", "sft.steps: 8 -> 12")
+    for change, told in (
+        ("sft.batch_size=8", r"sft\.batch_size: 16 -> 8"),
+        ("learner.warmup_steps=3", r"learner\.warmup_steps: 20 -> 3"),
+        ("demonstrations.count=6", r"demonstrations\.count: 5 -> 6"),
+        ("seed=1", "seed: 0 -> 1"),
+    ):
+        with pytest.raises(UserError, match=f"{told} would make this another run"):
+            sft.resolve([f"resume={finished}", "sft.steps=12", change])
 
 
-class AskedToStop:
-    """A ``StopRequest`` of a process that got a signal."""
+def test_commands_do_not_resume_each_others_runs(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a run of python -m gipo_vla\.sft: resume it with that command"):
+        train.resolve([f"resume={finished}"])
+    (tmp_path / "config.yaml").write_text(config.to_yaml(config.load("train", TINY)))
+    with pytest.raises(UserError, match=r"is a run of python -m gipo_vla\.train: resume it with"):
+        sft.resolve([f"resume={tmp_path}"])
 
-    asked = True
 
-    def __enter__(self) -> AskedToStop:
-        return self
+def test_auto_begins_a_run_resumes_it_and_leaves_it_alone_when_it_is_finished(
+    finished: Path, make_sft: MakeSft, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(make_sft().run_dir)
+    command = [*TINY_SFT, f"run_dir={folder}", "resume=auto"]
+    for told in ("stopped after 4/8 updates; resume it with resume=", "resuming from", "nothing to do"):
+        more = ["stop_after=1"] if told.startswith("stopped") else []
+        assert sft.main([*command, *more]) == 0
+        assert told in capsys.readouterr().err
+    assert rows(Path(folder)) == rows(finished)
+    with pytest.raises(UserError, match=r"holds a run of other settings \(seed: 0 -> 1\)"):
+        sft.main([*command, "seed=1"])
 
-    def __exit__(self, *_: object) -> None:
-        pass
+
+def test_two_processes_cannot_write_one_run(finished: Path, make_sft: MakeSft, tmp_path: Path) -> None:
+    """Neither two new runs, nor a resume of one that still runs."""
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
+    refused = pytest.raises(UserError, match="is being written by another process")
+    with RunFolder(finished).lock(), refused:
+        sft.clone(sft.resolve([f"resume={finished}", "sft.steps=12"]))
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    (tmp_path / "sft").mkdir()
+    with RunFolder(tmp_path / "sft").lock(), refused:
+        clone(make_sft())
 
 
 def test_what_was_recorded_serves_another_run(finished: Path, make_sft: MakeSft) -> None:
-    folder = sft.clone(
+    folder = clone(
         make_sft("demonstrations=recorded", f"demonstrations.path={finished}", "demonstrations.count=3")
     )
     assert not (folder / "demonstrations").exists()
@@ -184,7 +235,7 @@ def test_training_starts_from_what_was_cloned(finished: Path, make_config: MakeC
     assert isinstance(policy, MlpPolicy)
     stored = policy_of(finished)
     assert all(torch.equal(tensor, stored[name]) for name, tensor in policy.state_dict().items())
-    folder = train.train(Start(settings, None))
+    folder = train.train(Start(settings))
     trained = policy_of(folder)
     assert not torch.equal(trained["action_head.weight"], stored["action_head.weight"])
     for name in ("normalizer.count", "normalizer.mean"):
@@ -199,7 +250,7 @@ def test_a_run_that_started_from_another_needs_it_only_once(
     (finished / "checkpoints").rename(origin / "checkpoints")
     try:
         settings = make_config(*SAME_POLICY, f"init_from={origin}", "iterations=1")
-        folder = train.train(Start(settings, None))
+        folder = train.train(Start(settings))
     finally:
         (origin / "checkpoints").rename(finished / "checkpoints")
     origin.rmdir()
@@ -259,7 +310,7 @@ def test_wrong_settings_are_named(make_sft: MakeSft, overrides: tuple[str, ...],
 
 def test_a_policy_that_does_not_fit_is_refused_before_recording(make_sft: MakeSft, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"add state to env\.observations"):
-        sft.clone(make_sft("env.observations=[proprio]"))
+        clone(make_sft("env.observations=[proprio]"))
     assert not (tmp_path / "sft").exists()
 
 
@@ -275,7 +326,7 @@ def test_settings_survive_yaml(make_sft: MakeSft, tmp_path: Path) -> None:
 
 @pytest.mark.medium
 def test_a_cloned_point_reaches_its_goal(make_sft: MakeSft) -> None:
-    folder = sft.clone(
+    folder = clone(
         make_sft("demonstrations.count=40", "sft.steps=600", "sft.batch_size=128", "sft.micro_batch_size=128",
                  "policy.hidden=[64,64]", "eval.episodes_per_task=50", "sft.steps_per_iteration=100")
     )  # fmt: skip
@@ -290,7 +341,7 @@ def test_a_small_vla_is_cloned_evaluated_and_started_from(
     vla = ("policy=openvla_oft_tiny", "env.observations=[images,proprio]")
     pictures = ("env.camera.height=84", "env.camera.width=84")
     own = [text for text in TINY_SFT if not text.startswith("policy.")]
-    folder = sft.clone(load([*own, *vla, *pictures, "sft.steps=2", f"run_dir={tmp_path / 'vla'}"]))
+    folder = clone(load([*own, *vla, *pictures, "sft.steps=2", f"run_dir={tmp_path / 'vla'}"]))
     checkpoint = find_checkpoint(folder)
     statistics = json.loads((checkpoint / "dataset_statistics.json").read_text())
     action = statistics["point_reach"]["action"]
@@ -311,7 +362,7 @@ def test_a_small_vla_is_cloned_evaluated_and_started_from(
     )  # fmt: skip
     policy = build_policy(settings, environment_spec(settings), CPU)
     assert policy.statistics_entries == statistics  # type: ignore[attr-defined]
-    trained = train.train(Start(settings, None))
+    trained = train.train(Start(settings))
     assert json.loads((find_checkpoint(trained) / "dataset_statistics.json").read_text()) == statistics
     with pytest.raises(UserError, match=r"policy\.chunk is 8 there, 4 here"):
         changed = replace(settings, policy=replace(settings.policy, chunk=4))

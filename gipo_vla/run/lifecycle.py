@@ -1,0 +1,251 @@
+"""One process of a run from its first iteration to finished.json: what is written, when, and how it ends.
+
+Everything here happens between iterations (or, when the run is asked to stop, between updates) and changes no
+number of the run. What trains is a ``Trainer``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Self
+
+from gipo_vla import config
+from gipo_vla.checkpoint.run_folder import RunFolder
+from gipo_vla.checkpoint.writer import CheckpointWriter
+from gipo_vla.cli import RunStoppedError
+from gipo_vla.config import EvaluationSettings
+from gipo_vla.distributed import group
+from gipo_vla.distributed.signals import StopRequest
+from gipo_vla.evaluation import summary
+from gipo_vla.run import evaluations
+from gipo_vla.run.resume import launch_record
+from gipo_vla.run.trainer import Row, Trainer
+from gipo_vla.telemetry import tracker
+from gipo_vla.telemetry.console import RunProgress, console, say
+from gipo_vla.telemetry.metrics import JsonLines
+
+WriteReport = Callable[[Path], object]
+"""Writes report.html into a run folder."""
+
+
+class Reason(IntEnum):
+    """Why a run is left before it is complete. Ranks agree on the greatest that any of them has."""
+
+    NONE = 0
+    ASKED = 1
+    FAILING = 2
+
+
+class Lifecycle:
+    """Runs a trainer and keeps the run's folder. Use as a context.
+
+    Args:
+        trainer: prepared, not started.
+        folder: locked for this process.
+        checkpoint: what to resume from; None: a new run.
+        write_report: called at the end where ``telemetry.report`` asks for it; None: runs of this kind have
+            no report.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        checkpoint: Path | None = None,
+        write_report: WriteReport | None = None,
+    ) -> None:
+        self.trainer, self.folder, self.write_report = trainer, folder, write_report
+        self.settings = trainer.settings
+        self.first = group.rank() == 0
+        self.began = time.monotonic()
+        self.stop = StopRequest()
+        self.reason = Reason.NONE
+        self.tracker: tracker.Tracker = tracker.NoTracker()
+        self.writer = self._writer()
+        self._saved: tuple[int, int] | None = None
+        """The state that the newest checkpoint holds."""
+        self._lines: dict[str, JsonLines] = {}
+        loaded = trainer.start(checkpoint)
+        if checkpoint is not None and loaded is not None:
+            self.writer.newest = checkpoint.name
+            if not loaded.changes:
+                self._saved = trainer.state
+            for change in loaded.changes:
+                say(change)
+        if self.first:
+            self._open_files(loaded.values["tracker_id"] if loaded else None)
+
+    def _writer(self) -> CheckpointWriter:
+        of = self.settings.checkpoint
+        milestone = of.keep_every * of.every_iterations if of.keep_every and of.every_iterations else None
+        return CheckpointWriter(self.folder.checkpoints, self.trainer.device, of.keep, milestone)
+
+    def _open_files(self, tracker_id: str | None) -> None:
+        settings, folder, done = self.settings, self.folder, self.trainer.state[0]
+        folder.finished.unlink(missing_ok=True)
+        folder.write_json(folder.launch, launch_record())  # first: a restart goes by it
+        folder.write_text(folder.config, config.to_yaml(settings))
+        self._lines = {path.stem: JsonLines(path, done) for path in (folder.metrics, folder.timings)}
+        if isinstance(settings.eval, EvaluationSettings):
+            self._lines["evaluations"] = JsonLines(folder.evaluations, done)
+        self.tracker = tracker.start(settings.telemetry, folder.path, config.to_dict(settings), tracker_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or group.world_size() == 1:  # else the others may be elsewhere
+            self.writer.wait()
+        for lines in self._lines.values():
+            lines.close()
+
+    # ------------------------------------------------------------------------------------------ iterations
+
+    def run(self) -> None:
+        """Iterate until the run is complete, ``stop_after`` is reached, or somebody asks to stop; then finish
+        the run, or save it and say how to resume it.
+
+        Raises:
+            RunStoppedError: the run had to stop, or stopped without being saved.
+        """
+        trainer, every = self.trainer, self.settings.checkpoint.every_iterations
+        log_every = self.settings.telemetry.log_every
+        with self.stop, RunProgress(trainer.position(), log_every, quiet=not self.first) as progress:
+            while not self._over:
+                env_steps = trainer.counters()["env_steps"]
+                done = trainer.run_iteration(self._should_stop)
+                if done is None:
+                    break
+                self._write_down(*done, progress)
+                self._evaluate_if_due(env_steps)
+                if every and trainer.state[0] % every == 0 and not self._over:
+                    self.save()
+            if trainer.done is None:
+                self._leave()
+                return
+        self._finish()
+
+    @property
+    def _over(self) -> bool:
+        last = self.settings.stop_after
+        return self.trainer.done is not None or (last is not None and self.trainer.state[0] >= last)
+
+    def _should_stop(self) -> bool:
+        """Asked between updates; a collective call, so that all ranks stop at the same one."""
+        self.writer.poll()
+        own = Reason.FAILING if self.trainer.problem() else Reason.ASKED if self.stop.asked else Reason.NONE
+        self.reason = Reason(group.largest(own, self.trainer.device))
+        return self.reason != Reason.NONE
+
+    def _write_down(self, row: Row, timings: Mapping[str, float], progress: RunProgress) -> None:
+        if not self.first:
+            return
+        trainer, iteration = self.trainer, self.trainer.state[0]
+        self._lines["metrics"].write(row)
+        self._lines["timings"].write({"iteration": iteration, **timings})
+        last = trainer.done is not None
+        progress.update(iteration, trainer.position(), trainer.status(row, timings), last)
+        if iteration % self.settings.telemetry.log_every == 0:
+            self.tracker.log(row, iteration)
+
+    def _leave(self) -> None:
+        """Save, and say how to resume."""
+        self.save()
+        self.writer.wait()
+        where = f"stopped after {self.trainer.position().heading}"
+        if self.writer.failed:
+            where += f", which could not be saved (the last checkpoint is {self.writer.newest or 'none'})"
+        told = f"{where}; resume it with resume={self.folder.path}"
+        if self.reason == Reason.FAILING:
+            problems = [problem for problem in group.gather(self.trainer.problem()) if problem]
+            raise RunStoppedError("; ".join([*problems, told]))
+        if self.writer.failed:
+            raise RunStoppedError(told)
+        say(told)
+
+    def save(self) -> None:
+        """Begin a checkpoint, unless there is one of this very state; on a full disk warn and continue."""
+        if self._saved == self.trainer.state and not self.writer.failed:
+            return
+        for lines in self._lines.values():
+            lines.sync()
+        self.trainer.save(self.writer, self.tracker.id)
+        self._saved = self.trainer.state
+
+    # ------------------------------------------------------------------------------------------ evaluation
+
+    def _evaluate_if_due(self, env_steps_before: int) -> None:
+        """Evaluate when another ``eval.every_env_steps`` were taken."""
+        settings, trainer = self.settings.eval, self.trainer
+        if not isinstance(settings, EvaluationSettings) or settings.every_env_steps is None:
+            return
+        env_steps, every = trainer.counters()["env_steps"], settings.every_env_steps
+        if env_steps_before // every == env_steps // every:
+            return
+        with trainer.simulators() as pool:
+            results = evaluations.play_together(
+                trainer, pool, settings.during_training_episodes_per_task, settings.mode == "greedy"
+            )
+        if not self.first:
+            return
+        iteration = trainer.state[0]
+        row = {"iteration": iteration, "env_steps": env_steps, "mode": settings.mode}
+        row |= summary.rates(results)
+        self._lines["evaluations"].write(row)
+        self.tracker.log(
+            {f"evaluation/{key}": row[key] for key in ("success_once", "mean_return")}, iteration
+        )
+
+    def _finish(self) -> None:
+        """Checkpoint, evaluation in both modes, plot, video, report, and finished.json."""
+        trainer, settings, folder = self.trainer, self.settings, self.folder
+        self.save()
+        self.writer.wait()  # what is on disk survives whatever happens to the evaluation
+        with trainer.simulators() as pool:
+            results = {
+                mode: evaluations.play_together(
+                    trainer, pool, settings.eval.episodes_per_task, mode == "greedy"
+                )
+                for mode in evaluations.MODES
+            }
+            filmed = (
+                self.first
+                and settings.eval.video
+                and evaluations.film(trainer, pool, folder, results[settings.eval.mode])
+            )
+        trainer.close()  # now, so that the process ends soon after finished.json
+        if not self.first:
+            return
+        evaluation = summary.evaluation_json(trainer.spec, settings.eval.mode, results)
+        folder.write_json(folder.evaluation, evaluation)
+        console.print(summary.table(evaluation))
+        made = ["evaluation.json", trainer.plot(folder, evaluation).name]
+        if filmed:
+            made.append("videos/")
+        if self.write_report is not None and settings.telemetry.report:
+            self.write_report(folder.path)
+            made.append("report.html")
+        if not self.writer.failed:
+            made.append("checkpoints/")
+        self.tracker.finish({f"evaluation/{k}": v for k, v in evaluation.items() if isinstance(v, float)})
+        self._write_finished(evaluation, f"{', '.join(made[:-1])} and {made[-1]}")
+
+    def _write_finished(self, evaluation: Mapping[str, Any], made: str) -> None:
+        seconds = time.monotonic() - self.began
+        self.folder.write_json(
+            self.folder.finished,
+            {
+                **self.trainer.counters(),
+                "session_seconds": round(seconds, 1),
+                "checkpoint": self.writer.newest,
+                "config_digest": config.digest(self.settings),
+            },
+        )
+        say(
+            f"{self.trainer.done}; success once {evaluation['success_once']:.2f} ({evaluation['mode']}, "
+            f"{evaluation['episodes']} held-out initial states) after {seconds:.0f} s; {made} are in "
+            f"{self.folder.path}"
+        )

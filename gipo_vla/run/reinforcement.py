@@ -1,0 +1,191 @@
+"""Reinforcement as the lifecycle drives it: a pipeline, its workers' faults, and the table at the start."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gipo_envs import EnvironmentSpec, gl, needs_opengl
+from gipo_vla.assembly import build_policy
+from gipo_vla.checkpoint import run_state
+from gipo_vla.checkpoint.run_folder import RunFolder
+from gipo_vla.checkpoint.run_state import Loaded
+from gipo_vla.checkpoint.writer import CheckpointWriter
+from gipo_vla.config import Config
+from gipo_vla.distributed import group
+from gipo_vla.pipeline import Pipeline
+from gipo_vla.planning import plan
+from gipo_vla.rollout.faults import FaultWindow
+from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.run import evaluations
+from gipo_vla.run.trainer import Row, ShouldStop
+from gipo_vla.telemetry import plots
+from gipo_vla.telemetry.console import Position, number, say
+from gipo_vla.telemetry.graphs import GraphFiles
+from gipo_vla.telemetry.metrics import read_json_lines
+
+
+class Reinforcement:
+    """A ``Trainer`` that reinforces a policy by a ``Pipeline``.
+
+    Args:
+        stored: the run's checkpoints, where there are any: then the policy takes nothing from ``init_from``.
+
+    Raises:
+        UserError: settings, policy and environment do not go together.
+    """
+
+    def __init__(
+        self, settings: Config, spec: EnvironmentSpec, device: torch.device, stored: Path | None
+    ) -> None:
+        self.settings, self.device = settings, device
+        self.policy = build_policy(settings, spec, device, stored, reinforced=True)
+        self.plans = plan(settings, self.policy, spec, group.world_size())
+        self.spec = self.plans.spec
+        self._pipeline: Pipeline | None = None
+
+    def prepare(self, folder: RunFolder, checkpoint: Path | None) -> dict[str, str]:
+        self.folder = folder
+        self.settings = dataclasses.replace(self.settings, run_dir=str(folder.path))
+        return self._table()
+
+    def start(self, checkpoint: Path | None) -> Loaded | None:
+        settings, rollout = self.settings, self.settings.rollout
+        self._pipeline = Pipeline(settings, self.policy, self.plans, self.device)
+        self.graphs = GraphFiles(self.folder.graphs, settings.iterations)
+        loaded = None if checkpoint is None else run_state.load(checkpoint, self.pipeline)
+        faults = self.pipeline.pool.faults
+        self.faults = FaultWindow(rollout.max_worker_faults, rollout.worker_fault_window, faults)
+        return loaded
+
+    def close(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+
+    @property
+    def pipeline(self) -> Pipeline:
+        assert self._pipeline is not None, "not started"
+        return self._pipeline
+
+    # ------------------------------------------------------------------------------------------ iterations
+
+    @property
+    def done(self) -> str | None:
+        iterations = self.settings.iterations
+        return f"all {iterations} iterations are done" if self.pipeline.iteration >= iterations else None
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return self.pipeline.iteration, self.pipeline.learner.attempted
+
+    def run_iteration(self, should_stop: ShouldStop) -> tuple[Row, dict[str, float]] | None:
+        pipeline, first = self.pipeline, group.rank() == 0
+        if pipeline.iteration == 0 and not pipeline.updates_done and first and self.settings.eval.video:
+            evaluations.keep_before(self, pipeline.pool, self.folder)
+        done = pipeline.run_iteration(should_stop)
+        if done is None:
+            return None
+        self.faults.end_iteration(pipeline.pool.faults)
+        if first:
+            self.graphs.after(pipeline.iteration, pipeline.credit.snapshot)
+            if line := pipeline.credit.notice():
+                say(line)
+        return done
+
+    def problem(self) -> str | None:
+        pool, limit = self.pipeline.pool, self.faults
+        if not pool.given_up and not limit.exceeded(pool.faults):
+            return None
+        count = f"{limit.count(pool.faults)} simulator workers of one rank died or hung within "
+        count += f"{limit.iterations} iterations (rollout.max_worker_faults is {limit.limit})"
+        return "; ".join([*pool.given_up.values(), count])
+
+    def position(self) -> Position:
+        done, total = self.pipeline.iteration, self.settings.iterations
+        return Position(done, total, f"iteration {done}/{total}")
+
+    def status(self, row: Row, timings: Mapping[str, float]) -> str:
+        return (
+            f"success {number(row.get('success_once_recent'), 2)}  env steps {row['env_steps']:,}"
+            f" ({timings['env_steps_per_second']:,.0f}/s)"
+            f"  lag {number(row.get('staleness/lag_iterations_mean'), 1)} it"
+            f"  P95|log rho| {number(row.get('staleness/p95_abs_log_ratio'), 2)}"
+        )
+
+    # --------------------------------------------------------------------------- checkpoints and evaluation
+
+    def save(self, writer: CheckpointWriter, tracker_id: str | None) -> None:
+        self.pipeline.actor.finish()
+        run_state.begin(writer, self.pipeline, {"tracker_id": tracker_id})
+
+    @contextmanager
+    def simulators(self) -> Iterator[WorkerPool]:
+        self.pipeline.actor.finish()
+        yield self.pipeline.pool
+
+    def counters(self) -> dict[str, Any]:
+        pipeline = self.pipeline
+        return {
+            "iterations": pipeline.iteration,
+            "env_steps": pipeline.env_steps,
+            "updates": pipeline.learner.version,
+        }
+
+    def plot(self, folder: RunFolder, evaluation: Mapping[str, Any]) -> Path:
+        settings, tasks = self.settings, ", ".join(self.spec.tasks[:3])
+        more = " ..." if len(self.spec.tasks) > 3 else ""
+        plots.learning_curve(
+            folder.learning_curve,
+            f"{settings.experiment}: {tasks}{more}, {settings.objective.name}, seed {settings.seed}",
+            read_json_lines(folder.metrics),
+            read_json_lines(folder.evaluations),
+            dict(evaluation) | {"env_steps": self.pipeline.env_steps},
+        )
+        return folder.learning_curve
+
+    # ----------------------------------------------------------------------------------- table at the start
+
+    def _table(self) -> dict[str, str]:
+        """What is active, and how old the data will be."""
+        settings, policy, spec, plans = self.settings, self.policy, self.spec, self.plans
+        assert isinstance(policy, torch.nn.Module)
+        lag, memory, rollout, learner = plans.staleness, plans.memory, settings.rollout, settings.learner
+        trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+        tasks = spec.tasks[0] if len(spec.tasks) == 1 else f"{len(spec.tasks)} tasks"
+        return {
+            "environment": f"{settings.env.family} {tasks}, {settings.env.reward} reward, "
+            f"{spec.step_limit} env steps, actions held {spec.action_repeat}",
+            "instruction": spec.instructions[0] + (" ..." if len(spec.tasks) > 1 else ""),
+            "policy": f"{settings.policy.name}, {trainable:,} trainable parameters, chunk {policy.chunk} x "
+            f"{policy.action_dims} tokens of {policy.bins}",
+            "objective": _values(settings.objective),
+            "regularizers": _values(settings.regularizers) or "none",
+            "credit": _values(settings.credit),
+            "rollout": f"{group.world_size()} rank(s) x {rollout.workers} workers x "
+            f"{rollout.envs_per_worker} environments, {plans.steps} vector steps an iteration, collect "
+            f"{rollout.collect}",
+            "learner": f"DeepSpeed on {self.device}, {learner.updates} updates an iteration of "
+            f"{learner.batch_segments} segments x {settings.replay.segment_length}, learning rates "
+            f"{learner.policy_learning_rate:g} / {learner.value_learning_rate:g}",
+            "replay": f"{settings.replay.capacity:,} transitions = {lag.iterations_held:.1f} iterations, "
+            f"{memory.expected / 2**20:,.1f} MB a rank (at most {memory.worst / 2**20:,.0f})",
+            "expected lag": f"mean {lag.mean_lag_iterations:.1f} iterations ({lag.mean_lag_updates:.0f} "
+            f"updates), greatest {lag.max_lag_iterations:.1f} ({lag.max_lag_updates:.0f}); every transition "
+            f"is used {lag.samples_per_transition:.1f} times",
+            **({"rendering": "{}: {}".format(*gl.choose())} if needs_opengl(settings.env) else {}),
+        }
+
+
+def _values(section: Any) -> str:
+    """Settings as words; those that are off are left out."""
+    values = dataclasses.asdict(section)
+    name = values.pop("name", "")
+    shown = [f"{key} {value}" for key, value in values.items() if value not in (None, 0.0)]
+    if not name:  # regularizers: estimators say nothing without their coefficients
+        shown = [text for text in shown if "coefficient" in text]
+    return " ".join([name, ", ".join(shown)]).strip()

@@ -1,0 +1,192 @@
+"""Which run a command line resumes, and what it may change about it: one rule for training and cloning."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import psutil
+
+from gipo_envs.errors import UserError
+from gipo_vla import config
+from gipo_vla.checkpoint.folder import MANIFEST
+from gipo_vla.checkpoint.run_folder import RunFolder, runs_root
+from gipo_vla.config import SESSION_KEYS, Config
+from gipo_vla.imitation import settings as sft
+from gipo_vla.imitation.settings import AnyRun, SftConfig
+from gipo_vla.settings import plugins
+from gipo_vla.settings.runs import may_change
+
+Settings = TypeVar("Settings", Config, SftConfig)
+Kind = type[Config] | type[SftConfig]
+"""A kind of run is known by the class of its settings."""
+
+COMMANDS: dict[Kind, str] = {Config: "train", SftConfig: "sft"}
+
+
+def differences(old: AnyRun, new: AnyRun) -> dict[str, str]:
+    """Every setting of the run that differs: ``key: old -> new`` by key."""
+    before, after = _flat(config.to_dict(old)), _flat(config.to_dict(new))
+    return {
+        key: f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in SESSION_KEYS
+    }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+# ----------------------------------------------------------------------------------- which run is meant
+
+
+@dataclass(frozen=True)
+class Start(Generic[Settings]):
+    """How a process begins: with a new run, or by resuming one."""
+
+    settings: Settings
+    folder: RunFolder | None = None
+    """The run to resume; None: a new one."""
+    changes: tuple[str, ...] = ()
+    """One line for each setting that differs from the run's."""
+    finished: bool = False
+    """The run is finished, and nobody asked for more than that."""
+    by_itself: bool = False
+    """Resumed by ``resume=auto`` or a restart, so the process before may just be leaving."""
+
+
+def resolve(kind: type[Settings], overrides: Sequence[str]) -> Start[Settings]:
+    """Settings and run of a command line.
+
+    Raises:
+        UserError: a setting is wrong, or the run to resume does not exist, is finished, or is asked to become
+            another run.
+    """
+    plugins.load(plugins.named_in(overrides))
+    asked = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("resume=")]
+    if asked and asked[-1] not in ("auto", "null", ""):
+        return _resume(kind, Path(asked[-1]), [text for text in overrides if not text.startswith("resume=")])
+    settings: Any = sft.load(overrides) if kind is SftConfig else config.load("train", overrides)
+    folder = _run_without_a_name(settings)
+    if folder is None or not folder.holds_run():
+        return Start(settings)
+    start = Start(replace(settings, run_dir=str(folder.path)), folder, by_itself=True)
+    if not folder.config.is_file():
+        return start
+    base = _settings_of(folder, kind)
+    if config.digest(base) != config.digest(settings):
+        changes = "; ".join(differences(base, settings).values())
+        raise UserError(
+            f"{folder.path} holds a run of other settings ({changes}): choose another run_dir, or resume "
+            f"that run with resume={folder.path}"
+        )
+    return replace(start, finished=_refusal(folder, base, settings) is not None)
+
+
+def _resume(kind: type[Settings], path: Path, overrides: Sequence[str]) -> Start[Settings]:
+    folder = RunFolder(path)
+    if (path / MANIFEST).is_file():
+        raise UserError(f"resume={path} is one checkpoint: give its run folder, {path.parent.parent}")
+    if not folder.config.is_file():
+        raise UserError(f"resume={path} holds no run (no config.yaml): give a run folder")
+    base = replace(_settings_of(folder, kind), stop_after=None, run_dir=str(path))
+    settings = config.override(base, overrides)
+    if settings.run_dir != str(path):
+        raise UserError(f"resume={path} resumes in that folder: leave out run_dir={settings.run_dir}")
+    settings = replace(settings, resume=str(path))
+    changes = differences(base, settings)
+    forbidden = [line for key, line in changes.items() if not may_change(base, key)]
+    if forbidden:
+        raise UserError(
+            f"resume={path}: {'; '.join(forbidden)} would make this another run: start it in a new run_dir"
+        )
+    refusal = _refusal(folder, base, settings)
+    if refusal is not None:
+        raise UserError(f"resume={path} {refusal}")
+    return Start(settings, folder, tuple(changes.values()))
+
+
+def _settings_of(folder: RunFolder, kind: type[Settings]) -> Settings:
+    """A run's settings.
+
+    Raises:
+        UserError: it is a run of another command.
+    """
+    found = sft.read_run(folder.config)
+    if not isinstance(found, kind):
+        other = COMMANDS[type(found)]
+        raise UserError(f"{folder.path} is a run of python -m gipo_vla.{other}: resume it with that command")
+    return found
+
+
+def _refusal(folder: RunFolder, base: AnyRun, settings: AnyRun) -> str | None:
+    """Why there is nothing left to do in a finished run; None if there is."""
+    if not folder.finished.exists():
+        return None
+    if isinstance(settings, SftConfig):
+        assert isinstance(base, SftConfig)
+        return None if settings.sft != base.sft else "is finished: give a larger sft.steps to clone further"
+    done = int(json.loads(folder.finished.read_text())["iterations"])
+    if settings.iterations > done:
+        return None
+    return f"is finished ({done} iterations): give iterations above that to train it further"
+
+
+# -------------------------------------------------------------------------------- resuming without a name
+
+
+def _restarted() -> bool:
+    """torchrun started this process in the place of one that failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def _run_without_a_name(settings: AnyRun) -> RunFolder | None:
+    """The run that ``resume=auto`` or a restart means; None: a new one."""
+    named = [RunFolder(Path(settings.run_dir))] if settings.run_dir else None
+    if named and settings.resume == "auto":
+        return named[0]
+    # First what this very torchrun began (somebody else's folder is not taken over by a second attempt);
+    # then, if asked, the newest unfinished run of the same settings.
+    if _restarted():
+        own = launch_record()
+        for folder in named or _runs(settings):
+            if folder.launch.is_file() and json.loads(folder.launch.read_text()) == own:
+                return folder
+    if settings.resume == "auto":
+        wanted = config.digest(settings)
+        for folder in _runs(settings):
+            with suppress(UserError):  # a damaged run, or one with plugins that this command does not name
+                if not folder.finished.exists() and config.digest(sft.read_run(folder.config)) == wanted:
+                    return folder
+    return None
+
+
+def _runs(settings: AnyRun) -> Iterator[RunFolder]:
+    """Runs of this experiment without a ``run_dir`` of their own, newest first."""
+    for path in sorted(runs_root().glob(f"{settings.experiment}-*"), reverse=True):
+        if (path / "config.yaml").is_file():
+            yield RunFolder(path)
+
+
+def launch_record() -> dict[str, Any]:
+    """What tells a restarted rank that a run folder is its own: the torchrun that started both."""
+    launcher = os.getppid()
+    return {
+        "host": socket.gethostname(),
+        "launcher": launcher,
+        "launcher_started": psutil.Process(launcher).create_time() if psutil.pid_exists(launcher) else 0.0,
+        "run_id": os.environ.get("TORCHELASTIC_RUN_ID"),
+    }

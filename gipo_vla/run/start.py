@@ -1,0 +1,154 @@
+"""How a run begins, on all ranks alike: refusals, then folder and lock, the table, the lifecycle."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gipo_envs import EnvironmentSpec, gl, needs_opengl
+from gipo_envs.errors import UserError
+from gipo_vla import config
+from gipo_vla.assembly import environment_spec
+from gipo_vla.checkpoint import folder as folders
+from gipo_vla.checkpoint.run_folder import RunFolder, create, refuse_taken
+from gipo_vla.cli import RunStoppedError
+from gipo_vla.distributed import group
+from gipo_vla.distributed.signals import stop_with_launcher
+from gipo_vla.memory import machine_limits, plan_rank, print_table, refuse_what_cannot_fit
+from gipo_vla.run.lifecycle import Lifecycle, WriteReport
+from gipo_vla.run.resume import COMMANDS, Start
+from gipo_vla.run.trainer import Trainer
+from gipo_vla.telemetry.console import say, settings_table
+
+LEAVING_SECONDS = 120.0
+"""What a process that was just killed or preempted is given to let go of its run folder."""
+
+MakeTrainer = Callable[[Any, EnvironmentSpec, torch.device, Path | None], Trainer]
+"""Makes a trainer; see ``Trainer``."""
+
+
+def prepare_process() -> None:
+    """Manners of a process that writes runs: nothing that it writes is for everybody to change, and it is
+    asked to stop when the torchrun that started it is gone."""
+    os.umask(os.umask(0o022) | 0o002)
+    stop_with_launcher()
+
+
+def run(start: Start[Any], make: MakeTrainer, write_report: WriteReport | None = None) -> Path:
+    """Run from where ``start`` says to its end or until it is asked to stop; returns the run folder.
+
+    Args:
+        write_report: see ``Lifecycle``.
+
+    Raises:
+        UserError: before any worker is started, whatever is wrong with settings, files or the machine.
+        RunStoppedError: the run had to end; where possible there is a checkpoint.
+    """
+    torch.set_num_threads(start.settings.learner.threads)
+    device = group.choose_device(start.settings.learner.device)
+    with _full_disk_in_one_line(), group.joined(device):
+        return _run(_agree(start), make, device, write_report)
+
+
+def _run(
+    start: Start[Any], make: MakeTrainer, device: torch.device, write_report: WriteReport | None
+) -> Path:
+    settings = start.settings
+    if start.finished:
+        assert start.folder is not None
+        say(f"{start.folder.path} is finished: nothing to do")
+        return start.folder.path
+    spec = environment_spec(settings)
+    if needs_opengl(settings.env):
+        gl.choose()
+    memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
+    refuse_what_cannot_fit(settings, memory, limits)  # before weights are read or workers started
+    begun = start.folder is not None and start.folder.has_checkpoint()
+    trainer = make(settings, spec, device, start.folder.checkpoints if start.folder and begun else None)
+    with ExitStack() as stack:
+        folder = _open_together(start, stack)
+        checkpoint = newest_checkpoint(folder) if start.folder else None
+        rows = trainer.prepare(folder, checkpoint)
+        if group.rank() == 0:
+            weights = settings.init_from or getattr(settings.policy, "checkpoint", None) or "random weights"
+            rows = {**rows, "starts from": weights, "run folder": str(folder.path)}
+            command = COMMANDS[type(settings)]
+            settings_table(f"gipo_vla {command}  {settings.experiment}  seed {settings.seed}", rows.items())
+            print_table(memory, limits)
+        if start.folder:
+            say(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
+        for change in start.changes:
+            say(f"changed since the run began: {change}")
+        try:
+            with Lifecycle(trainer, folder, checkpoint, write_report) as lifecycle:
+                lifecycle.run()
+        finally:
+            trainer.close()
+    return folder.path
+
+
+def _agree(start: Start[Any]) -> Start[Any]:
+    """One reading of the disk for all ranks: that of the first rank that found its run.
+
+    (On a network file system one machine may see a folder before another does; and after a restart only the
+    machine that held rank 0 knows the run folder as its own.)
+
+    Raises:
+        UserError: the ranks were started with different settings.
+    """
+    starts = group.gather(start)
+    if len({config.digest(other.settings) for other in starts}) > 1:
+        raise UserError("the ranks were started with different settings: give every machine the same command")
+    return next((other for other in starts if other.folder is not None), starts[0])
+
+
+def _open_together(start: Start[Any], stack: ExitStack) -> RunFolder:
+    """The folder that rank 0 chooses, and keeps locked while the stack is open."""
+
+    def choose() -> Path:
+        folder = start.folder or create(start.settings)
+        stack.enter_context(folder.lock(LEAVING_SECONDS if start.by_itself else 0.0))
+        if start.folder is None:
+            refuse_taken(folder)  # again: another process may have had the lock in between
+        return folder.path
+
+    return RunFolder(group.on_first(choose))
+
+
+def newest_checkpoint(folder: RunFolder) -> Path | None:
+    """The checkpoint that every rank resumes from, None if none was ever completed. Damaged ones are named
+    and set aside.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+
+    def choose() -> Path | None:
+        if not folder.has_checkpoint():
+            return None
+        chosen, damaged = folders.newest_valid(folder.checkpoints)
+        for line in damaged:
+            say(f"warning: passed over a damaged checkpoint: {line}")
+        folders.set_aside_newer(folder.checkpoints, chosen.name)
+        return chosen
+
+    return group.on_first(choose)
+
+
+@contextmanager
+def _full_disk_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunStoppedError(
+            f"no room on the disk for {error.filename or 'the run'}: free some, then resume the run with "
+            "resume=RUN_DIR"
+        ) from error
