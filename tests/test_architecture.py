@@ -30,7 +30,7 @@ ROOMS = (
     ("objectives",),
     ("policies",),
     # The typed settings are made of the settings classes of the rooms above; everybody may read them.
-    ("config", "composing", "cli", "telemetry", "distributed", "registry", "configs"),
+    ("config", "composing", "cli", "options", "telemetry", "distributed", "registry", "configs"),
 )
 LEVEL = {room: level for level, line in enumerate(ROOMS) for room in line}
 SETTINGS_OF = {"credit", "objectives", "policies"}
