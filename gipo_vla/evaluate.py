@@ -5,10 +5,10 @@
     python -m gipo_vla.evaluate checkpoint=runs/my-run env.task=reach-v3 out=reach.json
     python -m gipo_vla.evaluate experiment=... policy.checkpoint=FOLDER     a published OpenVLA-OFT checkpoint
 
-The settings are those of the run; any of them can be overridden. Without ``checkpoint``, the command evaluates
-the policy that a training run would start from: ``policy.checkpoint`` or ``init_from``, as an experiment or the
-command line names it. Initial states are held out from training and the same for every policy. Prints a table,
-and one line of JSON (the content of evaluation.json) on stdout.
+The settings are those of the run; any of them can be overridden. Without ``checkpoint``, the command
+evaluates the policy that a training run would start from: ``policy.checkpoint`` or ``init_from``, as an
+experiment or the command line names it. Initial states are held out from training and the same for every
+policy. Prints a table, and one line of JSON (the content of evaluation.json) on stdout.
 
 A policy with a continuous head is evaluated greedily only: it has nothing to sample from.
 """
@@ -37,6 +37,7 @@ from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.telemetry.console import console
 
+
 @dataclass(frozen=True)
 class Options:
     """What to evaluate, and where to write."""
@@ -44,7 +45,8 @@ class Options:
     __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     checkpoint: str | None = None
-    """A run folder of train or sft, of which the newest usable checkpoint is taken, or a checkpoint's folder."""
+    """A run folder of train or sft, of which the newest usable checkpoint is taken, or a checkpoint's
+    folder."""
     out: Path | None = None
     """File to write the JSON to as well."""
     video: Path | None = None

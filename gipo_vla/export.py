@@ -3,10 +3,10 @@
     python -m gipo_vla.export checkpoint=RUN_DIR out=FOLDER
     python -m gipo_vla.export experiment=libero_spatial_oft7b policy.checkpoint=PATH out=FOLDER
 
-Without ``checkpoint``, the policy that a run of the settings would start from is written (for instance with an
-adapter merged; a continuous head is written too). The folder holds merged weights that the original evaluation
-scripts load, the adapter in peft's format, the statistics, tokenizer and small heads, and in files of its own
-what the published layout has no place for.
+Without ``checkpoint``, the policy that a run of the settings would start from is written (for instance with
+an adapter merged; a continuous head is written too). The folder holds merged weights that the original
+evaluation scripts load, the adapter in peft's format, the statistics, tokenizer and small heads, and in files
+of its own what the published layout has no place for.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from gipo_vla.telemetry.console import console
 if TYPE_CHECKING:
     from gipo_vla.policies.openvla_oft import ExportSummary
 
+
 @dataclass(frozen=True)
 class Options:
     """What to write, and where."""
@@ -37,7 +38,8 @@ class Options:
     __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     checkpoint: str | None = None
-    """A run folder of train or sft, of which the newest usable checkpoint is taken, or a checkpoint's folder."""
+    """A run folder of train or sft, of which the newest usable checkpoint is taken, or a checkpoint's
+    folder."""
     out: Path | None = None
     """New or empty folder to write to. Required."""
 

@@ -1,7 +1,7 @@
 """A command's own options, ``key=value`` like the settings of a run, from one dataclass for each command.
 
-The class has a field with a type, a default and a docstring for every option. ``parse`` takes the options out of
-the arguments, has pydantic check them, and makes their part of ``--help`` from the class.
+The class has a field with a type, a default and a docstring for every option. ``parse`` takes the options out
+of the arguments, has pydantic check them, and makes their part of ``--help`` from the class.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def parse(
     Args:
         kind: dataclass of the options.
         usage: what ``--help`` prints above the options.
-        runs: settings classes of the runs that other arguments of the form ``key=value`` may override. Without
-            any, such an argument is a mistake, unless a file of this name exists.
+        runs: settings classes of the runs that other arguments of the form ``key=value`` may override.
+            Without any, such an argument is a mistake, unless a file of this name exists.
         config_name: the YAML file that ``--cfg`` composes.
 
     Raises:

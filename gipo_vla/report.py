@@ -32,8 +32,8 @@ class Options:
     __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     out: Path | None = None
-    """Folder to write everything to. Without it, report.html, PNG and CSV files go to DIR/report/ of the first
-    DIR, and report.html of a single run directly into its folder."""
+    """Folder to write everything to. Without it, report.html, PNG and CSV files go to DIR/report/ of the
+    first DIR, and report.html of a single run directly into its folder."""
 
 
 def main(arguments: Sequence[str]) -> int:

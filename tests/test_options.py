@@ -87,4 +87,12 @@ def test_help_says_what_each_option_means(runs: tuple[type, ...], capsys: pytest
 
 def test_help_of_one_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert options.parse(["--help", "repeats"], Own, "What the command does.", Config) is None
-    assert capsys.readouterr().out.split() == "repeats=N How often to measure. Default: 5.".split()
+    assert capsys.readouterr().out.split() == [
+        "repeats=N",
+        "How",
+        "often",
+        "to",
+        "measure.",
+        "Default:",
+        "5.",
+    ]
