@@ -2,6 +2,8 @@
 
 The class has a field with a type, a default and a docstring for every option. ``parse`` takes the options out
 of the arguments, has pydantic check them, and makes their part of ``--help`` from the class.
+
+Little is imported here, so that ``gipo_vla.doctor`` can say what is missing of an installation.
 """
 
 from __future__ import annotations
@@ -13,11 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gipo_envs.errors import UserError, nearest
-from gipo_vla import cli, config
-from gipo_vla.composing import groups
+from gipo_vla import cli
 
 Options = TypeVar("Options")
 
@@ -89,6 +90,8 @@ def split(
 
 def settings_names(runs: Iterable[type]) -> list[str]:
     """Return the top-level keys of runs, groups among them."""
+    from gipo_vla.composing import groups
+
     return [*(field.name for run in runs for field in dataclasses.fields(run)), *groups()]
 
 
@@ -98,7 +101,15 @@ def checked(given: Mapping[str, Any], kind: type[Options]) -> Options:
     Raises:
         UserError: a value of the wrong type.
     """
-    return config.typed({key: None if value in ("", "null") else value for key, value in given.items()}, kind)
+    values = {key: None if value in ("", "null") else value for key, value in given.items()}
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        if problem["type"] == "value_error":  # raised by the class itself: the message is complete
+            raise UserError(str(problem["ctx"]["error"])) from error
+        name, message = ".".join(map(str, problem["loc"])), problem["msg"]
+        raise UserError(f"{name} is {problem['input']!r}: {message[0].lower()}{message[1:]}") from error
 
 
 def names(kind: type) -> list[str]:
