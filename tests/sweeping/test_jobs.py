@@ -162,14 +162,14 @@ def test_factors_are_what_jobs_may_differ_in() -> None:
         {"objective": "gipo", "objective.sigma": 1.0},
         {"objective": "ppo"},
     ]
-    arms = (("credit=group",), ("credit=group", "credit.normalize=running"), ("replay.capacity=1280",))
+    arms = (("credit=group",), ("credit=group", "credit.normalize=running"), ("rollout.temperature=2.0",))
     common = ("rollout.envs_per_worker=8", "rollout.group_size=8", "seed=1,0")
-    listed = plan(SweepSettings(overrides=tiny(*common)[:-3] + common, arms=arms))
-    assert listed.factors == ("credit", "credit.normalize", "replay.capacity", "seed")
+    listed = plan(SweepSettings(overrides=tiny(*common), arms=arms))
+    assert listed.factors == ("credit", "credit.normalize", "rollout.temperature", "seed")
     assert [tuple(job.factors.values()) for job in listed.jobs[:3]] == [
-        ("group", "none", 640, 1),
-        ("group", "running", 640, 1),
-        ("gae", "running", 1280, 1),
+        ("group", "none", 1.0, 1),
+        ("group", "running", 1.0, 1),
+        ("gae", "running", 2.0, 1),
     ]
 
 
