@@ -10,18 +10,19 @@ The figures include the numerical floor of every log-ratio (``policies.numerical
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from gipo_envs.errors import UserError
 from gipo_envs.protocol import ArraySpec, EnvironmentSpec
 from gipo_vla.assembly import environment_spec
 from gipo_vla.benchmarks import Options
-from gipo_vla.benchmarks.flops import forward_flops, train_flops
 from gipo_vla.benchmarks.timing import device_name, rate, resident_bytes
 from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device
@@ -47,34 +48,9 @@ BFLOAT16_PEAKS = {
 INSTRUCTIONS = ("pick up the black bowl between the plate and the ramekin and place it on the plate",)
 PROPRIO_SIZE = 8
 """Of LIBERO and Bridge, for policies that read proprioception."""
+GIB = 2**30
+FLOOR_LABELS = {"mean": "mean", "p99": "p99", "p999": "p99.9", "max": "max"}
 OTHER_DTYPE = {torch.bfloat16: torch.float32, torch.float32: torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class PolicyBenchmark:
-    """The figures of one network; plain numbers for a table and for JSON."""
-
-    device: str
-    dtype: str
-    parameters: int
-    trainable_parameters: int
-    tokens_per_sample: int
-    act_batch: int
-    decisions_per_second: float
-    act_peak_share: float
-    micro_batch: int
-    samples_per_second: float
-    """Of forward and backward passes, without optimiser steps."""
-    train_peak_share: float
-    matrix_peak: float
-    """Operations a second."""
-    matrix_peak_source: Literal["data sheet", "measured"]
-    peak_memory_bytes: int
-    """Allocated on the GPU while training; the largest resident set of the process on a CPU."""
-    planned_memory_bytes: int
-    """What the memory plan says of weights, gradients and activations (there is no optimiser here)."""
-    numerical_floor: dict[str, dict[str, float]]
-    """|log rho| between act and evaluate with the same weights, by dtype."""
 
 
 def run(settings: Config, options: Options) -> dict[str, Any]:
@@ -101,10 +77,9 @@ def run(settings: Config, options: Options) -> dict[str, Any]:
     figures = trial.measure(dtype, options.seconds)
     # One model after the other: two of seven billion parameters need not fit.
     other = OTHER_DTYPE[dtype]
-    floors = figures.numerical_floor | {_name(other): trial.floor(trial.build(other))}
-    figures = dataclasses.replace(figures, numerical_floor=floors)
+    figures["numerical_floor"][_name(other)] = trial.floor(trial.build(other))
     _show(figures)
-    return dataclasses.asdict(figures)
+    return figures
 
 
 @dataclass(frozen=True)
@@ -161,54 +136,66 @@ class Trial:
         observations = self.observations(self.act_batch)
         return floor_metrics(log_ratio_floor(policy, observations, self.micro_batch, self.temperature))
 
-    def measure(self, dtype: torch.dtype, seconds: float) -> PolicyBenchmark:
-        """Act and train on random observations, each for about so many seconds, and measure."""
-        device, policy = self.device, self.build(dtype)
-        name = _name(dtype)
+    def measure(self, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
+        """Act and train on random observations, each for about so many seconds, and return the figures."""
+        device, policy, on_gpu = self.device, self.build(dtype), self.device.type == "cuda"
         workload = Workload(
             self.micro_batch,
             images=self.settings.images or 1,
             proprio_size=PROPRIO_SIZE if self.settings.proprio else None,
             action_dims=self.action_size,
             prompt_tokens=policy.prompt_ids.shape[1],
-            dtype=name,
+            dtype=_name(dtype),
             cuda=False,
         )
-        peak, source = matrix_peak(device, dtype)
         many, few = self.observations(self.act_batch), self.observations(self.micro_batch)
-        act_rate = rate(lambda: policy.act(many, self.temperature), seconds) * self.act_batch
-        floor = self.floor(policy)
         tokens = policy.act(few, self.temperature).tokens
         temperatures = torch.full((self.micro_batch,), self.temperature, device=device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+
+        def act() -> None:
+            policy.act(many, self.temperature)
 
         def train() -> None:
             evaluation = policy(few, tokens, temperatures)
             (evaluation.values.mean() - evaluation.log_probs.mean() - evaluation.entropies.mean()).backward()
             policy.zero_grad(set_to_none=True)
 
-        train_rate = rate(train, seconds) * self.micro_batch
+        peak, source = matrix_peak(device, dtype)
+        act_share, train_share = matrix_operations(act) / peak, matrix_operations(train) / peak
+        acts = rate(act, seconds)
+        floor = self.floor(policy)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        trains = rate(train, seconds)
         plan = plan_memory(self.settings, workload)
-        on_gpu = device.type == "cuda"
-        return PolicyBenchmark(
-            device=device_name(device),
-            dtype=name,
-            parameters=sum(p.numel() for p in policy.parameters()),
-            trainable_parameters=sum(p.numel() for p in policy.parameters() if p.requires_grad),
-            tokens_per_sample=tokens_per_sample(self.settings, workload),
-            act_batch=self.act_batch,
-            decisions_per_second=act_rate,
-            act_peak_share=act_rate * forward_flops(self.settings, workload) / peak,
-            micro_batch=self.micro_batch,
-            samples_per_second=train_rate,
-            train_peak_share=train_rate * train_flops(self.settings, workload) / peak,
-            matrix_peak=peak,
-            matrix_peak_source=source,
-            peak_memory_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else resident_bytes(),
-            planned_memory_bytes=plan.total - plan.twin - plan.optimizer,
-            numerical_floor={name: floor},
-        )
+        return {
+            "device": device_name(device),
+            "dtype": _name(dtype),
+            "parameters": sum(p.numel() for p in policy.parameters()),
+            "trainable_parameters": sum(p.numel() for p in policy.parameters() if p.requires_grad),
+            "tokens_per_sample": tokens_per_sample(self.settings, workload),
+            "act_batch": self.act_batch,
+            "decisions_per_second": acts * self.act_batch,
+            "act_peak_share": acts * act_share,
+            "micro_batch": self.micro_batch,
+            "samples_per_second": trains * self.micro_batch,  # without optimiser steps
+            "train_peak_share": trains * train_share,
+            "matrix_peak": peak,  # operations a second
+            "matrix_peak_source": source,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else resident_bytes(),
+            # Weights, gradients and activations; there is no optimiser and no twin here.
+            "planned_memory_bytes": plan.total - plan.twin - plan.optimizer,
+            "numerical_floor": {_name(dtype): floor},
+        }
+
+
+def matrix_operations(call: Callable[[], None]) -> int:
+    """Return the floating-point operations of a call, as torch counts them over its matrix products; a
+    multiply-add counts as two."""
+    # Fused kernels of attention are not counted on every device, its plain products are.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def _name(dtype: torch.dtype) -> DtypeName:
@@ -227,29 +214,26 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, Litera
     return rate(lambda: torch.mm(left, left), 1.0) * 2.0 * side**3, "measured"
 
 
-def _show(figures: PolicyBenchmark) -> None:
-    table = Table(title=f"policy: {figures.parameters:,} parameters, {figures.dtype} on {figures.device}")
+def _show(figures: dict[str, Any]) -> None:
+    title = f"policy: {figures['parameters']:,} parameters, {figures['dtype']} on {figures['device']}"
+    table = Table(title=title)
     for name in ("", "", "share of the matrix peak"):
         table.add_column(name, justify="right" if name else "left")
     table.add_row(
-        f"act, {figures.act_batch} observations",
-        f"{figures.decisions_per_second:,.1f} decisions a second",
-        f"{figures.act_peak_share:.1%}",
+        f"act, {figures['act_batch']} observations",
+        f"{figures['decisions_per_second']:,.1f} decisions a second",
+        f"{figures['act_peak_share']:.1%}",
     )
     table.add_row(
-        f"evaluate and backward, {figures.micro_batch} samples",
-        f"{figures.samples_per_second:,.1f} samples a second",
-        f"{figures.train_peak_share:.1%}",
+        f"evaluate and backward, {figures['micro_batch']} samples",
+        f"{figures['samples_per_second']:,.1f} samples a second",
+        f"{figures['train_peak_share']:.1%}",
     )
     table.add_row(
-        "resident memory of the whole process" if figures.device == "cpu" else "peak memory",
-        f"{figures.peak_memory_bytes / 2**30:.2f} GiB, planned {figures.planned_memory_bytes / 2**30:.2f}",
-        "",
+        "resident memory of the whole process" if figures["device"] == "cpu" else "peak memory",
+        f"{figures['peak_memory_bytes'] / GIB:.2f} GiB, planned {figures['planned_memory_bytes'] / GIB:.2f}",
     )
-    for name, floor in sorted(figures.numerical_floor.items()):
-        shown = (f"{label} {floor[key]:.1e}" for key, label in FLOOR_LABELS.items())
-        table.add_row(f"act and evaluate differ, {name}", f"|log rho| {', '.join(shown)}", "")
+    for name, floor in sorted(figures["numerical_floor"].items()):
+        shown = ", ".join(f"{label} {floor[key]:.1e}" for key, label in FLOOR_LABELS.items())
+        table.add_row(f"act and evaluate differ, {name}", f"|log rho| {shown}")
     console.print(table)
-
-
-FLOOR_LABELS = {"mean": "mean", "p99": "p99", "p999": "p99.9", "max": "max"}

@@ -9,7 +9,6 @@ was used is put beside what ``gipo_vla.memory`` planned.
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
@@ -29,38 +28,6 @@ from gipo_vla.telemetry.console import console
 
 GIB = 2**30
 SYNCHRONIZATIONS = 20
-
-
-@dataclass(frozen=True)
-class TrainingBenchmark:
-    """Figures of rank 0; rates are over all ranks. A sample is a transition: one decision."""
-
-    device: str
-    ranks: int
-    task: str
-    updates_timed: int
-    """Updates timed in the learner alone, and again in whole iterations."""
-    samples_per_update: float
-    learner_samples_per_second: float
-    """Updates alone: forward, backward, reduction, optimiser step."""
-    samples_per_second: float
-    """End to end: samples of updates, while the simulators step and the twin acts."""
-    env_steps_per_second: float
-    decisions_per_second: float
-    synchronize_seconds: float
-    """Median of copying the trained tensors to the behaviour twin."""
-    synchronized_bytes: int
-    device_bytes: int | None
-    """Peak allocated on the GPU; None on a CPU."""
-    device_bytes_planned: int | None
-    process_bytes: int
-    """Largest resident set of the training process, which on a CPU holds the policy."""
-    process_bytes_planned: int
-    worker_bytes: int
-    """Memory of all workers of a rank, without what they share."""
-    worker_bytes_planned: int
-    numerical_floor: dict[str, float]
-    """See ``policies.numerical_floor``."""
 
 
 def run(settings: Config, options: Options) -> dict[str, Any]:
@@ -88,10 +55,11 @@ def run(settings: Config, options: Options) -> dict[str, Any]:
             pipeline.close()
         if group.rank() == 0:
             _show(figures)
-    return asdict(figures)
+    return figures
 
 
-def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: int) -> TrainingBenchmark:
+def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: int) -> dict[str, Any]:
+    """Return the figures of rank 0; rates are over all ranks. A sample is a transition: one decision."""
     device, updates = pipeline.device, settings.learner.updates
     pipeline.run_iteration()  # fills the replay, compiles and allocates
     pipeline.actor.finish()
@@ -110,26 +78,31 @@ def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: i
     trained = [p for p in pipeline.policy.parameters() if p.requires_grad]
     # CUDA's own libraries are in no allocator's count.
     planned = memory.policy.total - memory.policy.overhead if memory.policy and on_gpu else None
-    return TrainingBenchmark(
-        device=device_name(device),
-        ranks=world,
-        task=pipeline.plans.spec.tasks[0],
-        updates_timed=rounds * updates,
-        samples_per_update=samples / updates,
-        learner_samples_per_second=statistics.median(learner_rates),
-        samples_per_second=rounds * samples / seconds,
-        env_steps_per_second=world * (pipeline.actor.env_steps - steps_before) / seconds,
-        decisions_per_second=world * (pipeline.actor.decisions - decisions_before) / seconds,
-        synchronize_seconds=statistics.median(copies),
-        synchronized_bytes=sum(p.numel() * p.element_size() for p in trained),
-        device_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
-        device_bytes_planned=planned,
-        process_bytes=resident_bytes(),
-        process_bytes_planned=memory.host - memory.workers - memory.replay + held,
-        worker_bytes=sum(psutil.Process(pid).memory_full_info().uss for pid in pipeline.pool.process_ids),
-        worker_bytes_planned=memory.workers,
-        numerical_floor=pipeline.numerical_floor or {},
-    )
+    return {
+        "device": device_name(device),
+        "ranks": world,
+        "task": pipeline.plans.spec.tasks[0],
+        "updates_timed": rounds * updates,
+        "samples_per_update": samples / updates,
+        # Updates alone: forward, backward, reduction, optimiser step.
+        "learner_samples_per_second": statistics.median(learner_rates),
+        # End to end: while the simulators step and the twin acts.
+        "samples_per_second": rounds * samples / seconds,
+        "env_steps_per_second": world * (pipeline.actor.env_steps - steps_before) / seconds,
+        "decisions_per_second": world * (pipeline.actor.decisions - decisions_before) / seconds,
+        # Copying the trained tensors to the behaviour twin.
+        "synchronize_seconds": statistics.median(copies),
+        "synchronized_bytes": sum(p.numel() * p.element_size() for p in trained),
+        "device_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
+        "device_bytes_planned": planned,
+        # On a CPU this process holds the policy too.
+        "process_bytes": resident_bytes(),
+        "process_bytes_planned": memory.host - memory.workers - memory.replay + held,
+        # Of all workers of a rank, without what they share.
+        "worker_bytes": sum(psutil.Process(pid).memory_full_info().uss for pid in pipeline.pool.process_ids),
+        "worker_bytes_planned": memory.workers,
+        "numerical_floor": pipeline.numerical_floor or {},
+    }
 
 
 def _updates_alone(pipeline: Pipeline, count: int) -> int:
@@ -145,27 +118,28 @@ def _updates_alone(pipeline: Pipeline, count: int) -> int:
     return samples
 
 
-def _show(figures: TrainingBenchmark) -> None:
-    table = Table(title=f"training: {figures.task}, {figures.ranks} rank(s) on {figures.device}")
+def _show(figures: dict[str, Any]) -> None:
+    table = Table(title=f"training: {figures['task']}, {figures['ranks']} rank(s) on {figures['device']}")
     for name in ("", "measured", "planned"):
         table.add_column(name, justify="right" if name else "left")
-    per_update = figures.samples_per_update
+    per_update = figures["samples_per_update"]
     for name, rate in (
-        ("learner alone", figures.learner_samples_per_second),
-        ("end to end", figures.samples_per_second),
+        ("learner alone", figures["learner_samples_per_second"]),
+        ("end to end", figures["samples_per_second"]),
     ):
         table.add_row(name, f"{rate:,.1f} samples a second, {rate / per_update:,.2f} updates", "")
-    env_steps, decisions = figures.env_steps_per_second, figures.decisions_per_second
+    env_steps, decisions = figures["env_steps_per_second"], figures["decisions_per_second"]
     table.add_row(
         "collected meanwhile", f"{env_steps:,.1f} env steps a second, {decisions:,.1f} decisions", ""
     )
-    copied = f"{1e3 * figures.synchronize_seconds:,.2f} ms for {figures.synchronized_bytes / 2**20:,.1f} MiB"
+    copied = (
+        f"{1e3 * figures['synchronize_seconds']:,.2f} ms for {figures['synchronized_bytes'] / 2**20:,.1f} MiB"
+    )
     table.add_row("copying to the twin", copied, "")
-    values = asdict(figures)
     for name, key in (("GPU memory", "device"), ("process", "process"), ("workers", "worker")):
-        used, planned = values[f"{key}_bytes"], values[f"{key}_bytes_planned"]
+        used, planned = figures[f"{key}_bytes"], figures[f"{key}_bytes_planned"]
         if used is not None and planned is not None:
             table.add_row(name, f"{used / GIB:.2f} GiB", f"{planned / GIB:.2f} GiB")
-    floor = figures.numerical_floor
+    floor = figures["numerical_floor"]
     table.add_row("numerical floor", f"|log rho| mean {floor['mean']:.1e}, max {floor['max']:.1e}", "")
     console.print(table)
