@@ -125,7 +125,7 @@ class Sweep:
             return
         for outcome in outcomes:
             done = self.folder.finished(outcome.job)
-            if done is not None and not self.folder.kept(outcome.job, self.keep):
+            if done is not None:
                 folders.keep(outcome.job, done, self.keep, self.settings.keep_rows)
         self.folder.write_list(self.listed, self.keep)
         console.print(f"small data of finished jobs: {self.keep}", soft_wrap=True)

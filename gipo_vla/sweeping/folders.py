@@ -47,7 +47,7 @@ class SweepFolder:
     def __init__(self, path: Path, kept: Sequence[Path] = ()) -> None:
         self.path = path
         self._runs = _by_digest(path)
-        self._kept = {place: _by_digest(place) for place in kept}
+        self._kept = [_by_digest(place) for place in kept]
 
     def run(self, job: Job) -> RunFolder:
         """Return where a job runs, or would."""
@@ -55,16 +55,11 @@ class SweepFolder:
 
     def finished(self, job: Job) -> Path | None:
         """Return the folder that holds a job's results; None if the job is not done."""
-        kept = [place[job.digest] for place in self._kept.values() if job.digest in place]
+        kept = [place[job.digest] for place in self._kept if job.digest in place]
         for folder in (self.run(job).path, *kept):
             if RunFolder(folder).finished.exists():
                 return folder
         return None
-
-    def kept(self, job: Job, place: Path) -> bool:
-        """Whether a job's small data lies in a folder, under whatever name the job had then."""
-        folder = self._kept[place].get(job.digest)
-        return folder is not None and RunFolder(folder).finished.exists()
 
     def success(self, job: Job) -> float | None:
         """Return the success of a finished job on held-out initial states."""
@@ -94,7 +89,8 @@ class SweepFolder:
     def write_list(self, listed: JobList, place: Path | None = None) -> None:
         """Write sweep.json, here or in another folder.
 
-        Jobs that an earlier, wider command listed stay in it as long as their folders are there.
+        Jobs that an earlier, wider command listed stay in it: here as long as their folders are there, in
+        another folder always.
 
         Raises:
             UserError: the folder cannot be written.
@@ -105,8 +101,9 @@ class SweepFolder:
             {"name": job.name, "overrides": job.arguments, "factors": job.factors} for job in listed.jobs
         ]
         new = {job.digest for job in listed.jobs}
-        for row in read_json(file)["jobs"] if file.exists() else ():
-            if row["name"][-DIGEST_LENGTH:] not in new and (place / row["name"]).is_dir():
+        for row in read_json(file).get("jobs", []) if file.exists() else ():
+            there = place != self.path or (place / row["name"]).is_dir()
+            if there and row["name"][-DIGEST_LENGTH:] not in new:
                 jobs.append(row)
         factors: dict[str, list[Any]] = {key: [] for key in listed.factors}
         for row in jobs:

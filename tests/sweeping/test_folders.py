@@ -137,19 +137,6 @@ def test_a_list_of_an_earlier_version_is_read(make_sweep: MakeSweep, tmp_path: P
     assert read["jobs"][-1] == old["jobs"][0] and read["factors"] == {"seed": [0, 1]}
 
 
-def test_a_job_is_kept_once_whatever_its_name(
-    make_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The words before the digest change as a sweep grows."""
-    arguments = ("seed=0", f"keep={tmp_path / 'kept'}")
-    (job,) = make_sweep(*arguments).chosen
-    pretend(job, tmp_path / "kept" / f"fewer-words-{job.digest}")
-    pretend(job, tmp_path / "sweep" / job.name)
-    assert make_sweep(*arguments).run() == 0
-    names = sorted(path.name for path in (tmp_path / "kept").iterdir())
-    assert names == [f"fewer-words-{job.digest}", "sweep.json"]
-
-
 def test_a_job_is_reserved_once(make_sweep: MakeSweep, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     lock = folders.try_to_lock(run)
