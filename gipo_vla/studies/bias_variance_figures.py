@@ -62,39 +62,22 @@ def pareto(results: Sequence[Moments]) -> Figure:
         axes.plot(x, y, "-", marker=marker, color=colour, markersize=5, linewidth=1.2, label=title)
         if family in ("gipo sigma", "gipo half sigma"):
             # The smallest widths all lie at bias 1 and deviation 0.
-            for name, (left, up) in zip(members[3:], points[3:]):
-                axes.annotate(
-                    f"σ {name.rpartition('=')[2]}",
-                    (left, up),
-                    xytext=(6, 4),
-                    textcoords="offset points",
-                    fontsize=8,
-                    color=colour,
-                )
-    axes.annotate(
-        "σ 0.1 to 0.3",
-        (1, 0),
-        xytext=(-6, -11),
-        textcoords="offset points",
-        fontsize=8,
-        ha="right",
-        color=COLOURS[0],
-    )
-    axes.annotate(
-        "ε 0.1 to 0.5",
-        (0.275, 1.14),
-        xytext=(-8, -9),
-        textcoords="offset points",
-        fontsize=8,
-        ha="right",
-        color=COLOURS[1],
-    )
+            for name, point in zip(members[3:], points[3:]):
+                _note(axes, f"σ {name.rpartition('=')[2]}", point, (6, 4), colour)
+    _note(axes, "σ 0.1 to 0.3", (1, 0), (-6, -11), COLOURS[0])
+    _note(axes, "ε 0.1 to 0.5", (0.275, 1.14), (-8, -9), COLOURS[1])
     axes.set_xlabel("|bias| / |true gradient|")
     axes.set_ylabel("standard deviation of one sample / |true gradient|")
     axes.set_xlim(-0.04, 1.06)
     axes.set_ylim(-0.1, 1.85)
     legend(figure, [axes])
     return figure
+
+
+def _note(axes: Axes, text: str, point: tuple[float, float], shift: tuple[int, int], colour: str) -> None:
+    """Write beside a point, on the side that the shift (in points) leads to."""
+    side = "right" if shift[0] < 0 else "left"
+    axes.annotate(text, point, shift, textcoords="offset points", fontsize=8, ha=side, color=colour)
 
 
 def _family(estimator: str) -> str:

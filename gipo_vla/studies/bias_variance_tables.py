@@ -5,127 +5,102 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
-from gipo_vla.reporting.table import Cell, Table
-from gipo_vla.studies.gradient_moments import ESTIMATORS, SAMPLES, Moments, by_case, typical_mse
+from gipo_vla.reporting.table import Table
+from gipo_vla.studies.gradient_moments import ESTIMATORS, SAMPLES, Moments, by_case
+
+CASE = ["target", "behaviour"]
+SHOWN = {
+    "estimator": "estimator",
+    "median_relative_bias": "bias",
+    "median_relative_deviation": "std",
+    "relative_mse_1": "MSE(1)",
+    "relative_mse_30": "MSE(30)",
+    "relative_mse_1000": "MSE(1000)",
+    "median_signal_to_noise": "s/n",
+    "wrong_sign": "wrong sign",
+}
+"""Columns of the table on the console, and their short names."""
+
+
+def frame(results: Sequence[Moments]) -> pd.DataFrame:
+    """Return a row for each case and estimator, with everything that the tables are made of."""
+    properties = ("bias", "signal_to_noise", "on_policy")
+    return pd.DataFrame(
+        [
+            {
+                **vars(one),
+                **{name: getattr(one, name) for name in properties},
+                **{f"mse_{samples}": one.mse(samples) for samples in SAMPLES},
+            }
+            for one in results
+        ]
+    )
+
+
+def _table(name: str, title: str, data: pd.DataFrame) -> Table:
+    rows = data.astype(object).where(data.notna(), None).values.tolist()
+    return Table(name, title, tuple(map(str, data.columns)), rows)
 
 
 def cases_table(results: Sequence[Moments]) -> Table:
-    """A row for each case and estimator."""
-    columns = (
-        "target",
-        "behaviour",
-        "estimator",
-        "true_gradient",
-        "mean",
-        "bias",
-        "variance",
-        "signal_to_noise",
-        "cosine",
-        *[f"mse_{samples}" for samples in SAMPLES],
-    )
-    rows = [
-        [
-            one.target,
-            one.behaviour,
-            one.estimator,
-            one.true_gradient,
-            one.mean,
-            one.bias,
-            one.variance,
-            one.signal_to_noise,
-            one.cosine,
-            *[one.mse(samples) for samples in SAMPLES],
-        ]
-        for one in results
-    ]
-    return Table("cases", "Every case and estimator", columns, rows)
+    """Return a row for each case and estimator."""
+    columns = [*CASE, "estimator", "true_gradient", "mean", "bias", "variance", "signal_to_noise", "cosine"]
+    mse = [f"mse_{samples}" for samples in SAMPLES]
+    return _table("cases", "Every case and estimator", frame(results)[columns + mse])
 
 
 def estimators_table(results: Sequence[Moments]) -> Table:
-    """Each estimator over the off-policy cases (on-policy, all but zero are the same)."""
-    rows: list[list[Cell]] = []
-    for name in ESTIMATORS:
-        own = [one for one in results if one.estimator == name and not one.on_policy]
-        rows.append(
-            [
-                name,
-                float(np.median([abs(one.bias / one.true_gradient) for one in own])),
-                float(np.median([one.variance**0.5 / abs(one.true_gradient) for one in own])),
-                *[typical_mse(own, samples) for samples in SAMPLES],
-                _median([one.signal_to_noise for one in own]),
-                _median([one.cosine for one in own]),
-                _least([one.cosine for one in own]),
-                wrong_sign(own, name),
-            ]
-        )
-    columns = (
-        "estimator",
-        "median_relative_bias",
-        "median_relative_deviation",
-        *[f"relative_mse_{samples}" for samples in SAMPLES],
-        "median_signal_to_noise",
-        "median_cosine",
-        "least_cosine",
-        "wrong_sign",
+    """Return a row for each estimator over the off-policy cases (on-policy, all but zero are the same)."""
+    every = frame(results)
+    size = every["true_gradient"].abs()
+    every["relative_bias"] = every["bias"].abs() / size
+    every["relative_deviation"] = np.sqrt(every["variance"]) / size
+    every["wrong"] = every["mean"] * every["true_gradient"] < 0
+    for samples in SAMPLES:
+        every[f"log_{samples}"] = np.log(every[f"mse_{samples}"] / size**2)
+    groups = every[~every["on_policy"]].groupby("estimator", sort=False)
+    data = pd.DataFrame(
+        {
+            "median_relative_bias": groups["relative_bias"].median(),
+            "median_relative_deviation": groups["relative_deviation"].median(),
+            # Geometric means over the cases.
+            **{f"relative_mse_{samples}": np.exp(groups[f"log_{samples}"].mean()) for samples in SAMPLES},
+            "median_signal_to_noise": groups["signal_to_noise"].median(),
+            "median_cosine": groups["cosine"].median(),
+            "least_cosine": groups["cosine"].min(),
+            "wrong_sign": groups["wrong"].sum(),
+        }
     )
-    return Table("estimators", "Estimators over the off-policy cases", columns, rows)
+    return _table("estimators", "Estimators over the off-policy cases", data.reset_index())
 
 
 def best_table(results: Sequence[Moments]) -> Table:
-    """In how many of all cases an estimator has the least MSE(n); ties count for each."""
-    cases = by_case(results)
-    rows: list[list[str | int]] = []
-    for name in ESTIMATORS:
-        counts = []
-        for samples in SAMPLES:
-            least = [min(one.mse(samples) for one in own.values()) for own in cases.values()]
-            counts.append(
-                sum(own[name].mse(samples) <= low * (1 + 1e-9) for own, low in zip(cases.values(), least))
-            )
-        rows.append([name, *counts])
-    columns = ("estimator", *[f"n_{samples}" for samples in SAMPLES])
-    return Table(
-        "least_mse", f"Cases of {len(cases)} with the least MSE(n), ties counted for each", columns, rows
-    )
-
-
-def _known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    return float(np.median(_known(values))) if _known(values) else None
-
-
-def _least(values: Sequence[float | None]) -> float | None:
-    return min(_known(values), default=None)
+    """Return in how many of all cases an estimator has the least MSE(n); ties count for each."""
+    every = frame(results).set_index([*CASE, "estimator"])
+    mse = every[[f"mse_{samples}" for samples in SAMPLES]]
+    least = mse.le(mse.groupby(CASE).transform("min") * (1 + 1e-9))
+    data = least.groupby("estimator", sort=False).sum().rename(columns=lambda name: name.replace("mse", "n"))
+    cases = len(every) // len(ESTIMATORS)
+    title = f"Cases of {cases} with the least MSE(n), ties counted for each"
+    return _table("least_mse", title, data.reset_index())
 
 
 def for_console(results: Sequence[Moments]) -> Table:
-    """The table of estimators with short names and fewer columns."""
+    """Return the table of estimators with short names and fewer columns."""
     full = estimators_table(results)
-    chosen = {
-        "estimator": "estimator",
-        "median_relative_bias": "bias",
-        "median_relative_deviation": "std",
-        "relative_mse_1": "MSE(1)",
-        "relative_mse_30": "MSE(30)",
-        "relative_mse_1000": "MSE(1000)",
-        "median_signal_to_noise": "s/n",
-        "wrong_sign": "wrong sign",
-    }
-    places = [full.columns.index(column) for column in chosen]
+    places = [full.columns.index(column) for column in SHOWN]
     return Table(
         "console",
         "Over the off-policy cases, relative to the true gradient (MSE of the zero estimator: 1)",
-        tuple(chosen.values()),
+        tuple(SHOWN.values()),
         [[row[place] for place in places] for row in full.rows],
     )
 
 
 def better(results: Sequence[Moments], estimator: str, than: str, samples: int) -> int:
-    """Off-policy cases in which ``estimator`` has the lower MSE(n)."""
+    """Return the number of off-policy cases in which ``estimator`` has the lower MSE(n)."""
     return sum(
         own[estimator].mse(samples) < own[than].mse(samples) * (1 - 1e-9)
         for own in by_case(results).values()
@@ -134,12 +109,12 @@ def better(results: Sequence[Moments], estimator: str, than: str, samples: int) 
 
 
 def wrong_sign(results: Sequence[Moments], estimator: str) -> int:
-    """Cases in which the mean estimate has the sign opposite to the true gradient's."""
+    """Return the number of cases in which the mean estimate has the opposite sign to the true gradient."""
     return sum(one.mean * one.true_gradient < 0 for one in results if one.estimator == estimator)
 
 
 def finding(results: Sequence[Moments]) -> list[str]:
-    """What the numbers say, with their caveat; every figure in it is computed."""
+    """Return what the numbers say, with their caveat; every figure in it is computed."""
     best = {str(row[0]): dict(zip(SAMPLES, row[1:])) for row in best_table(results).rows}
     cases = len(by_case(results))
     off = sum(not one.on_policy for one in results if one.estimator == "zero")

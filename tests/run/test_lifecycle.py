@@ -21,12 +21,12 @@ from gipo_vla.checkpoint.run_state import Loaded, text_writer
 from gipo_vla.checkpoint.writer import CheckpointWriter, Content
 from gipo_vla.cli import RunStoppedError
 from gipo_vla.config import Config
-from gipo_vla.imitation.settings import SftConfig
 from gipo_vla.rollout.episodes import evaluation_plans
 from gipo_vla.rollout.pool import WorkerPool
-from gipo_vla.run.resume import Start, fixed
+from gipo_vla.run.resume import Start
 from gipo_vla.run.start import run
 from gipo_vla.run.trainer import Row, ShouldStop
+from gipo_vla.settings.runs import load, load_sft, may_change
 from gipo_vla.telemetry.console import Position
 from gipo_vla.train import resolve
 from tests.conftest import MakeConfig
@@ -203,13 +203,17 @@ def test_a_run_begun_by_another_process_meanwhile_is_not_written_over(
 
 
 def test_settings_that_a_resume_may_change() -> None:
-    """The longest name that the rules know decides."""
-    for kind in (Config, SftConfig):
-        assert fixed(kind, "env.camera.width") and fixed(kind, "seed") and fixed(kind, "policy.hidden")
-        assert not fixed(kind, "env.assets") and not fixed(kind, "policy.compile")
-        assert not fixed(kind, "rollout.workers") and not fixed(kind, "eval.video")
-    assert fixed(SftConfig, "learner.policy_learning_rate")
-    assert not fixed(Config, "learner.policy_learning_rate")
-    assert fixed(SftConfig, "sft.batch_size") and not fixed(SftConfig, "sft.steps")
-    assert fixed(Config, "replay.segment_length") and not fixed(Config, "replay.capacity")
-    assert {name for name in ("scorer", "window") if fixed(Config, f"credit.{name}")} == {"scorer"}
+    """The settings classes declare it; the declaration nearest to the setting decides."""
+    training = load("train", ["policy=openvla_oft_tiny", "credit=information_gain"])
+    cloning = load_sft(["policy=openvla_oft_tiny"])
+    for settings in (training, cloning):
+        for key in ("env.camera.width", "seed", "policy.chunk", "init_from"):
+            assert not may_change(settings, key)
+        for key in ("env.assets", "policy.compile", "rollout.workers", "eval.video"):
+            assert may_change(settings, key)
+    for key in ("replay.segment_length", "rollout.group_size", "credit.name", "credit.scorer.input"):
+        assert not may_change(training, key)
+    for key in ("replay.capacity", "learner.policy_learning_rate", "objective.name", "credit.scorer.memory"):
+        assert may_change(training, key)
+    assert not may_change(cloning, "learner.policy_learning_rate") and may_change(cloning, "learner.threads")
+    assert not may_change(cloning, "sft.batch_size") and may_change(cloning, "sft.steps")

@@ -79,8 +79,8 @@ def test_what_would_make_it_another_run_is_refused(
 def test_a_scorer_may_not_change_but_its_window_may(make_run: MakeRun, tmp_path: Path) -> None:
     groups = ("credit=information_gain", "rollout.group_size=2")
     make_run(tmp_path / "run", *groups)
-    with pytest.raises(UserError, match=r"credit\.belief_input: landmarks -> state"):
-        resolve([f"resume={tmp_path / 'run'}", "credit.belief_input=state"])
+    with pytest.raises(UserError, match=r"credit\.scorer\.input: landmarks -> state"):
+        resolve([f"resume={tmp_path / 'run'}", "credit.scorer.input=state"])
     start = resolve([f"resume={tmp_path / 'run'}", "credit.refresh_every=9"])
     assert start.changes == ("credit.refresh_every: 1 -> 9",)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ ROWS_AT_A_TIME = 64
 @dataclass(frozen=True)
 class DemonstrationScorerSettings(ScorerSettings):
     """The likelihood of what an expert did in the nearest demonstrated state."""
+
+    movable: ClassVar[tuple[str, ...]] = ("demonstrations",)
 
     name: Literal["demonstration"] = "demonstration"
     demonstrations: str | None = None

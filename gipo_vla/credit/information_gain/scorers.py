@@ -19,7 +19,7 @@ The scorers here are ``success_belief``, ``instruction`` and ``demonstration``, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,9 @@ class Scorer(Protocol):
 
 class ScorerSettings(Protocol):
     """Settings of a scorer: a frozen dataclass, known by the default of its field ``name``."""
+
+    movable: ClassVar[tuple[str, ...]] = ()
+    """Settings that a resumed run may change; the others would make it another run."""
 
     @property
     def name(self) -> str: ...

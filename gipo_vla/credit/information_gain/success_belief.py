@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ BINS = 10
 class SuccessBeliefSettings(ScorerSettings):
     """A small network, trained on this run's episodes, that estimates from a state whether its episode
     succeeds."""
+
+    movable: ClassVar[tuple[str, ...]] = ("memory", "training_steps")
 
     name: Literal["success_belief"] = "success_belief"
     input: Literal["landmarks", "state", "features"] = "landmarks"

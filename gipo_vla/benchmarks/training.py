@@ -1,0 +1,145 @@
+"""How fast a training run is on this machine, and how much memory it takes.
+
+The measured pipeline is that of the run, with its workers, replay, learner and behaviour twin; weights may be
+random. The learner is timed alone, on batches drawn from the replay; then whole iterations, in which
+collection and updates share the machine; then the copy of the trained tensors to the twin. The memory that
+was used is put beside what ``gipo_vla.memory`` planned.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import psutil
+import torch
+from rich.table import Table
+
+from gipo_envs import gl, needs_opengl
+from gipo_vla.assembly import build_policy, environment_spec
+from gipo_vla.benchmarks import Options
+from gipo_vla.benchmarks.timing import device_name, resident_bytes, timed
+from gipo_vla.config import Config
+from gipo_vla.distributed import group
+from gipo_vla.memory import RankMemory, machine_limits, plan_rank, print_table, refuse_what_cannot_fit
+from gipo_vla.pipeline import Pipeline
+from gipo_vla.planning import plan
+from gipo_vla.telemetry.console import console
+
+GIB = 2**30
+SYNCHRONIZATIONS = 20
+
+
+def run(settings: Config, options: Options) -> dict[str, Any]:
+    """Make a run's iterations and measure them: ``options.rounds`` iterations, and as many times the updates
+    of an iteration for the learner alone; one more of each warms up.
+
+    Raises:
+        UserError: settings and machine do not go together, as in training.
+    """
+    torch.set_num_threads(settings.learner.threads)
+    spec = environment_spec(settings)
+    if needs_opengl(settings.env):
+        gl.choose()
+    device = group.choose_device(settings.learner.device)
+    with group.joined(device):
+        memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
+        refuse_what_cannot_fit(settings, memory, limits)
+        if group.rank() == 0:
+            print_table(memory, limits)
+        policy = build_policy(settings, spec, device, reinforced=True)
+        pipeline = Pipeline(settings, policy, plan(settings, policy, spec, group.world_size()), device)
+        try:
+            figures = _measure(settings, pipeline, memory, options.rounds)
+        finally:
+            pipeline.close()
+        if group.rank() == 0:
+            _show(figures)
+    return figures
+
+
+def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: int) -> dict[str, Any]:
+    """Return the figures of rank 0; rates are over all ranks. A sample is a transition: one decision."""
+    device, updates = pipeline.device, settings.learner.updates
+    pipeline.run_iteration()  # fills the replay, compiles and allocates
+    pipeline.actor.finish()
+    learner_rates = []
+    for _ in range(rounds):
+        samples, seconds = timed(lambda: _updates_alone(pipeline, updates), device)
+        learner_rates.append(samples / seconds)
+    pipeline.synchronize()
+    steps_before, decisions_before = pipeline.actor.env_steps, pipeline.actor.decisions
+    _, seconds = timed(lambda: [pipeline.run_iteration() for _ in range(rounds)], device)
+    copies = [timed(pipeline.synchronize, device)[1] for _ in range(SYNCHRONIZATIONS)]
+    world = group.world_size()
+    held = pipeline.replay.held(copy=False).bytes
+    on_gpu = device.type == "cuda"
+    assert isinstance(pipeline.policy, torch.nn.Module)
+    trained = [p for p in pipeline.policy.parameters() if p.requires_grad]
+    # CUDA's own libraries are in no allocator's count.
+    planned = memory.policy.total - memory.policy.overhead if memory.policy and on_gpu else None
+    return {
+        "device": device_name(device),
+        "ranks": world,
+        "task": pipeline.plans.spec.tasks[0],
+        "updates_timed": rounds * updates,
+        "samples_per_update": samples / updates,
+        # Updates alone: forward, backward, reduction, optimiser step.
+        "learner_samples_per_second": statistics.median(learner_rates),
+        # End to end: while the simulators step and the twin acts.
+        "samples_per_second": rounds * samples / seconds,
+        "env_steps_per_second": world * (pipeline.actor.env_steps - steps_before) / seconds,
+        "decisions_per_second": world * (pipeline.actor.decisions - decisions_before) / seconds,
+        # Copying the trained tensors to the behaviour twin.
+        "synchronize_seconds": statistics.median(copies),
+        "synchronized_bytes": sum(p.numel() * p.element_size() for p in trained),
+        "device_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
+        "device_bytes_planned": planned,
+        # On a CPU this process holds the policy too.
+        "process_bytes": resident_bytes(),
+        "process_bytes_planned": memory.host - memory.workers - memory.replay + held,
+        # Of all workers of a rank, without what they share.
+        "worker_bytes": sum(psutil.Process(pid).memory_full_info().uss for pid in pipeline.pool.process_ids),
+        "worker_bytes_planned": memory.workers,
+        "numerical_floor": pipeline.numerical_floor or {},
+    }
+
+
+def _updates_alone(pipeline: Pipeline, count: int) -> int:
+    """Updates on batches from the replay, nothing else; returns their samples over all ranks."""
+    learner, samples = pipeline.learner, 0
+    for _ in range(count):
+        segments = pipeline.replay.sample(learner.segments_per_rank, pipeline.replay_rng, learner.version)
+        update = learner.begin(segments, pipeline.iteration + 1)
+        for micro_batch in range(learner.micro_batches):
+            learner.micro_step(update, micro_batch)
+        learner.end(update)
+        samples += update.transitions
+    return samples
+
+
+def _show(figures: dict[str, Any]) -> None:
+    table = Table(title=f"training: {figures['task']}, {figures['ranks']} rank(s) on {figures['device']}")
+    for name in ("", "measured", "planned"):
+        table.add_column(name, justify="right" if name else "left")
+    per_update = figures["samples_per_update"]
+    for name, rate in (
+        ("learner alone", figures["learner_samples_per_second"]),
+        ("end to end", figures["samples_per_second"]),
+    ):
+        table.add_row(name, f"{rate:,.1f} samples a second, {rate / per_update:,.2f} updates", "")
+    env_steps, decisions = figures["env_steps_per_second"], figures["decisions_per_second"]
+    table.add_row(
+        "collected meanwhile", f"{env_steps:,.1f} env steps a second, {decisions:,.1f} decisions", ""
+    )
+    copied = (
+        f"{1e3 * figures['synchronize_seconds']:,.2f} ms for {figures['synchronized_bytes'] / 2**20:,.1f} MiB"
+    )
+    table.add_row("copying to the twin", copied, "")
+    for name, key in (("GPU memory", "device"), ("process", "process"), ("workers", "worker")):
+        used, planned = figures[f"{key}_bytes"], figures[f"{key}_bytes_planned"]
+        if used is not None and planned is not None:
+            table.add_row(name, f"{used / GIB:.2f} GiB", f"{planned / GIB:.2f} GiB")
+    floor = figures["numerical_floor"]
+    table.add_row("numerical floor", f"|log rho| mean {floor['mean']:.1e}, max {floor['max']:.1e}", "")
+    console.print(table)
