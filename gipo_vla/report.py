@@ -13,18 +13,21 @@ from pathlib import Path
 
 from gipo_envs.errors import UserError
 from gipo_vla import cli
-from gipo_vla.reporting import Report, results, write_report
+from gipo_vla.reporting import Report, archive, results, write_report
 from gipo_vla.reporting.table import show
 from gipo_vla.telemetry.console import console
 
 USAGE = """
 usage: python -m gipo_vla.report DIR [DIR ...] [out=PATH]
+       python -m gipo_vla.report pack DIR [SWEEP_DIR/sweep.json]
 
-DIR is a run folder, or a folder that contains run folders at any depth (a sweep). Only metrics.jsonl is
-needed; config.yaml and evaluation.json are used where they are.
+DIR is a run folder, or a folder that contains run folders or archives of runs at any depth (a sweep). Only
+metrics.jsonl is needed; config.yaml and evaluation.json are used where they are.
 
 Writes report.html, PNG and CSV files to DIR/report/ of the first DIR (report.html of a single run goes
 directly into its folder), or everything to PATH.
+
+pack moves the run folders in DIR into compressed archives, DIR/runs-NN.jsonl.xz, fit for committing.
 """
 
 
@@ -33,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments:
         print(USAGE.strip())
         return 0
+    if arguments and arguments[0] == "pack":
+        return _pack([Path(argument).expanduser() for argument in arguments[1:]])
     folders, destination = _parse(arguments)
     report = write_report(folders, destination)
     for remark in report.comparison.remarks:
@@ -40,6 +45,17 @@ def main(arguments: Sequence[str]) -> int:
     show(results.readable(report.comparison))
     console.print(f"report: {report.page}", soft_wrap=True)
     print(json.dumps(summary_json(report)))
+    return 0
+
+
+def _pack(paths: Sequence[Path]) -> int:
+    if not 1 <= len(paths) <= 2 or not paths[0].is_dir():
+        raise UserError(
+            "name a folder of run folders: python -m gipo_vla.report pack DIR [SWEEP_DIR/sweep.json]"
+        )
+    packed = archive.pack(*paths)
+    console.print(f"{packed} runs packed into {paths[0]}", soft_wrap=True)
+    print(json.dumps({"packed": packed, "folder": str(paths[0])}))
     return 0
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from gipo_vla.checkpoint.run_folder import RunFolder
-from gipo_vla.sweeping.folders import SweepFolder, read_json
+from gipo_vla.sweeping.folders import SweepFolder
 from gipo_vla.sweeping.jobs import Job
 
 CLUSTER = 100
@@ -61,10 +60,7 @@ def _measured_rates(folder: SweepFolder, jobs: Sequence[Job]) -> list[float]:
     spent = folder.seconds()
     rates = []
     for job in jobs:
-        done = folder.finished(job)
-        if done is None:
-            continue
-        finished = read_json(RunFolder(done).finished)
+        finished = folder.result(job, "finished")
         seconds = spent.get(job.digest) or finished.get("session_seconds")
         if seconds and finished.get("env_steps"):
             rates.append(float(seconds) / finished["env_steps"])

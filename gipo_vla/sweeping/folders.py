@@ -6,7 +6,8 @@
       JOB/                a run folder, with log.txt beside the run's own files
 
 A job is found by the digest at the end of its folder's name, so that words before it may change when a sweep
-grows. It is done when finished.json is there, or when the small data of it is kept elsewhere.
+grows. It is done when finished.json is there, or when its small data is kept elsewhere, in a folder or in an
+archive (``gipo_vla.reporting.archive``).
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +24,7 @@ from gipo_envs.errors import UserError
 from gipo_vla import config
 from gipo_vla.checkpoint.resume import differences
 from gipo_vla.checkpoint.run_folder import RunFolder
-from gipo_vla.reporting.runs import thin
+from gipo_vla.reporting import archive
 from gipo_vla.sweeping.jobs import DIGEST_LENGTH, Job
 from gipo_vla.telemetry.metrics import read_json_lines
 
@@ -47,18 +46,47 @@ class SweepFolder:
         self.path = path
         self._runs = _by_digest(path)
         self._kept = [_by_digest(place) for place in kept]
+        self._archived = {
+            record["name"][-DIGEST_LENGTH:]: (place, record)
+            for place in kept
+            for record in archive.read_folder(place)
+            if "finished" in record
+        }
 
     def run(self, job: Job) -> RunFolder:
         """Where a job runs, or would."""
         return RunFolder(self._runs.get(job.digest, self.path / job.name))
 
     def finished(self, job: Job) -> Path | None:
-        """The folder that holds a job's results; None if it is not done."""
+        """The folder that holds a job's results, by itself or in an archive; None if it is not done."""
         kept = [place[job.digest] for place in self._kept if job.digest in place]
         for folder in (self.run(job).path, *kept):
             if RunFolder(folder).finished.exists():
                 return folder
-        return None
+        return self._archived[job.digest][0] if job.digest in self._archived else None
+
+    def result(self, job: Job, part: str) -> dict[str, Any]:
+        """``evaluation`` or ``finished`` of a finished job; empty where there is none.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        done = self.finished(job)
+        if done is None:
+            return {}
+        place, record = self._archived.get(job.digest, (None, {}))
+        if done == place:
+            values: dict[str, Any] = record.get(part, {})
+            return values
+        path = done / f"{part}.json"
+        return read_json(path) if path.exists() else {}
+
+    def kept(self, job: Job, rows: int | None) -> dict[str, Any] | None:
+        """What an archive holds of a finished job, or would hold; None if it is not done."""
+        done = self.finished(job)
+        if done is None or done == self._archived.get(job.digest, (None,))[0]:
+            return self._archived[job.digest][1] if done else None
+        return archive.record(done, job.name, rows, job.arguments)
 
     def started(self, job: Job) -> bool:
         """Whether there is something of a job to go on with."""
@@ -70,10 +98,18 @@ class SweepFolder:
         The digest is of the overrides; defaults may have changed since.
         """
         for job in jobs:
-            folder = RunFolder(self.finished(job) or self.run(job).path)
-            if not folder.config.exists() or _recorded_digest(folder) == config.digest(job.settings):
+            done = self.finished(job)
+            place, record = self._archived.get(job.digest, (None, {}))
+            folder = RunFolder(done or self.run(job).path)
+            if self.result(job, "finished").get("config_digest") == config.digest(job.settings):
                 continue
-            changes = differences(config.from_yaml(folder.config), job.settings)
+            if done is not None and done == place and "config" in record:
+                settings = config.from_dict(record["config"])
+            elif folder.config.exists():
+                settings = config.from_yaml(folder.config)
+            else:
+                continue
+            changes = differences(settings, job.settings)
             if changes:
                 raise UserError(
                     f"{folder.path} is of other settings than this job has now ({'; '.join(changes)}): move "
@@ -119,14 +155,6 @@ def _by_digest(place: Path) -> dict[str, Path]:
     return {path.name[-DIGEST_LENGTH:]: path for path in sorted(place.iterdir()) if path.is_dir()}
 
 
-def _recorded_digest(folder: RunFolder) -> str | None:
-    """The settings' digest that a finished run wrote down."""
-    if not folder.finished.exists():
-        return None
-    digest = read_json(folder.finished).get("config_digest")
-    return str(digest) if digest else None
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a run's.
 
@@ -170,34 +198,23 @@ def try_to_lock(folder: RunFolder) -> IO[str] | None:
 # ---------------------------------------------------------------------------------------------- small data
 
 
-def keep(job: Job, source: Path, destination: Path, rows: int | None) -> None:
-    """Copy what a report needs of a finished job to ``destination / job.name``.
+def keep(sweep: SweepFolder, jobs: Iterable[Job], destination: Path, rows: int | None) -> None:
+    """Add what a report needs of finished jobs to the archives in ``destination``.
 
-    That is settings without the run's path, metrics, evaluations, and finished.json as the last.
+    That is settings without the run's path, overrides, metrics, evaluations and finished.json. A job that is
+    there already stays as it is.
 
     Args:
-        rows: at most so many lines of metrics.jsonl, evenly spread; None: the file as it is.
+        sweep: where the jobs ran.
+        jobs: those that are not finished are passed over.
+        rows: at most so many lines of metrics.jsonl, evenly spread; None: all of them.
 
     Raises:
         UserError: it cannot be written.
     """
-    run, copy = RunFolder(source), RunFolder(destination / job.name)
-    if copy.finished.exists():
-        return
+    have = {record["name"][-DIGEST_LENGTH:] for record in archive.read_folder(destination)}
+    records = [sweep.kept(job, rows) for job in jobs if job.digest not in have]
     try:
-        copy.path.mkdir(parents=True, exist_ok=True)
-        settings = config.from_yaml(run.config)
-        copy.write_text(
-            copy.config, config.to_yaml(replace(settings, run_dir=None, resume=None, stop_after=None))
-        )
-        if rows is None:
-            shutil.copyfile(run.metrics, copy.metrics)
-        else:
-            kept = thin(read_json_lines(run.metrics), rows)
-            copy.write_text(copy.metrics, "".join(json.dumps(row) + "\n" for row in kept))
-        if run.evaluations.exists() and run.evaluations.stat().st_size:
-            shutil.copyfile(run.evaluations, copy.evaluations)
-        for file in ("evaluation", "finished"):
-            copy.write_json(getattr(copy, file), read_json(getattr(run, file)))
+        archive.add(destination, [record for record in records if record is not None])
     except OSError as error:
         raise UserError(f"keep={destination} cannot be written ({error.strerror})") from error

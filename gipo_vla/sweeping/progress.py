@@ -18,7 +18,7 @@ from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting.table import Cell, Table
 from gipo_vla.reporting.table import show as show_table
 from gipo_vla.sweeping.estimate import CLUSTER, Estimate, duration
-from gipo_vla.sweeping.folders import SweepFolder, read_json
+from gipo_vla.sweeping.folders import SweepFolder
 from gipo_vla.sweeping.jobs import Job, JobList
 from gipo_vla.sweeping.process import JobProcess
 from gipo_vla.sweeping.runner import Listener, Outcome, Status
@@ -150,10 +150,7 @@ def last_row(path: Path) -> dict[str, Any]:
 
 def success(folder: SweepFolder, job: Job) -> float | None:
     """Success of a finished job on held-out initial states."""
-    done = folder.finished(job)
-    if done is None or not RunFolder(done).evaluation.exists():
-        return None
-    value = read_json(RunFolder(done).evaluation).get("success_once")
+    value = folder.result(job, "evaluation").get("success_once")
     return None if value is None else float(value)
 
 
