@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -29,6 +29,7 @@ from gipo_envs.errors import UserError
 from gipo_vla.telemetry.metrics import read_json_lines
 
 Record = dict[str, Any]
+Item = TypeVar("Item")
 
 PATTERN = "runs-*.jsonl.xz"
 DIGITS = 12
@@ -81,7 +82,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def thin(rows: Sequence[Record], limit: int) -> list[Record]:
+def thin(rows: Sequence[Item], limit: int) -> list[Item]:
     """At most ``limit`` rows, evenly spread, the first and the last among them."""
     if len(rows) <= limit:
         return list(rows)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from gipo_envs.errors import UserError
@@ -67,6 +68,15 @@ class Run:
         """It did all iterations that it was set; small data kept without finished.json counts by that."""
         planned = self.config.get("iterations")
         return self.finished or (isinstance(planned, int) and self.iterations >= planned)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The rows as a table; NaN where a row does not have a value."""
+        return pd.DataFrame(self.rows)
+
+    def known(self, metric: str) -> pd.DataFrame:
+        """``env_steps`` and a metric, where it is known."""
+        return self.frame.reindex(columns=["env_steps", metric]).dropna()
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ def test_a_report_on_an_archive_is_that_on_its_folders(tmp_path: Path, make_run:
     folder = tmp_path / "study"
     for seed in (0, 1):
         make_run(folder / f"gipo-{seed}", "gipo", seed=seed, success=0.7 + 0.1 * seed)
-        make_run(folder / f"ppo-{seed}", "ppo", seed=seed, lag=25.0)
+        make_run(folder / f"ppo-{seed}", "ppo", seed=seed, success=0.5 - 0.04 * seed, lag=25.0)
     for run in folder.iterdir():
         (run / "finished.json").write_text("{}")
         evaluations = [{"env_steps": steps, "success_once": steps / 2000} for steps in (1000, 2000)]
@@ -57,10 +57,10 @@ def test_equal_runs_give_equal_bytes_in_whatever_order_they_come(tmp_path: Path)
 def test_archives_are_divided_before_they_are_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "LARGEST_FILE", 200)
+    monkeypatch.setattr(archive, "LARGEST_FILE", 150)
     archive.add(tmp_path, records(40))
     paths = archive.archives(tmp_path)
-    assert len(paths) > 1 and all(path.stat().st_size <= 200 for path in paths)
+    assert len(paths) > 1 and all(path.stat().st_size <= 150 for path in paths)
     assert [run["name"] for run in archive.read_folder(tmp_path)] == [f"run{n:02d}" for n in range(40)]
     monkeypatch.undo()
     archive.add(tmp_path, [{"name": "run40", "metrics": {}}])
@@ -103,6 +103,6 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name a folder of run folders"):
         report.main(["pack", str(tmp_path / "absent")])
     (tmp_path / "sweep.json").write_text("{}")
-    with pytest.raises(UserError, match="sweep.json cannot be read"):
+    with pytest.raises(UserError, match=r"sweep\.json cannot be read"):
         archive.pack(tmp_path)
     shutil.rmtree(tmp_path)
