@@ -123,10 +123,8 @@ class Sweep:
     def _keep_finished(self, outcomes: Sequence[Outcome]) -> None:
         if self.keep is None:
             return
-        for outcome in outcomes:
-            done = self.folder.finished(outcome.job)
-            if done is not None:
-                folders.keep(outcome.job, done, self.keep, self.settings.keep_rows)
+        jobs_run = [outcome.job for outcome in outcomes]
+        folders.keep(self.folder, jobs_run, self.keep, self.settings.keep_rows)
         self.folder.write_list(self.listed, self.keep)
         console.print(f"small data of finished jobs: {self.keep}", soft_wrap=True)
 

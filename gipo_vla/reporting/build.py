@@ -28,6 +28,7 @@ from gipo_vla.reporting.comparison import Comparison, compare
 from gipo_vla.reporting.page import Image, Page, Section, render
 from gipo_vla.reporting.runs import read_runs
 from gipo_vla.reporting.style import Layout
+from gipo_vla.reporting.summary import Score
 from gipo_vla.reporting.table import Table
 
 INTERVALS = (
@@ -56,19 +57,22 @@ def write_run_report(run_folder: Path) -> Path:
     return write_report([run_folder]).page
 
 
-def write_report(folders: Sequence[Path], destination: Path | None = None) -> Report:
+def write_report(
+    folders: Sequence[Path], destination: Path | None = None, score: Score = "success_once"
+) -> Report:
     """Report on all runs in ``folders``.
 
     Args:
         folders: run folders, or folders that contain some at any depth.
         destination: of everything. None: ``report/`` in the first folder; when that is a run folder and
             the only one, report.html goes beside its metrics.
+        score: what runs are compared by; all but ``success_once`` need an evaluation of every run.
 
     Raises:
         UserError: there is nothing to report on, or nowhere to write.
     """
     found, remarks = read_runs(folders)
-    comparison = compare(found, remarks)
+    comparison = compare(found, remarks, score)
     parts = destination or folders[0] / "report"
     alone = destination is None and len(folders) == 1 and (folders[0] / "metrics.jsonl").exists()
     page_path = (folders[0] if alone else parts) / "report.html"
@@ -182,7 +186,11 @@ def _count(things: Sized, noun: str) -> str:
 
 def _score_text(comparison: Comparison) -> str:
     if comparison.source == "evaluation":
-        return "Success is that of held-out initial states at the end of training (evaluation.json)."
+        return (
+            f"{comparison.noun.capitalize()} is that of held-out initial states at the end of training "
+            "(evaluation.json). Greedy actions can hide that a policy is nearly uniform: compare the sampled "
+            "columns."
+        )
     return "Success is that of the last 100 training episodes, for want of an evaluation.json in every run."
 
 
@@ -206,7 +214,7 @@ def _results(comparison: Comparison, parts: _Parts, layout: Layout) -> Section:
         f"at least {summary.STALE_P95_ABS_LOG_RATIO:g}, both over the second half of training.",
         parts.image("scores", snapshot_figures.scores(comparison, layout), ""),
         tables=[results.readable(comparison)],
-        folded=[*headline, *pairs],
+        folded=[*headline, *parts.table(results.held_out(comparison)), *pairs],
     )
 
 

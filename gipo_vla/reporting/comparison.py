@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
+import pandas as pd
 
+from gipo_envs.errors import UserError
 from gipo_vla.reporting import summary
 from gipo_vla.reporting.grouping import Configuration, group, show
 from gipo_vla.reporting.runs import Run, Value
@@ -32,6 +33,34 @@ class Comparison:
     source: Source
     remarks: tuple[str, ...]
     """What a reader must know about the choice of runs and scores."""
+    score: Score = "success_once"
+    """What the runs are compared by."""
+
+    @property
+    def compared_scores(self) -> tuple[Score, ...]:
+        """Scores that differences are taken of; where all configurations end near 1, the second says more."""
+        return (self.score, "over_training")
+
+    @property
+    def score_column(self) -> str:
+        """Name of the score's interquartile mean in tables."""
+        return "success_iqm" if self.score == "success_once" else f"{self.score}_iqm"
+
+    @property
+    def noun(self) -> str:
+        """The score for people: success, sampled return."""
+        mode, _, name = self.score.rpartition(".")
+        words = {"success_once": "success", "success_at_end": "success at the end", "mean_return": "return"}
+        return f"{mode} {words[name]}".strip()
+
+    @property
+    def is_rate(self) -> bool:
+        """The score is a share of episodes, from 0 to 1."""
+        return not self.score.endswith("return")
+
+    def estimate(self, configuration: Configuration) -> Estimate | None:
+        """The score of a configuration over tasks and seeds; None where it is not known."""
+        return score_estimate(configuration, self.source, self.score)
 
     @property
     def single(self) -> bool:
@@ -39,8 +68,12 @@ class Comparison:
         return len(self.runs) == 1
 
 
-def compare(found: Sequence[Run], remarks: Sequence[str] = ()) -> Comparison:
-    """Choose runs and score; the order in which runs come makes no difference."""
+def compare(found: Sequence[Run], remarks: Sequence[str] = (), score: Score = "success_once") -> Comparison:
+    """Choose runs and where their scores come from; the order in which runs come makes no difference.
+
+    Raises:
+        UserError: the runs do not have this score.
+    """
     remarks = list(remarks)
     runs = _without_copies(sorted(found, key=lambda run: run.name), remarks)
     counted = [run for run in runs if run.complete] or runs
@@ -55,6 +88,12 @@ def compare(found: Sequence[Run], remarks: Sequence[str] = ()) -> Comparison:
         remarks.append(
             f"only {with_evaluation} of {len(counted)} runs have an evaluation.json: scores are the success "
             "of the last training episodes for all"
+        )
+    if score != "success_once" and not (
+        source == "evaluation" and all(summary.task_scores(run, source, score) for run in counted)
+    ):
+        raise UserError(
+            f"score={score} is of the evaluation at the end, and not every run has it: use score=success_once"
         )
     modes = {run.evaluation["mode"] for run in counted if run.evaluation and "mode" in run.evaluation}
     if source == "evaluation" and len(modes) > 1:
@@ -79,6 +118,7 @@ def compare(found: Sequence[Run], remarks: Sequence[str] = ()) -> Comparison:
         tasks=tuple(sorted({task for run in counted for task in run.tasks})),
         source=source,
         remarks=tuple(remarks),
+        score=score,
     )
 
 
@@ -112,15 +152,28 @@ def _replicates(runs: Sequence[Run]) -> frozenset[tuple[tuple[str, ...], Value]]
     return frozenset((run.tasks, run.seed) for run in runs)
 
 
+def scores(configuration: Configuration, source: Source, score: Score = "success_once") -> pd.Series[float]:
+    """Scores of a configuration's runs by (task, seed), sorted; empty where nothing is known of the score."""
+    found = [
+        (task, str(run.seed), value)
+        for run in configuration.runs
+        for task, value in summary.task_scores(run, source, score).items()
+    ]
+    table = pd.DataFrame(found, columns=["task", "seed", "score"])
+    return table.set_index(["task", "seed"])["score"].sort_index(
+        level="task", sort_remaining=False, kind="stable"
+    )
+
+
+def _strata(values: pd.Series[float]) -> dict[str, Array]:
+    return {str(task): np.asarray(own, np.float64) for task, own in values.groupby(level="task")}
+
+
 def score_strata(
     configuration: Configuration, source: Source, score: Score = "success_once"
 ) -> dict[str, Array]:
     """Scores of a configuration: task -> array over runs."""
-    strata: dict[str, list[float]] = {}
-    for run in configuration.runs:
-        for task, value in summary.task_scores(run, source, score).items():
-            strata.setdefault(task, []).append(value)
-    return {task: np.array(strata[task]) for task in sorted(strata)}
+    return _strata(scores(configuration, source, score))
 
 
 def score_estimate(
@@ -135,7 +188,7 @@ def paired_difference(
     first: Configuration, second: Configuration, source: Source, score: Score = "success_once"
 ) -> Difference | None:
     """Mean of (first - second) over the tasks and seeds that both have; None where they share none."""
-    return _mean_contrast({1: (first,), -1: (second,)}, source, score)
+    return _mean_contrast((first,), (second,), source, score)
 
 
 def difference_of_differences(
@@ -145,27 +198,18 @@ def difference_of_differences(
     score: Score = "success_once",
 ) -> Difference | None:
     """Mean of (a - b) of the first pair minus (a - b) of the second, over what all four share."""
-    return _mean_contrast({1: (first[0], second[1]), -1: (first[1], second[0])}, source, score)
+    return _mean_contrast((first[0], second[1]), (first[1], second[0]), source, score)
 
 
 def _mean_contrast(
-    signed: Mapping[int, Sequence[Configuration]], source: Source, score: Score
+    plus: Sequence[Configuration], minus: Sequence[Configuration], source: Source, score: Score
 ) -> Difference | None:
-    terms = [(sign, _by_replicate(one, source, score)) for sign, own in signed.items() for one in own]
-    shared = set.intersection(*(set(scores) for _, scores in terms))
-    ordered = sorted(shared, key=lambda key: (key[0], str(key[1])))
-    strata = [
-        np.array([sum(sign * scores[key] for sign, scores in terms) for key in keys])
-        for _, keys in groupby(ordered, key=lambda key: key[0])
-    ]
-    return mean_difference(strata) if strata else None
-
-
-def _by_replicate(
-    configuration: Configuration, source: Source, score: Score
-) -> dict[tuple[str, Value], float]:
-    return {
-        (task, run.seed): value
-        for run in configuration.runs
-        for task, value in summary.task_scores(run, source, score).items()
-    }
+    terms = [scores(one, source, score) for one in (*plus, *minus)]
+    unique = [own[~own.index.duplicated(keep="last")] for own in terms]
+    # Only what all have; sorted, so that the bootstrap draws the same whatever the order of the runs.
+    table = pd.concat(unique, axis=1, join="inner").sort_index()
+    if table.empty:
+        return None
+    signs = [1.0] * len(plus) + [-1.0] * len(minus)
+    contrast = sum(sign * table.iloc[:, place].to_numpy(float) for place, sign in enumerate(signs))
+    return mean_difference(list(_strata(pd.Series(contrast, table.index)).values()))

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import pandas as pd
 
 from gipo_vla.reporting.comparison import Comparison
 from gipo_vla.reporting.grouping import Configuration
-from gipo_vla.reporting.runs import Row, Run
+from gipo_vla.reporting.runs import Run
 from gipo_vla.reporting.statistics import Array, CurveEstimate, estimate_curve
-from gipo_vla.reporting.table import Cell, Table
+from gipo_vla.reporting.table import Table
 
 POINTS = 200
 """Of a curve, at most."""
@@ -80,12 +81,10 @@ def aggregate_metric(configuration: Configuration, metric: str) -> Curve | None:
 
 def series(run: Run, metric: str) -> tuple[Array, Array]:
     """Env steps and values of a metric where it is known."""
-    rows: Sequence[Row] = run.rows
-    name = metric
+    known = run.known(metric)
     if metric == HELD_OUT:
-        rows, name = run.evaluations, "success_once"
-    pairs = [(row["env_steps"], row[name]) for row in rows if row.get(name) is not None]
-    steps, values = np.array(pairs, float).reshape(-1, 2).T
+        known = pd.DataFrame(run.evaluations, columns=["env_steps", "success_once"]).dropna()
+    steps, values = known.to_numpy(float).T
     return steps, values
 
 
@@ -104,20 +103,21 @@ def common_points(steps: Sequence[Array]) -> Array:
 
 def table(curves: dict[tuple[str, str], Curve]) -> Table:
     """All curves in long form."""
-    rows: list[list[Cell]] = []
-    for curve in curves.values():
-        value, low, high = curve.estimate.value, curve.estimate.low, curve.estimate.high
-        for index, steps in enumerate(curve.env_steps):
-            rows.append(
-                [
-                    curve.configuration.label,
-                    curve.metric,
-                    round(float(steps)),
-                    float(value[index]),
-                    None if low is None else float(low[index]),
-                    None if high is None else float(high[index]),
-                    curve.estimate.count,
-                ]
-            )
-    columns = ("configuration", "metric", "env_steps", "iqm", "low_95", "high_95", "runs")
-    return Table("curves", "Curves over env steps", columns, rows)
+    frames = [
+        pd.DataFrame(
+            {
+                "configuration": curve.configuration.label,
+                "metric": curve.metric,
+                "env_steps": curve.env_steps.round().astype(int),
+                "iqm": curve.estimate.value,
+                "low_95": curve.estimate.low,
+                "high_95": curve.estimate.high,
+                "runs": curve.estimate.count,
+            }
+        )
+        for curve in curves.values()
+    ]
+    if not frames:
+        return Table("curves", "Curves over env steps", (), [])
+    rows = [row for frame in frames for row in frame.astype(object).to_numpy().tolist()]
+    return Table("curves", "Curves over env steps", tuple(frames[0].columns), rows)

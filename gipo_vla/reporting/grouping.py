@@ -1,7 +1,8 @@
-"""What distinguishes the runs of a comparison, found from their settings.
+"""What distinguishes the runs of a comparison: what their sweep varied, or else what their settings tell.
 
 Seeds are replicates and tasks are strata. Every other setting that takes more than one value is a *factor*,
-and runs with equal factors form a *configuration*. Settings that cannot change what is learned (paths,
+and runs with equal factors form a *configuration*. Where every run has the overrides that a sweep gave it,
+only what these varied can be a factor. Settings that cannot change what is learned (paths,
 telemetry, checkpoints) are no factors, and neither is what merely follows from the task (its reward scale,
 its step limit), from the experiment, or from which objective, credit or policy it is a setting of. What else
 was set for each algorithm apart (its learning rate) distinguishes nothing more: it is *confounded* with the
@@ -10,9 +11,12 @@ factors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
+
+import pandas as pd
 
 from gipo_vla.reporting.runs import Run, Value
 
@@ -93,29 +97,50 @@ def group(runs: Sequence[Run]) -> Grouping:
 
 def varying_factors(runs: Sequence[Run]) -> list[str]:
     """Settings that differ from run to run, the objective's first."""
-    varying = [key for key in sorted({key for run in runs for key in run.config}) if _varies(runs, key)]
-    by_task = {run.name: ", ".join(run.tasks) for run in runs}
-    if len(set(by_task.values())) > 1:
-        varying = [key for key in varying if not _follows(runs, key, by_task)]
-    if "experiment" in varying:
-        by_experiment = {run.name: str(run.config.get("experiment")) for run in runs}
-        varying = [key for key in varying if key == "experiment" or not _follows(runs, key, by_experiment)]
-    for name in [key for key in OPTIONS if key in varying]:
-        by_option = {run.name: str(run.config.get(name)) for run in runs}
-        own = (name.removesuffix("name"), *SET_BY_OPTION.get(name, ()))
-        varying = [
-            key
-            for key in varying
-            if key == name or not key.startswith(own) or not _is_settled(runs, key, by_option)
-        ]
+    table = pd.DataFrame([{key: _text(value) for key, value in run.config.items()} for run in runs])
+    # A setting that only some have (sigma beside PPO runs) goes with the setting that decides on it.
+    varying = [key for key in sorted(table.columns[table.nunique() > 1]) if _can_be_factor(key)]
+    varied = _varied_by_sweep(runs, list(table.columns))
+    if varied is not None:
+        varying = [key for key in varying if key in varied]
+    by_task = [", ".join(run.tasks) for run in runs]
+    if len(set(by_task)) > 1:
+        varying = _unexplained(runs, varying, by_task, partial(_comes_with, "env.task"))
+    for name in [key for key in NAMED_BY_VALUE if key in varying]:
+        classes = [_text(run.config.get(name)) for run in runs]
+        varying = _unexplained(runs, varying, classes, partial(_comes_with, name))
     return sorted(varying, key=_rank)
 
 
-def _varies(runs: Sequence[Run], key: str) -> bool:
-    if key not in FACTORS_OF_EVALUATION and (key in NOT_FACTORS or key.startswith(NOT_FACTOR_SECTIONS)):
-        return False
-    # A setting that only some have (sigma beside PPO runs) goes with the setting that decides on it.
-    return len({_text(run.config[key]) for run in runs if key in run.config}) > 1
+def _comes_with(name: str, key: str) -> bool:
+    """Whether a choice may bring a setting with it: an option its own ones, anything else all but those of
+    the algorithm."""
+    if name in OPTIONS:
+        return key != name and key.startswith((name.removesuffix("name"), *SET_BY_OPTION.get(name, ())))
+    return key != name and not key.startswith(ALGORITHM_SECTIONS)
+
+
+def _can_be_factor(key: str) -> bool:
+    return key in FACTORS_OF_EVALUATION or not (key in NOT_FACTORS or key.startswith(NOT_FACTOR_SECTIONS))
+
+
+def _varied_by_sweep(runs: Sequence[Run], keys: Sequence[str]) -> set[str] | None:
+    """Settings that the overrides of sweeps varied; None unless those of every run are known.
+
+    An option of a group (``objective=gipo``) is varied with its name, or with all below it if it has none.
+    """
+    if any(run.overrides is None for run in runs):
+        return None
+    overrides = [
+        {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in run.overrides or ())}
+        for run in runs
+    ]
+    table = pd.DataFrame(overrides).fillna("")
+    names = set(table.columns[table.nunique() > 1])
+    groups = tuple(f"{name}." for name in names if name not in keys and f"{name}.name" not in keys)
+    return {
+        key for key in keys if key in names or key.removesuffix(".name") in names or key.startswith(groups)
+    }
 
 
 def _confounded(runs: Sequence[Run], varying: Sequence[str]) -> list[str]:
@@ -123,21 +148,22 @@ def _confounded(runs: Sequence[Run], varying: Sequence[str]) -> list[str]:
     of_algorithm = [key for key in varying if key.startswith(ALGORITHM_SECTIONS)]
     if not of_algorithm:
         return []
-    classes = {run.name: repr([_text(run.config.get(key)) for key in of_algorithm]) for run in runs}
-    return [key for key in varying if key not in NAMED_BY_VALUE and _follows(runs, key, classes)]
+    classes = [repr([_text(run.config.get(key)) for key in of_algorithm]) for run in runs]
+    others = [key for key in varying if key not in NAMED_BY_VALUE and key not in of_algorithm]
+    left = _unexplained(runs, others, classes, partial(_comes_with, ""))
+    return [key for key in others if key not in left]
 
 
-def _follows(runs: Sequence[Run], key: str, classes: Mapping[str, str]) -> bool:
-    """Whether task, experiment or algorithm explain ``key`` away."""
-    return not key.startswith(ALGORITHM_SECTIONS) and _is_settled(runs, key, classes)
-
-
-def _is_settled(runs: Sequence[Run], key: str, classes: Mapping[str, str]) -> bool:
-    """Whether the class of a run (its task, its experiment, its credit) settles the value of ``key``."""
-    seen: dict[str, set[str]] = {}
-    for run in runs:
-        seen.setdefault(classes[run.name], set()).add(_text(run.config.get(key)))
-    return all(len(values) == 1 for values in seen.values())
+def _unexplained(
+    runs: Sequence[Run], keys: Sequence[str], classes: Sequence[str], may_be: Callable[[str], bool]
+) -> list[str]:
+    """``keys`` without those, of the ones that may be, whose value the class of a run settles: its task, its
+    experiment, its credit."""
+    if not keys:
+        return []
+    table = pd.DataFrame([{key: _text(run.config.get(key)) for key in keys} for run in runs])
+    settled = (table.groupby(list(classes)).nunique() == 1).all()
+    return [key for key in keys if not (may_be(key) and settled[key])]
 
 
 def _rank(key: str) -> tuple[int, str]:

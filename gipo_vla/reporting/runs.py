@@ -2,23 +2,26 @@
 
 A run folder is one that holds ``metrics.jsonl``. ``config.yaml``, ``evaluation.json`` (held-out episodes at
 the end), ``evaluations.jsonl`` (held-out episodes on the way) and ``graphs/`` (graphs of states) are used
-where they exist, so the small data of a finished run that is kept without its checkpoints reads like the run
-itself.
+where they exist. An archive (``archive``) holds the small data of many finished runs, without checkpoints,
+and reads like their folders.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from gipo_envs.errors import UserError
+from gipo_vla.reporting import archive
+from gipo_vla.reporting.archive import thin
 from gipo_vla.telemetry.graphs import newest_graph
 from gipo_vla.telemetry.metrics import read_json_lines
 
@@ -48,6 +51,8 @@ class Run:
     """A late graph of states, with credit=graph; see ``gipo_vla.credit.graph.snapshot``."""
     settings: Row = field(default_factory=dict)
     """config.yaml as it is nested on disk."""
+    overrides: tuple[str, ...] | None = None
+    """What a sweep started the run with; None: no sweep did, or it is not known."""
 
     @property
     def seed(self) -> Value:
@@ -63,6 +68,15 @@ class Run:
         """It did all iterations that it was set; small data kept without finished.json counts by that."""
         planned = self.config.get("iterations")
         return self.finished or (isinstance(planned, int) and self.iterations >= planned)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The rows as a table; NaN where a row does not have a value."""
+        return pd.DataFrame(self.rows)
+
+    def known(self, metric: str) -> pd.DataFrame:
+        """``env_steps`` and a metric, where it is known."""
+        return self.frame.reindex(columns=["env_steps", metric]).dropna()
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -82,35 +96,37 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         UserError: a folder does not exist or holds no run, or no run has any metrics.
     """
-    found: dict[Path, str] = {}
+    found: dict[tuple[Path, str], tuple[str, Row | None]] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder: name a run folder, or a folder that contains some")
-        own = list(_run_folders(folder))
+        own = list(_runs_below(folder))
         if not own:
             raise UserError(f"{folder} contains no run: no folder in it holds a metrics.jsonl")
-        for path in own:
+        taken = {name for name, _ in found.values()}
+        for path, record in own:
             name = path.relative_to(folder).as_posix() if path != folder else path.resolve().name
-            if path.resolve() not in found:
-                found[path.resolve()] = _unused(name, folder, found.values())
+            identity = path.resolve(), record["name"] if record else ""
+            if identity not in found:
+                found[identity] = _unused(name, folder, taken), record
     runs, remarks = [], []
-    for path, name in found.items():
-        run = read_run(path, name)
+    for (path, _), (name, record) in found.items():
+        run = read_run(path, name) if record is None else _from_record(record, name)
         if run is None:
             remarks.append(f"{name} is left out: its metrics.jsonl holds no iteration yet")
         else:
             runs.append(run)
     if not runs:
+        names = sorted(name for name, _ in found.values())
         raise UserError(
-            f"metrics.jsonl of {', '.join(sorted(found.values())[:3])} is empty: there is nothing to report "
+            f"metrics.jsonl of {', '.join(names[:3])} is empty: there is nothing to report "
             "before the first iteration has ended"
         )
     return sorted(runs, key=lambda run: run.name), sorted(remarks)
 
 
-def _unused(name: str, folder: Path, taken: Iterable[str]) -> str:
+def _unused(name: str, folder: Path, taken: Container[str]) -> str:
     """``name``, with more of its path before it where two folders hold runs of one name."""
-    taken = set(taken)
     for part in reversed(folder.resolve().parts):
         if name not in taken:
             break
@@ -118,12 +134,15 @@ def _unused(name: str, folder: Path, taken: Iterable[str]) -> str:
     return name
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
+def _runs_below(folder: Path) -> Iterator[tuple[Path, Row | None]]:
+    """Run folders at any depth, and runs in archives with the folder that each would have."""
     for path, below, files in os.walk(folder):
         if "metrics.jsonl" in files:
             below.clear()  # nothing inside a run folder is another run
-            yield Path(path)
+            yield Path(path), None
         below[:] = sorted(name for name in below if not name.startswith("."))
+        for record in archive.read_folder(Path(path)):
+            yield Path(path, record["name"]), record
 
 
 def read_run(folder: Path, name: str | None = None) -> Run | None:
@@ -133,22 +152,38 @@ def read_run(folder: Path, name: str | None = None) -> Run | None:
         UserError: a file cannot be understood.
     """
     rows = read_json_lines(folder / "metrics.jsonl")
-    if not rows:
-        return None
-    if not {"iteration", "env_steps"} <= rows[0].keys():
+    if rows and not {"iteration", "env_steps"} <= rows[0].keys():
         raise UserError(f"{folder / 'metrics.jsonl'} has no iteration and env_steps: it is not a run's")
-    name = name or folder.resolve().name
-    settings = _read(folder / "config.yaml") or {"experiment": name}
-    return Run(
-        name=name,
-        config=flatten(settings),
-        rows=thin(rows, ROWS_KEPT),
+    overrides = archive.overrides_of(folder.parent / "sweep.json").get(folder.name.rpartition("-")[2])
+    return _run(
+        name or folder.resolve().name,
+        rows,
+        _read(folder / "config.yaml"),
         evaluation=_read(folder / "evaluation.json"),
         evaluations=read_json_lines(folder / "evaluations.jsonl"),
         finished=(folder / "finished.json").exists(),
         graph=newest_graph(folder),
-        settings=settings,
+        overrides=None if overrides is None else tuple(overrides),
     )
+
+
+def _from_record(record: Row, name: str) -> Run | None:
+    return _run(
+        name,
+        archive.rows_of(record["metrics"]),
+        record.get("config"),
+        evaluation=record.get("evaluation"),
+        evaluations=archive.rows_of(record.get("evaluations", {})),
+        finished="finished" in record,
+        overrides=None if "overrides" not in record else tuple(record["overrides"]),
+    )
+
+
+def _run(name: str, rows: Sequence[Row], settings: Row | None, **rest: Any) -> Run | None:
+    if not rows:
+        return None
+    settings = settings or {"experiment": name}
+    return Run(name, flatten(settings), thin(rows, ROWS_KEPT), settings=settings, **rest)
 
 
 def _read(path: Path) -> Row | None:
@@ -163,13 +198,6 @@ def _read(path: Path) -> Row | None:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings: expected key: value lines")
     return values
-
-
-def thin(rows: Sequence[Row], limit: int) -> list[Row]:
-    """At most ``limit`` rows, evenly spread, the first and the last among them."""
-    if len(rows) <= limit:
-        return list(rows)
-    return [rows[round(index * (len(rows) - 1) / (limit - 1))] for index in range(limit)]
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:

@@ -9,18 +9,23 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gipo_vla.reporting import results, summary
+from gipo_vla.reporting.archive import thin
 from gipo_vla.reporting.comparison import Comparison, score_estimate, score_strata
-from gipo_vla.reporting.runs import thin
-from gipo_vla.reporting.statistics import Estimate, estimate
+from gipo_vla.reporting.runs import Run
+from gipo_vla.reporting.statistics import Array, Estimate, estimate
 from gipo_vla.reporting.style import Layout, axes_grid, draw_floor, legend, name_rows, rate
 from gipo_vla.reporting.summary import Score
 
 POINTS_PER_RUN = 40
 MOST_BESIDE = 4
-OVERALL: tuple[tuple[str, Score], ...] = (
-    ("at the end of training", "success_once"),
-    ("mean over training", "over_training"),
-)
+
+
+def _overall(comparison: Comparison) -> tuple[tuple[str, Score], ...]:
+    """Titles and scores of the figures that show a configuration in one number."""
+    first = "at the end of training"
+    if comparison.score != "success_once":
+        first = f"{comparison.noun}, {first}"
+    return (first, comparison.score), ("mean over training", "over_training")
 
 
 def scores(comparison: Comparison, layout: Layout) -> Figure | None:
@@ -29,7 +34,7 @@ def scores(comparison: Comparison, layout: Layout) -> Figure | None:
         return None
     panels = [
         (title, [score_estimate(one, comparison.source, score) for one in comparison.configurations])
-        for title, score in OVERALL
+        for title, score in _overall(comparison)
     ]
     return _interval_panels(comparison, layout, panels)
 
@@ -38,7 +43,7 @@ def success_per_task(comparison: Comparison, layout: Layout) -> Figure | None:
     """Success of each configuration on each task; None where there is a single task or run."""
     if comparison.single or len(comparison.tasks) < 2:
         return None
-    strata = [score_strata(one, comparison.source) for one in comparison.configurations]
+    strata = [score_strata(one, comparison.source, comparison.score) for one in comparison.configurations]
     panels = [
         (task, [estimate([own[task]]) if task in own else None for own in strata])
         for task in comparison.tasks
@@ -63,9 +68,11 @@ def _interval_panels(
             if result is not None:
                 _interval(axes, place, result, _colour(layout, label))
         name_rows(axes, labels)
-        rate(axes, horizontal=True)
+        if comparison.is_rate or title == "mean over training":
+            rate(axes, horizontal=True)
         axes.set_title(title)
-    figure.supxlabel("success, interquartile mean and 95 % interval", fontsize=9)
+    noun = "success" if comparison.is_rate else "score"
+    figure.supxlabel(f"{noun}, interquartile mean and 95 % interval", fontsize=9)
     return figure
 
 
@@ -95,33 +102,42 @@ def sigma_capacity(comparison: Comparison) -> Figure | None:
     figure, grid = axes_grid(
         1, 2, width=1.5 + 1.0 * len(columns), height=1.3 + 0.5 * len(rows), sharey=True, sharex=True
     )
-    for axes, (title, score) in zip(grid[0], OVERALL):
+    for axes, (title, score) in zip(grid[0], _overall(comparison)):
         values = np.full((len(rows), len(columns)), np.nan)
-        for (row, column), one in cells.items():
-            result = score_estimate(one, comparison.source, score)
+        results_of = {
+            (rows.index(row), columns.index(column)): (one, score_estimate(one, comparison.source, score))
+            for (row, column), one in cells.items()
+        }
+        for place, (_, result) in results_of.items():
+            values[place] = result.value if result else np.nan
+        a_rate = comparison.is_rate or score == "over_training"
+        top = 1.0 if a_rate else max(1.0, float(np.nanmax(values)))
+        digits = 2 if a_rate else 0
+        for (row, column), (one, result) in results_of.items():
             if result is None:
                 continue
-            place = rows.index(row), columns.index(column)
-            values[place] = result.value
-            interval = "" if result.low is None else f"\n{result.low:.2f} to {result.high:.2f}"
+            interval = "" if result.low is None else f"\n{result.low:.{digits}f} to {result.high:.{digits}f}"
             star = " *" if summary.regime_of(one.runs) == "stale" else ""
             axes.text(
-                place[1],
-                place[0],
-                f"{result.value:.2f}{star}{interval}",
+                column,
+                row,
+                f"{result.value:.{digits}f}{star}{interval}",
                 ha="center",
                 va="center",
                 fontsize=8,
-                color="white" if result.value > 0.55 else "black",
+                color="white" if result.value > 0.55 * top else "black",
             )
-        image = axes.imshow(values, vmin=0, vmax=1, cmap="YlGnBu", aspect="auto")
+        image = axes.imshow(values, vmin=0, vmax=top, cmap="YlGnBu", aspect="auto")
+        if not comparison.is_rate:
+            figure.colorbar(image, ax=axes, label=title)
         axes.set_xticks(range(len(columns)), [f"{column:,.0f}" for column in columns])
         axes.set_yticks(range(len(rows)), rows)
         axes.set_title(title)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
     figure.supxlabel("replay capacity (transitions)", fontsize=9)
-    figure.colorbar(image, ax=grid, label="success (IQM)")
+    if comparison.is_rate:
+        figure.colorbar(image, ax=grid, label="success (IQM)")
     return figure
 
 
@@ -138,17 +154,10 @@ def effective_sample_size(comparison: Comparison, layout: Layout) -> Figure | No
     drawn = False
     for axes, panel in zip(grid[0], layout.panels):
         for name, one in panel.members:
-            dots = [
-                (row["staleness/p95_abs_log_ratio_old"], row["staleness/effective_sample_size_old"])
-                for run in one.runs
-                for row in thin(summary.settled_rows(run), POINTS_PER_RUN)
-                if row.get("staleness/p95_abs_log_ratio_old") is not None
-                and row.get("staleness/effective_sample_size_old") is not None
-            ]
-            if not dots:
+            x, y = np.concatenate([_dots(run) for run in one.runs]).T
+            if not len(x):
                 continue
             drawn = True
-            x, y = np.array(dots, float).T
             colour = layout.colour(name)
             axes.plot(x, y, ".", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
             axes.plot(
@@ -174,6 +183,14 @@ def effective_sample_size(comparison: Comparison, layout: Layout) -> Figure | No
     grid[0, 0].set_ylabel("effective sample size of old samples")
     legend(figure, grid[0], layout.names)
     return figure
+
+
+def _dots(run: Run) -> Array:
+    """P95 and effective sample size of old samples, in some iterations of the settled half: (dots, 2)."""
+    rows = summary.settled(run)
+    chosen = rows.iloc[thin(range(len(rows)), POINTS_PER_RUN)]
+    names = ["staleness/p95_abs_log_ratio_old", "staleness/effective_sample_size_old"]
+    return chosen.reindex(columns=names).dropna().to_numpy(float)
 
 
 def lag(comparison: Comparison) -> Figure | None:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 
-from gipo_vla.reporting.runs import Row, Run
+from gipo_vla.reporting.runs import Run
 
 STALE_LAG_ITERATIONS = 20.0
 STALE_P95_ABS_LOG_RATIO = 0.5
 """A regime is called stale when both are reached: the data are old, and the policy has moved since."""
 
 Source = Literal["evaluation", "training"]
-Score = Literal["success_once", "success_at_end", "over_training"]
+Score = Literal[
+    "success_once",
+    "success_at_end",
+    "mean_return",
+    "sampled.success_once",
+    "sampled.success_at_end",
+    "sampled.mean_return",
+    "over_training",
+]
+"""What runs are compared by; without ``sampled.`` in the mode of the evaluation's headline."""
+HELD_OUT_SCORES: tuple[Score, ...] = tuple(score for score in get_args(Score) if score != "over_training")
 
 SETTLED = (
     "staleness/lag_iterations_mean",
@@ -43,17 +54,22 @@ SETTLED = (
 """Metrics that are reported as their mean over the settled half of a run."""
 
 
-def settled_rows(run: Run) -> list[Row]:
+def settled(run: Run) -> pd.DataFrame:
     """The second half of the iterations done: the replay has filled and its age has settled."""
-    return [row for row in run.rows if 2 * row["iteration"] > run.iterations]
+    return run.frame[2 * run.frame["iteration"] > run.iterations]
 
 
 def settled_mean(run: Run, metric: str) -> float | None:
     """Mean over the settled half; of a ``_max``, the greatest."""
-    values = [row[metric] for row in settled_rows(run) if row.get(metric) is not None]
-    if not values:
+    rows = settled(run)
+    return _mean(rows[metric], metric) if metric in rows else None
+
+
+def _mean(values: pd.Series[float], metric: str) -> float | None:
+    known = values.dropna()
+    if known.empty:
         return None
-    return float(max(values) if metric.endswith("_max") else np.mean(values))
+    return float(known.max() if metric.endswith("_max") else known.mean())
 
 
 def regime(lag_iterations: float | None, p95_abs_log_ratio: float | None) -> str:
@@ -73,10 +89,7 @@ def regime_of(runs: Sequence[Run]) -> str:
 
 def mean_over(runs: Sequence[Run], metric: str) -> float | None:
     """Mean over runs of the settled mean (of a ``_max``, the greatest)."""
-    values = [value for run in runs if (value := settled_mean(run, metric)) is not None]
-    if not values:
-        return None
-    return float(max(values) if metric.endswith("_max") else np.mean(values))
+    return _mean(pd.Series([settled_mean(run, metric) for run in runs], dtype=float), metric)
 
 
 def numerical_floor(runs: Sequence[Run]) -> float | None:
@@ -86,40 +99,35 @@ def numerical_floor(runs: Sequence[Run]) -> float | None:
 
 
 def task_scores(run: Run, source: Source, score: Score = "success_once") -> dict[str, float]:
-    """Success rate on each task.
+    """A run's score on each task; empty where it is not known.
 
-    From held-out episodes at the end of training, or (``training``) from the last 100 training episodes
-    of the run's last iterations; those know no ``success_at_end``. ``over_training`` is always of training
-    episodes, and one number for all tasks of a run.
+    From held-out episodes at the end of training, in the mode of the headline or with sampled actions, or
+    (``training``) from the last 100 training episodes of the run's last iterations; those know
+    ``success_once`` alone. ``over_training`` is always of training episodes, and one number for all tasks.
     """
     if score == "over_training":
         success = success_over_training(run)
         return {} if success is None else {", ".join(run.tasks): success}
     if source == "evaluation":
-        assert run.evaluation is not None
-        tasks = run.evaluation.get("tasks") or {run.tasks[0]: run.evaluation}
-        return {name: float(values[score]) for name, values in tasks.items()}
+        mode, _, name = score.rpartition(".")
+        values = run.evaluation or {}
+        if mode and values.get("mode") != mode:
+            values = values.get(mode) or {}
+        tasks = values.get("tasks") or {run.tasks[0]: values}
+        return {task: float(own[name]) for task, own in tasks.items() if own.get(name) is not None}
     if score != "success_once":
         return {}
-    last = {name: _last(run.rows, f"task/{name}/success_once_recent") for name in run.tasks}
+    names = {task: f"task/{task}/success_once_recent" for task in run.tasks}
     if len(run.tasks) == 1:
-        last = {run.tasks[0]: _last(run.rows, "success_once_recent")}
+        names = {run.tasks[0]: "success_once_recent"}
+    known = {task: run.known(name)[name] for task, name in names.items()}
     # No finished episode is no success yet.
-    return {name: value or 0.0 for name, value in last.items()}
+    return {task: float(values.iloc[-1]) if len(values) else 0.0 for task, values in known.items()}
 
 
 def success_over_training(run: Run) -> float | None:
     """Mean over training of the success of the last 100 episodes: high for a run that learned early."""
-    points = [
-        (row["env_steps"], row["success_once_recent"])
-        for row in run.rows
-        if row.get("success_once_recent") is not None
-    ]
-    if len(points) < 2:
-        return points[0][1] if points else None
-    steps, success = np.array(points, float).T
+    steps, success = run.known("success_once_recent").to_numpy(float).T
+    if len(steps) < 2:
+        return float(success[0]) if len(steps) else None
     return float(np.trapezoid(success, steps) / (steps[-1] - steps[0]))
-
-
-def _last(rows: Sequence[Row], metric: str) -> float | None:
-    return next((float(row[metric]) for row in reversed(rows) if row.get(metric) is not None), None)

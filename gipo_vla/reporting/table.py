@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,13 @@ class Table:
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Cell]]
 
+    @classmethod
+    def of(cls, name: str, title: str, records: Iterable[Mapping[str, Cell]]) -> Table:
+        """A table of records, whose keys are the columns in the order in which they first appear."""
+        listed = list(records)
+        columns = tuple(dict.fromkeys(key for record in listed for key in record))
+        return cls(name, title, columns, [[record.get(key) for key in columns] for record in listed])
+
 
 def write_csv(table: Table, folder: Path) -> Path:
     """``folder/name.csv``; six significant digits, nothing in empty cells, the same bytes everywhere."""
@@ -52,6 +59,7 @@ def _readable(cell: Cell) -> str:
     if cell is None:
         return "–"
     if isinstance(cell, float):
+        cell = float(f"{cell:.9g}")  # a mean in the middle of two numbers is always rounded to the same one
         if cell != 0 and abs(cell) < 1e-3:
             return f"{cell:.2g}"
         return f"{cell:,.{0 if abs(cell) >= 100 else 1 if abs(cell) >= 10 else 3}f}"

