@@ -12,7 +12,8 @@ from gipo_envs.protocol import (
     Landmark,
     Observation,
 )
-from gipo_envs.registry import make, make_spec, needs_opengl
+from gipo_envs.family import Family, Probe, WorkerCost
+from gipo_envs.registry import families, make, make_spec, needs_opengl, register
 
 __all__ = [
     "EVALUATION_KEYS_START",
@@ -22,10 +23,15 @@ __all__ = [
     "Environment",
     "EnvironmentSettings",
     "EnvironmentSpec",
+    "Family",
     "Landmark",
     "Observation",
+    "Probe",
     "UserError",
+    "WorkerCost",
+    "families",
     "make",
     "make_spec",
     "needs_opengl",
+    "register",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gipo_envs.protocol import EnvironmentSettings
-from gipo_envs.registry import make, make_spec
+from gipo_envs.registry import get, make, make_spec
 
 BLOCK = 40
 """Steps between two looks at the clock; a multiple of the usual chunks."""
@@ -29,18 +29,10 @@ class BareLoop:
         self._steps_to_reset = spec.step_limit
         self._step: Callable[[np.ndarray], object]
         self._reset: Callable[[], object]
-        if settings.family == "metaworld":
-            import metaworld
-
-            benchmark = metaworld.MT1(spec.tasks[0])
-            simulator = benchmark.train_classes[spec.tasks[0]]()
-            simulator.set_task(benchmark.train_tasks[0])
+        make_bare_simulator = get(settings.family).make_bare_simulator
+        if make_bare_simulator is not None:
+            simulator = make_bare_simulator(settings, spec, chunk)
             self._step, self._reset = simulator.step, simulator.reset
-        elif settings.family.startswith("libero_"):
-            from gipo_envs.libero.benchmark import LiberoLoop
-
-            loop = LiberoLoop(settings, spec, chunk)
-            self._step, self._reset = loop.step, loop.reset
         else:
             environment = make(settings)
             self._steps_to_reset = -(-spec.step_limit // spec.action_repeat)

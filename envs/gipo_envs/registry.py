@@ -1,41 +1,61 @@
 """Families of environments by name.
 
-A family is a module with two functions::
-
-    make_spec(settings: EnvironmentSettings) -> EnvironmentSpec     # data only, no simulator
-    make(settings: EnvironmentSettings) -> Environment
-
-Adding one is a line in ``FAMILIES``. Modules are imported when first asked for and import their simulator
-only in ``make``, so that a trainer's main process refuses bad settings within milliseconds.
+Every subpackage of ``gipo_envs`` registers its families when it is imported, and all of them are imported when the
+first name is looked up: they import their simulators only when an environment is made, so that a trainer's main
+process refuses bad settings within milliseconds. A family of a user's is registered by a plugin.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from types import ModuleType
+import pkgutil
+import sys
 
 from gipo_envs.errors import UserError, nearest
+from gipo_envs.family import Expert, Family
 from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec
 
-FAMILIES: dict[str, str] = {
-    "metaworld": "gipo_envs.metaworld",
-    "point_reach": "gipo_envs.point_reach",
-    "libero_spatial": "gipo_envs.libero",
-    "libero_object": "gipo_envs.libero",
-    "libero_goal": "gipo_envs.libero",
-    "libero_10": "gipo_envs.libero",
-    "libero_90": "gipo_envs.libero",
-    "recorded": "gipo_envs.recorded",
-}
-"""Family name -> dotted name of its module."""
-WITHOUT_OPENGL = frozenset({"point_reach", "recorded"})
-"""Families that make their images without it."""
+_families: dict[str, Family] = {}
 
 
-def _family_module(name: str) -> ModuleType:
-    if name not in FAMILIES:
-        raise UserError(f"unknown environment family {name!r}; {nearest(name, FAMILIES)}")
-    return importlib.import_module(FAMILIES[name])
+def register(family: Family) -> Family:
+    """Make a family known by its name.
+
+    Raises:
+        ValueError: another module has registered a family of this name.
+    """
+    known = _families.get(family.name)
+    if known is not None and known.make.__module__ != family.make.__module__:
+        raise ValueError(f"the environment family {family.name} is registered twice")
+    _families[family.name] = family
+    return family
+
+
+@functools.cache
+def _import_subpackages() -> None:
+    package = sys.modules["gipo_envs"]
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.ispkg:
+            importlib.import_module(f"gipo_envs.{module.name}")
+
+
+def families() -> dict[str, Family]:
+    """All families by name, those of this package and those that plugins registered."""
+    _import_subpackages()
+    return dict(sorted(_families.items()))
+
+
+def get(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = families()
+    if name not in known:
+        raise UserError(f"unknown environment family {name!r}; {nearest(name, known)}")
+    return known[name]
 
 
 def make_spec(settings: EnvironmentSettings) -> EnvironmentSpec:
@@ -44,13 +64,12 @@ def make_spec(settings: EnvironmentSettings) -> EnvironmentSpec:
     Raises:
         UserError: a setting is wrong; the message says which and what is expected.
     """
-    spec: EnvironmentSpec = _family_module(settings.family).make_spec(settings)
-    return spec
+    return get(settings.family).make_spec(settings)
 
 
 def needs_opengl(settings: EnvironmentSettings) -> bool:
     """Whether workers will draw images, so that OpenGL must be there."""
-    return "images" in settings.observations and settings.family not in WITHOUT_OPENGL
+    return "images" in settings.observations and get(settings.family).needs_opengl
 
 
 def make(settings: EnvironmentSettings) -> Environment:
@@ -59,5 +78,30 @@ def make(settings: EnvironmentSettings) -> Environment:
     Raises:
         UserError: a setting is wrong, or pixels are asked for and no OpenGL backend works.
     """
-    environment: Environment = _family_module(settings.family).make(settings)
-    return environment
+    return get(settings.family).make(settings)
+
+
+def require_experts(name: str) -> None:
+    """Refuse a family without scripted experts.
+
+    Raises:
+        UserError: naming the families that have some.
+    """
+    if get(name).make_expert is None:
+        having = ", ".join(key for key, family in families().items() if family.make_expert)
+        raise UserError(
+            f"{name} has no scripted experts (those of {having} do): take recorded demonstrations instead, "
+            "demonstrations=libero_hdf5 or demonstrations=lerobot"
+        )
+
+
+def make_expert(name: str, task: str) -> Expert:
+    """The expert of a task: a pure function of ``Observation["state"]``, for demonstrations only.
+
+    Raises:
+        UserError: the family has none.
+    """
+    require_experts(name)
+    make_one = get(name).make_expert
+    assert make_one is not None
+    return make_one(task)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gipo_envs import Environment, EnvironmentSettings, Observation, make
-from gipo_envs.experts import make_expert
+from gipo_envs.registry import make_expert
 from gipo_vla.imitation.episode import Episode
 from gipo_vla.rollout import worker
 

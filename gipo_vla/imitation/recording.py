@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
-from gipo_envs.experts import require_experts
+from gipo_envs.registry import require_experts
 from gipo_vla.imitation.demonstrations import Costs
 from gipo_vla.imitation.episode import Episode
 from gipo_vla.imitation.recorder import Attempt, Outcome, RecorderSetup

@@ -10,7 +10,7 @@ import pytest
 
 from gipo_envs import EnvironmentSettings, make, make_spec
 from gipo_envs.errors import UserError
-from gipo_envs.experts import make_expert
+from gipo_envs.registry import make_expert
 
 METAWORLD_TASKS = ("button-press-v3", "window-close-v3", "reach-v3", "pick-place-v3")
 
@@ -67,7 +67,7 @@ def test_a_family_without_experts_is_refused() -> None:
 
 def test_experts_do_without_torch() -> None:
     code = (
-        "import sys; from gipo_envs.experts import make_expert; make_expert('metaworld', 'reach-v3');"
+        "import sys; from gipo_envs.registry import make_expert; make_expert('metaworld', 'reach-v3');"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

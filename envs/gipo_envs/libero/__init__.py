@@ -12,8 +12,10 @@ Landmarks: see ``gipo_envs.libero.landmarks``.
 from __future__ import annotations
 
 from gipo_envs.errors import UserError
+from gipo_envs.family import BareSimulator, Family, Probe, WorkerCost
 from gipo_envs.libero import assets, catalogue, landmarks
 from gipo_envs.protocol import EVALUATION_KEYS_START, Environment, EnvironmentSettings, EnvironmentSpec
+from gipo_envs.registry import register
 from gipo_envs.settings import FamilyFacts, build_spec
 
 SUITES = tuple(catalogue.STEP_LIMITS)
@@ -63,3 +65,35 @@ def _facts(suite: str) -> FamilyFacts:
         evaluation_ends_on_success=True,
         evaluation_keys=(EVALUATION_KEYS_START, EVALUATION_KEYS_START + catalogue.PUBLISHED_STATES),
     )
+
+
+def make_bare_simulator(
+    settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int
+) -> BareSimulator:
+    """LIBERO's own environment, its cameras drawn once a chunk."""
+    from gipo_envs.libero.benchmark import LiberoLoop
+
+    return LiberoLoop(settings, spec, chunk)
+
+
+def probe() -> str:
+    """Make the first task of libero_spatial, step it and draw both cameras."""
+    from gipo_envs.libero.probe import run
+
+    return run()
+
+
+FAMILIES = tuple(
+    register(
+        Family(
+            suite,
+            make_spec,
+            make,
+            WorkerCost(700_000_000, task=150_000_000, task_with_cameras=260_000_000, tasks_kept=10),
+            make_bare_simulator=make_bare_simulator,
+            probe=Probe("libero", probe, "./scripts/setup.sh libero"),
+            binary_gripper=True,
+        )
+    )
+    for suite in SUITES
+)

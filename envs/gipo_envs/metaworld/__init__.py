@@ -8,9 +8,11 @@ gripper's opening, in metres.
 
 from __future__ import annotations
 
+from gipo_envs.family import BareSimulator, Expert, Family, Probe, WorkerCost
 from gipo_envs.metaworld.instructions import INSTRUCTIONS
 from gipo_envs.metaworld.tasks import TASK_GROUPS
 from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec, Landmark, positions
+from gipo_envs.registry import register
 from gipo_envs.settings import FamilyFacts, build_spec
 
 CAMERAS = ("overview", "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
@@ -46,3 +48,39 @@ def make(settings: EnvironmentSettings) -> Environment:
     from gipo_envs.metaworld.environment import MetaWorldEnvironment  # imports MuJoCo
 
     return MetaWorldEnvironment(settings, spec)
+
+
+def make_expert(task: str) -> Expert:
+    """metaworld's own scripted policy for a task, with its output cut to the range of actions."""
+    from gipo_envs.metaworld.library import expert  # imports MuJoCo
+
+    return expert(task)
+
+
+def make_bare_simulator(
+    settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int
+) -> BareSimulator:
+    """The task's own class of metaworld, without wrappers."""
+    from gipo_envs.metaworld.library import bare_simulator
+
+    return bare_simulator(spec.tasks[0])
+
+
+def probe() -> str:
+    """Make reach-v3 and step it."""
+    from gipo_envs.metaworld.library import probe as run
+
+    return run()
+
+
+FAMILY = register(
+    Family(
+        "metaworld",
+        make_spec,
+        make,
+        WorkerCost(130_000_000, task=30_000_000, task_with_cameras=80_000_000),
+        make_expert=make_expert,
+        make_bare_simulator=make_bare_simulator,
+        probe=Probe("metaworld", probe, "./scripts/setup.sh", needed=True),
+    )
+)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from gipo_envs.episode import EpisodicEnvironment
 from gipo_envs.errors import UserError
+from gipo_envs.family import Family, WorkerCost
 from gipo_envs.protocol import (
     CameraSettings,
     Environment,
@@ -29,6 +30,7 @@ from gipo_envs.protocol import (
     EnvironmentSpec,
     Observation,
 )
+from gipo_envs.registry import register
 from gipo_envs.settings import OBSERVATIONS, FamilyFacts, build_spec
 
 DESCRIPTION = "recording.json"
@@ -145,3 +147,7 @@ class Recorded(EpisodicEnvironment[None]):
     def _advance(self, _: None) -> tuple[float, bool]:
         self._steps += 1
         return 0.0, self._steps == self._success_at
+
+
+# The recording itself is memory that all workers share.
+FAMILY = register(Family("recorded", make_spec, make, WorkerCost(40_000_000), needs_opengl=False))

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gipo_envs.episode import EpisodicEnvironment
+from gipo_envs.family import Expert, Family, WorkerCost
 from gipo_envs.protocol import (
     Environment,
     EnvironmentSettings,
@@ -31,6 +32,7 @@ from gipo_envs.protocol import (
     Landmark,
     Observation,
 )
+from gipo_envs.registry import register
 from gipo_envs.settings import FamilyFacts, build_spec
 
 STEP_LENGTH = 0.15
@@ -170,3 +172,28 @@ def _distance(first: tuple[float, float], second: tuple[float, float]) -> float:
     # Not math.hypot: whether that is correctly rounded depends on the C library.
     x, y = first[0] - second[0], first[1] - second[1]
     return math.sqrt(x * x + y * y)
+
+
+def make_expert(task: str) -> Expert:
+    """An expert that walks to the object and carries it to the goal."""
+
+    def act(state: NDArray[np.float32]) -> NDArray[np.float32]:
+        to_object, object_to_goal = state[6:8], state[8:10]
+        # In the reaching tasks the object is the point itself.
+        touching = float(np.abs(to_object).max()) < CONTACT_RADIUS / 2
+        wanted = object_to_goal if touching else to_object
+        return (wanted / np.float32(STEP_LENGTH)).clip(-1.0, 1.0)
+
+    return act
+
+
+FAMILY = register(
+    Family(
+        "point_reach",
+        make_spec,
+        make,
+        WorkerCost(20_000_000),
+        needs_opengl=False,
+        make_expert=make_expert,
+    )
+)
