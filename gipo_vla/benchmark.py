@@ -40,7 +40,6 @@ from gipo_vla import cli, config, training_benchmark
 from gipo_vla.assembly import build_policy, environment_spec, rollout_environment
 from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device, rank
-from gipo_vla.planning import plan
 from gipo_vla.policies.base import Policy
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.policies.registry import network_dtype
@@ -49,6 +48,7 @@ from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.rollout.actor import Actor
 from gipo_vla.rollout.episodes import TrainingEpisodes
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.run.plan import plan_collection
 from gipo_vla.telemetry.console import console
 
 
@@ -197,7 +197,7 @@ def rollout(settings: Config, options: Options) -> dict[str, Any]:
     spec = environment_spec(settings)
     device = choose_device(settings.learner.device)
     policy = build_policy(settings, spec, device)
-    plans = plan(settings, policy, spec, 1)
+    plans = plan_collection(settings, spec, 1)
     episodes = TrainingEpisodes(
         spec, settings.seed, settings.rollout.workers * settings.rollout.envs_per_worker
     )

@@ -33,6 +33,8 @@ from gipo_vla.pipeline import Pipeline
 from gipo_vla.reporting import write_run_report
 from gipo_vla.rollout.episodes import EpisodePlan, Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.faults import FaultWindow
+from gipo_vla.run.measured import Measured, MeasuredMemory, mean_after, measure_memory
+from gipo_vla.run.plan import RunPlan
 from gipo_vla.telemetry import plots, tracker
 from gipo_vla.telemetry.console import TrainingProgress, console
 from gipo_vla.telemetry.graphs import GraphFiles
@@ -51,13 +53,19 @@ class Session:
     """Runs a pipeline and keeps its folder. Use as a context.
 
     Args:
+        plan: what was predicted; what was measured is put beside it at the end.
         resume_from: checkpoint to continue; None: a new run.
     """
 
     def __init__(
-        self, settings: Config, folder: RunFolder, pipeline: Pipeline, resume_from: Path | None = None
+        self,
+        settings: Config,
+        folder: RunFolder,
+        pipeline: Pipeline,
+        plan: RunPlan,
+        resume_from: Path | None = None,
     ) -> None:
-        self.settings, self.folder, self.pipeline = settings, folder, pipeline
+        self.settings, self.folder, self.pipeline, self.plan = settings, folder, pipeline, plan
         self.first = group.rank() == 0
         self.began = time.monotonic()
         self.stop = StopRequest()
@@ -273,6 +281,7 @@ class Session:
     def finish(self) -> None:
         """After the last iteration: checkpoint, evaluation, plots, video, and finished.json."""
         settings, folder = self.settings, self.folder
+        memory = measure_memory(self.pipeline.device, self.pipeline.pool.process_ids)
         self.save()
         self.writer.wait()  # what is on disk survives whatever happens to the evaluation
         results = {
@@ -303,6 +312,8 @@ class Session:
             made.append("checkpoints/")
         self.tracker.finish({f"evaluation/{k}": v for k, v in evaluation.items() if isinstance(v, float)})
         seconds = time.monotonic() - self.began
+        measured = self._measured(memory)
+        console.print(self.plan.compare(measured))
         folder.write_json(
             folder.finished,
             {
@@ -312,6 +323,7 @@ class Session:
                 "session_seconds": round(seconds, 1),
                 "checkpoint": self.writer.newest,
                 "config_digest": config.digest(settings),
+                "plan": self.plan.record(measured),
             },
         )
         console.print(
@@ -319,6 +331,21 @@ class Session:
             f"held-out initial states) after {seconds:.0f} s; {', '.join(made[:-1])} and {made[-1]} are in "
             f"{folder.path}",
             soft_wrap=True,
+        )
+
+    def _measured(self, memory: MeasuredMemory) -> Measured:
+        """What the run measured of its plan, all sessions together but for the memory."""
+        rows, timings = read_json_lines(self.folder.metrics), read_json_lines(self.folder.timings)
+        full = self.plan.lag.settled_after if self.plan.lag else 0
+        return Measured(
+            env_steps=self.pipeline.env_steps,
+            updates=self.pipeline.learner.version,
+            mean_lag_iterations=mean_after(rows, "staleness/lag_iterations_mean", full),
+            mean_lag_updates=mean_after(rows, "staleness/lag_mean", full),
+            process_bytes=memory.process_bytes,
+            worker_bytes=memory.worker_bytes,
+            device_bytes=memory.device_bytes,
+            training_seconds=round(sum(row["seconds"] for row in timings), 1),
         )
 
     def _write_video(self, results: Sequence[EpisodeResult]) -> bool:

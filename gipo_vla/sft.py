@@ -35,10 +35,11 @@ from gipo_vla.imitation.examples import Examples
 from gipo_vla.imitation.session import CloningSession
 from gipo_vla.imitation.settings import SftConfig
 from gipo_vla.imitation.statistics import dataset_statistics
-from gipo_vla.memory import machine_limits, plan_rank, print_table, refuse_what_cannot_fit
 from gipo_vla.policies.base import Policy
+from gipo_vla.run.memory import machine_limits
+from gipo_vla.run.plan import RunPlan, plan_run
 from gipo_vla.startup import open_together
-from gipo_vla.telemetry.console import settings_table
+from gipo_vla.telemetry.console import console, settings_table
 
 MAY_CHANGE = (
     "sft.steps:",
@@ -105,8 +106,8 @@ def _clone(settings: SftConfig, device: torch.device) -> Path:
     spec = environment_spec(settings)
     if needs_opengl(settings.env):
         gl.choose()
-    memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
-    refuse_what_cannot_fit(settings, memory, limits)  # before weights are read or demonstrations recorded
+    plan, limits = plan_run(settings, spec, group.world_size(), device), machine_limits(device)
+    plan.refuse(limits)  # before weights are read or demonstrations recorded
     if getattr(settings.policy, "checkpoint", None) is None:
         # One from nothing is quickly built: tell what does not fit before anything is recorded.
         build_policy(settings, spec, device)
@@ -120,10 +121,10 @@ def _clone(settings: SftConfig, device: torch.device) -> Path:
         # Weights that exist were learned with statistics of their own, which came with them.
         statistics = dataset_statistics(demonstrations, settings.env.family) if fresh else None
         policy = build_policy(settings, spec, device, checkpoint, statistics)
-        session = CloningSession(settings, folder, spec, policy, demonstrations, device, checkpoint)
+        session = CloningSession(settings, folder, spec, policy, demonstrations, device, plan, checkpoint)
         if group.rank() == 0:
-            _print_plan(settings, spec, policy, demonstrations, session.examples, device)
-            print_table(memory, limits)
+            _print_plan(settings, spec, plan, policy, demonstrations, session.examples, device)
+            console.print(plan.memory_table(limits))
         if session.run():
             session.finish()
     return folder.path
@@ -132,6 +133,7 @@ def _clone(settings: SftConfig, device: torch.device) -> Path:
 def _print_plan(
     settings: SftConfig,
     spec: EnvironmentSpec,
+    plan: RunPlan,
     policy: Policy,
     demonstrations: Demonstrations,
     examples: Examples,
@@ -155,6 +157,7 @@ def _print_plan(
         "starts from": settings.init_from or getattr(settings.policy, "checkpoint", None) or "random weights",
         "learner": f"DeepSpeed on {device}, {group.world_size()} rank(s), {sft.steps} updates of "
         f"{sft.batch_size} examples{settled}, learning rate {learner.policy_learning_rate:g}",
+        **dict(plan.rows()),
         "run folder": str(settings.run_dir),
     }
     settings_table(f"gipo_vla sft  {settings.experiment}  seed {settings.seed}", list(rows.items()))

@@ -15,8 +15,8 @@ from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
-from gipo_vla.planning import Plans
 from gipo_vla.policies.base import Policy
+from gipo_vla.run.plan import RunPlan
 from gipo_vla.telemetry.console import settings_table
 
 
@@ -44,10 +44,11 @@ def open_together(choose: Callable[[], RunFolder], patience: float = 0.0) -> tup
     return RunFolder(path), lock or Path(os.devnull).open()
 
 
-def print_plans(settings: Config, policy: Policy, plans: Plans, device: torch.device) -> None:
+def print_plans(settings: Config, policy: Policy, plan: RunPlan, device: torch.device) -> None:
     """Print the table on stderr."""
     assert isinstance(policy, torch.nn.Module)
-    spec, lag, memory = plans.spec, plans.staleness, plans.memory
+    assert plan.collection is not None
+    spec = plan.collection.spec
     ranks, rollout, learner = group.world_size(), settings.rollout, settings.learner
     trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     tasks = spec.tasks[0] if len(spec.tasks) == 1 else f"{len(spec.tasks)} tasks"
@@ -62,15 +63,11 @@ def print_plans(settings: Config, policy: Policy, plans: Plans, device: torch.de
         "regularizers": _values(settings.regularizers) or "none",
         "credit": _values(settings.credit),
         "rollout": f"{ranks} rank(s) x {rollout.workers} workers x {rollout.envs_per_worker} environments, "
-        f"{plans.steps} vector steps an iteration, collect {rollout.collect}",
+        f"{plan.collection.steps} vector steps an iteration, collect {rollout.collect}",
         "learner": f"DeepSpeed on {device}, {learner.updates} updates an iteration of "
         f"{learner.batch_segments} segments x {settings.replay.segment_length}, learning rates "
         f"{learner.policy_learning_rate:g} / {learner.value_learning_rate:g}",
-        "replay": f"{settings.replay.capacity:,} transitions = {lag.iterations_held:.1f} iterations, "
-        f"{memory.expected / 2**20:,.1f} MB a rank (at most {memory.worst / 2**20:,.0f})",
-        "expected lag": f"mean {lag.mean_lag_iterations:.1f} iterations ({lag.mean_lag_updates:.0f} "
-        f"updates), greatest {lag.max_lag_iterations:.1f} ({lag.max_lag_updates:.0f}); every transition "
-        f"is used {lag.samples_per_transition:.1f} times",
+        **dict(plan.rows()),
         **({"rendering": "{}: {}".format(*gl.choose())} if needs_opengl(settings.env) else {}),
         "run folder": str(settings.run_dir),
     }

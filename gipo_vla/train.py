@@ -27,9 +27,9 @@ from gipo_vla.checkpoint.resume import Start, resolve
 from gipo_vla.checkpoint.run_folder import create
 from gipo_vla.distributed import group
 from gipo_vla.distributed.signals import stop_with_launcher
-from gipo_vla.memory import machine_limits, plan_rank, print_table, refuse_what_cannot_fit
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.planning import plan
+from gipo_vla.run.memory import machine_limits
+from gipo_vla.run.plan import plan_run
 from gipo_vla.session import Session, newest_checkpoint
 from gipo_vla.startup import open_together, print_plans
 from gipo_vla.telemetry.console import console
@@ -78,26 +78,26 @@ def _train(start: Start, device: torch.device) -> Path:
     spec = environment_spec(settings)
     if needs_opengl(settings.env):
         gl.choose()
-    memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
-    refuse_what_cannot_fit(settings, memory, limits)  # before weights are read or workers started
+    plan, limits = plan_run(settings, spec, group.world_size(), device), machine_limits(device)
+    plan.refuse(limits)  # before weights are read or workers started
     begun = start.folder if start.folder and start.folder.has_checkpoint() else None
     policy = build_policy(settings, spec, device, begun.checkpoints if begun else None, reinforced=True)
-    plans = plan(settings, policy, spec, group.world_size())
     patience = LEAVING_SECONDS if start.by_itself else 0.0
     folder, lock = open_together(lambda: start.folder or create(settings), patience)
     with lock:
         checkpoint = newest_checkpoint(folder) if start.folder else None
         settings = replace(settings, run_dir=str(folder.path))
         if group.rank() == 0:
-            print_plans(settings, policy, plans, device)
-            print_table(memory, limits)
+            print_plans(settings, policy, plan, device)
+            console.print(plan.memory_table(limits))
         if start.folder:
             _say(f"going on from {checkpoint or 'the start: there is no checkpoint yet'}")
         for change in start.changes:
             _say(f"changed since the run began: {change}")
-        pipeline = Pipeline(settings, policy, plans, device)
+        assert plan.collection is not None
+        pipeline = Pipeline(settings, policy, plan.collection, device)
         try:
-            with Session(settings, folder, pipeline, checkpoint) as session:
+            with Session(settings, folder, pipeline, plan, checkpoint) as session:
                 if session.run():
                     session.finish()
         finally:

@@ -3,12 +3,11 @@
 The run's own pipeline, with its workers, replay, learner and behaviour twin, on weights that may be random.
 The learner is timed alone, on batches drawn from the replay; then whole iterations, in which collection and
 updates share the machine; then the copy of the trained tensors to the twin. What was used is put beside what
-``gipo_vla.memory`` planned.
+``gipo_vla.run.plan`` planned.
 """
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from rich.table import Table
 
@@ -25,11 +23,12 @@ from gipo_envs import gl, needs_opengl, recorded
 from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
-from gipo_vla.memory import RankMemory, machine_limits, plan_rank, print_table, refuse_what_cannot_fit
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.planning import plan
 from gipo_vla.rollout.episodes import TrainingEpisodes
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.run.measured import measure_memory
+from gipo_vla.run.memory import RankMemory, machine_limits
+from gipo_vla.run.plan import plan_run
 from gipo_vla.telemetry.console import console
 
 GIB = 2**30
@@ -84,14 +83,15 @@ def benchmark_training(settings: Config, rounds: int) -> TrainingBenchmark:
         gl.choose()
     device = group.choose_device(settings.learner.device)
     with group.joined(device):
-        memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
-        refuse_what_cannot_fit(settings, memory, limits)
+        plan, limits = plan_run(settings, spec, group.world_size(), device), machine_limits(device)
+        plan.refuse(limits)
+        assert plan.collection is not None
         if group.rank() == 0:
-            print_table(memory, limits)
+            console.print(plan.memory_table(limits))
         policy = build_policy(settings, spec, device, reinforced=True)
-        pipeline = Pipeline(settings, policy, plan(settings, policy, spec, group.world_size()), device)
+        pipeline = Pipeline(settings, policy, plan.collection, device)
         try:
-            return _measure(settings, pipeline, memory, rounds)
+            return _measure(settings, pipeline, plan.memory, rounds)
         finally:
             pipeline.close()
 
@@ -109,12 +109,13 @@ def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: i
     _, seconds = _timed(lambda: [pipeline.run_iteration() for _ in range(rounds)], device)
     copies = [_timed(pipeline.synchronize, device)[1] for _ in range(SYNCHRONIZATIONS)]
     world = group.world_size()
+    used = measure_memory(device, pipeline.pool.process_ids)
     held = pipeline.replay.held(copy=False).bytes
     on_gpu = device.type == "cuda"
     assert isinstance(pipeline.policy, torch.nn.Module)
     trained = [p for p in pipeline.policy.parameters() if p.requires_grad]
     # CUDA's own libraries are in no allocator's count.
-    planned = memory.policy.total - memory.policy.overhead if memory.policy and on_gpu else None
+    planned = memory.policy.total - memory.policy.overhead if on_gpu else None
     return TrainingBenchmark(
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
         ranks=world,
@@ -127,11 +128,11 @@ def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: i
         decisions_per_second=world * (pipeline.actor.decisions - decisions_before) / seconds,
         synchronize_seconds=statistics.median(copies),
         synchronized_bytes=sum(p.numel() * p.element_size() for p in trained),
-        device_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
+        device_bytes=used.device_bytes,
         device_bytes_planned=planned,
-        process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        process_bytes_planned=memory.host - memory.workers - memory.replay + held,
-        worker_bytes=sum(psutil.Process(pid).memory_full_info().uss for pid in pipeline.pool.process_ids),
+        process_bytes=used.process_bytes,
+        process_bytes_planned=memory.resident - memory.replay + held,
+        worker_bytes=used.worker_bytes or 0,
         worker_bytes_planned=memory.workers,
         numerical_floor=pipeline.numerical_floor or {},
     )

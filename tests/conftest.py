@@ -22,7 +22,7 @@ from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.planning import plan
+from gipo_vla.run.plan import plan_collection
 
 MakeConfig = Callable[..., Config]
 MakePipeline = Callable[..., Pipeline]
@@ -113,7 +113,7 @@ def make_pipeline(make_config: MakeConfig, process_group: None) -> Iterator[Make
         settings = make_config(*overrides)
         spec, device = environment_spec(settings), torch.device("cpu")
         policy = build_policy(settings, spec, device)
-        pipelines.append(Pipeline(settings, policy, plan(settings, policy, spec, 1), device))
+        pipelines.append(Pipeline(settings, policy, plan_collection(settings, spec, 1), device))
         return pipelines[-1]
 
     yield make

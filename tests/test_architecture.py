@@ -19,7 +19,8 @@ ROOMS = (
     ("train", "sft", "evaluate", "sweep", "report", "export", "doctor", "benchmark", "demo", "__main__"),
     ("session", "startup", "training_benchmark"),  # what train.py and benchmark.py are made of
     ("studies", "reporting", "sweeping"),
-    ("pipeline", "planning", "assembly", "memory"),
+    ("run",),
+    ("pipeline", "assembly"),
     ("imitation",),
     ("evaluation",),
     ("checkpoint",),

@@ -1,6 +1,7 @@
 """Robot simulators behind one protocol. Imports neither torch nor gipo_vla."""
 
 from gipo_envs.errors import UserError
+from gipo_envs.family import Family, Probe, WorkerCost
 from gipo_envs.protocol import (
     EVALUATION_KEYS_START,
     ArraySpec,
@@ -12,7 +13,6 @@ from gipo_envs.protocol import (
     Landmark,
     Observation,
 )
-from gipo_envs.family import Family, Probe, WorkerCost
 from gipo_envs.registry import families, make, make_spec, needs_opengl, register
 
 __all__ = [

@@ -44,6 +44,8 @@ from gipo_vla.policies.base import Policy
 from gipo_vla.policies.normalization import moments
 from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.run.measured import Measured, measure_memory
+from gipo_vla.run.plan import RunPlan
 from gipo_vla.telemetry import tracker
 from gipo_vla.telemetry.console import console
 from gipo_vla.telemetry.metrics import JsonLines, mean_of, read_json_lines
@@ -65,6 +67,7 @@ class CloningSession:
 
     Args:
         policy: with initial weights, on ``device``.
+        plan: what was predicted; what was measured is put beside it at the end.
         resume_from: checkpoint to continue; None: a new run.
     """
 
@@ -76,8 +79,10 @@ class CloningSession:
         policy: Policy,
         demonstrations: Demonstrations,
         device: torch.device,
+        plan: RunPlan,
         resume_from: Path | None = None,
     ) -> None:
+        self.plan = plan
         self.settings, self.folder, self.spec, self.device = settings, folder, spec, device
         self.policy, self.demonstrations = policy, demonstrations
         self.first = group.rank() == 0
@@ -237,6 +242,7 @@ class CloningSession:
     def finish(self) -> None:
         """After the last update: checkpoint, evaluation in both modes, plot, video, and finished.json."""
         reason = self.done
+        memory = measure_memory(self.device)
         checkpoint = self.save()
         results = self._evaluate()
         if not self.first:
@@ -248,6 +254,13 @@ class CloningSession:
         loss_curve(folder.path / "loss_curve.png", settings.experiment, read_json_lines(folder.metrics))
         self.tracker.finish({f"evaluation/{k}": v for k, v in evaluation.items() if isinstance(v, float)})
         seconds = time.monotonic() - self.began
+        measured = Measured(
+            updates=self.cloner.attempted - self.cloner.skipped,
+            process_bytes=memory.process_bytes,
+            device_bytes=memory.device_bytes,
+            training_seconds=round(sum(row["seconds"] for row in read_json_lines(folder.timings)), 1),
+        )
+        console.print(self.plan.compare(measured))
         folder.write_json(
             folder.finished,
             {
@@ -258,6 +271,7 @@ class CloningSession:
                 "session_seconds": round(seconds, 1),
                 "checkpoint": checkpoint.name if checkpoint else None,
                 "config_digest": config.digest(settings),
+                "plan": self.plan.record(measured),
             },
         )
         self._say(

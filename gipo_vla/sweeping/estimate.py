@@ -44,7 +44,7 @@ def estimate(
         every: all jobs of the sweep; finished ones among them give the rate, in seconds an env step.
         seconds_per_job: the hint that counts while none is finished.
     """
-    env_steps = sum(job.env_steps for job in left)
+    env_steps = sum(job.plan.env_steps for job in left)
     rates = _measured_rates(folder, every)
     if rates:
         return Estimate(
@@ -53,7 +53,8 @@ def estimate(
     if seconds_per_job is not None:
         hint = f"seconds_per_job={seconds_per_job:g}"
         return Estimate(len(left), env_steps, seconds_per_job * len(left), hint)
-    return Estimate(len(left), env_steps, None, "unknown until a job has finished")
+    planned = sum(job.plan.duration.total for job in left)
+    return Estimate(len(left), env_steps, planned, "estimated from the settings, until a job has finished")
 
 
 def _measured_rates(folder: SweepFolder, jobs: Sequence[Job]) -> list[float]:

@@ -60,7 +60,7 @@ def _plan_rows(
 
 def _lags(jobs: Sequence[Job]) -> str:
     """Mean lag in iterations, as the settings predict it, and how many jobs have it."""
-    lags = Counter(round(job.staleness.mean_lag_iterations, 1) for job in jobs)
+    lags = Counter(round(job.plan.lag.mean_iterations, 1) for job in jobs if job.plan.lag)
     shown = [f"{lag:g} iterations ({count:,} jobs)" for lag, count in sorted(lags.items())]
     return ", ".join(shown[:6]) + (" ..." if len(shown) > 6 else "")
 

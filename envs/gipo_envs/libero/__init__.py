@@ -67,9 +67,7 @@ def _facts(suite: str) -> FamilyFacts:
     )
 
 
-def make_bare_simulator(
-    settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int
-) -> BareSimulator:
+def make_bare_simulator(settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int) -> BareSimulator:
     """LIBERO's own environment, its cameras drawn once a chunk."""
     from gipo_envs.libero.benchmark import LiberoLoop
 
@@ -89,7 +87,14 @@ FAMILIES = tuple(
             suite,
             make_spec,
             make,
-            WorkerCost(700_000_000, task=150_000_000, task_with_cameras=260_000_000, tasks_kept=10),
+            WorkerCost(
+                700_000_000,
+                task=150_000_000,
+                task_with_cameras=260_000_000,
+                tasks_kept=10,
+                env_step_seconds=9e-3,
+                image_seconds=9e-2,
+            ),
             make_bare_simulator=make_bare_simulator,
             probe=Probe("libero", probe, "./scripts/setup.sh libero"),
             binary_gripper=True,

@@ -57,9 +57,7 @@ def make_expert(task: str) -> Expert:
     return expert(task)
 
 
-def make_bare_simulator(
-    settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int
-) -> BareSimulator:
+def make_bare_simulator(settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int) -> BareSimulator:
     """The task's own class of metaworld, without wrappers."""
     from gipo_envs.metaworld.library import bare_simulator
 
@@ -78,7 +76,14 @@ FAMILY = register(
         "metaworld",
         make_spec,
         make,
-        WorkerCost(130_000_000, task=30_000_000, task_with_cameras=80_000_000),
+        WorkerCost(
+            103_000_000,
+            task=25_000_000,
+            task_with_cameras=70_000_000,
+            cameras=37_000_000,
+            env_step_seconds=2e-4,
+            image_seconds=4e-3,
+        ),
         make_expert=make_expert,
         make_bare_simulator=make_bare_simulator,
         probe=Probe("metaworld", probe, "./scripts/setup.sh", needed=True),

@@ -20,10 +20,11 @@ import torch
 
 from gipo_envs.protocol import ArraySpec, EnvironmentSpec
 from gipo_vla.policies.base import Observations
-from gipo_vla.policies.memory_plan import DtypeName, Workload, plan_memory, tokens_per_sample
+from gipo_vla.policies.memory import DtypeName
 from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
 from gipo_vla.policies.openvla_oft.construction import build
 from gipo_vla.policies.openvla_oft.flops import forward_flops, train_flops
+from gipo_vla.policies.openvla_oft.memory import Workload, plan_memory, tokens_per_sample
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 
 BFLOAT16_PEAKS = {

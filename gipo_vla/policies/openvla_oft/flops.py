@@ -8,7 +8,7 @@ Shape suffixes: T tokens, E width of the Llama, N action positions.
 
 from __future__ import annotations
 
-from gipo_vla.policies.memory_plan import Workload, tokens_per_sample
+from gipo_vla.policies.openvla_oft.memory import Workload, tokens_per_sample
 from gipo_vla.policies.openvla_oft.settings import (
     ACTION_IDS,
     PATCH_SIZE,

@@ -7,11 +7,13 @@ because the memory plan and the cost estimates are made from the settings alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
 from gipo_vla.policies.lora import LoraSettings
+from gipo_vla.policies.memory import Arithmetic, DtypeName, PolicyMemory, TokenShape, Work
 from gipo_vla.policies.value_heads import ValueHeadSettings
 
 PADDING_ROWS = 64
@@ -193,3 +195,26 @@ class OpenVlaOftSettings:
             raise UserError(
                 "policy.head is l1 with policy.random_weights: a continuous head comes from a checkpoint"
             )
+
+    # What plans ask, see ``policies.memory.Declares``. The formulas read these settings: they stand above.
+
+    def token_shape(self, spec: EnvironmentSpec) -> TokenShape:
+        return TokenShape(self.chunk, spec.action_size, ACTION_IDS)
+
+    def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
+        from gipo_vla.policies.openvla_oft.memory import HOST_LIBRARIES, plan_memory, workload_of
+
+        planned = plan_memory(self, workload_of(self, work, spec))
+        return planned if work.cuda else replace(planned, overhead=HOST_LIBRARIES)
+
+    def arithmetic(self, work: Work, spec: EnvironmentSpec) -> Arithmetic:
+        from gipo_vla.policies.openvla_oft.flops import forward_flops, train_flops
+        from gipo_vla.policies.openvla_oft.memory import workload_of
+
+        workload = workload_of(self, work, spec)
+        return Arithmetic(forward_flops(self, workload), train_flops(self, workload))
+
+    def remedy(self, memory: PolicyMemory, dtype: DtypeName) -> str | None:
+        from gipo_vla.policies.openvla_oft.memory import remedy
+
+        return remedy(self, memory, dtype)

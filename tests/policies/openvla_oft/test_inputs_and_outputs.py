@@ -17,12 +17,12 @@ from gipo_envs.errors import UserError
 from gipo_envs.metaworld.instructions import INSTRUCTIONS
 from gipo_vla.export import export_policy
 from gipo_vla.policies.lora import LoraSettings
-from gipo_vla.policies.memory_plan import Workload
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings
 from gipo_vla.policies.openvla_oft.action_tokens import centres_of_tokens, tokens_of
 from gipo_vla.policies.openvla_oft.benchmark import benchmark_policy
 from gipo_vla.policies.openvla_oft.flops import forward_flops, train_flops
 from gipo_vla.policies.openvla_oft.images import PixelNormalizer
+from gipo_vla.policies.openvla_oft.memory import Workload
 from gipo_vla.policies.openvla_oft.prompt import pad_prompts, prompt_ids, read_tokenizer, realign
 from gipo_vla.policies.openvla_oft.tiny_tokenizer import VOCABULARY, tiny_tokenizer
 from gipo_vla.policies.value_heads import ValueHeadSettings
