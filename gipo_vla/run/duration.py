@@ -17,8 +17,10 @@ from gipo_vla.run.memory import micro_batch_samples
 OPERATIONS = {"cpu": 2e10, "cuda": 3e14}
 """Floating-point operations a second that networks reach: float32 on one core, bfloat16 on an H200 at a third
 of its peak."""
-CALL_SECONDS = {"cpu": 2e-3, "cuda": 2e-2}
+CALL_SECONDS = {"cpu": 5e-3, "cuda": 2e-2}
 """What a forward or backward pass takes however small it is."""
+UPDATE_SECONDS = 1e-2
+"""What an update takes beside them: drawing the batch, the optimiser's step, the metrics."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def estimate_duration(
         every = settings.eval.every_env_steps
         env_steps = iterations * steps * world * envs * chunk * spec.action_repeat
         played = settings.eval.during_training_episodes_per_task * (env_steps // every if every else 0)
-    learned = updates * (2 * call * -(-samples // micro_batch) + samples * arithmetic.train / speed)
+    passes = 2 * -(-samples // micro_batch)
+    learned = updates * (UPDATE_SECONDS + passes * call + samples * arithmetic.train / speed)
     # Workers simulate while the learner trains; the behaviour policy acts in between.
     iteration = steps * vector_step_acted + max(steps * vector_step_simulated, learned)
     played += 2 * settings.eval.episodes_per_task  # greedy and sampled

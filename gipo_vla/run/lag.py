@@ -167,32 +167,38 @@ def _drawn(
     age = np.arange(1, len(share) + 1)
     weight = share
     if flow.half_life is not None:
-        new = flow.steps * flow.envs
-        per_age = [(segments.length * (oldest >= a)).sum() / segments.length.sum() for a in age]
-        drawable = float((share * per_age).sum())
+        # What may be drawn of each age, in iterations' worth of transitions.
+        part = [(segments.length * (oldest >= a)).sum() / segments.length.sum() for a in age]
         mean_length = flow.decisions / math.ceil(flow.decisions / flow.segment_length)
-        drawn = flow.batch_segments * mean_length / max(drawable * new, 1e-9)
-        weight = share * _recency(share, drawable, flow.half_life, drawn)
+        batch = flow.batch_segments * mean_length / (flow.steps * flow.envs)
+        weight = share * _recency(share * np.array(part), flow.half_life, batch)
     counted = np.concatenate([[0.0], np.cumsum(weight)])[oldest]
     aged = np.concatenate([[0.0], np.cumsum(weight * age)])[oldest]
     return counted, aged
 
 
-def _recency(share: Floats, drawable: float, half_life: float, drawn: float) -> Floats:
+def _recency(drawable: Floats, half_life: float, batch: float) -> Floats:
     """The probability with which ``samplers.recency`` draws a segment of each age.
 
     Args:
-        drawable: iterations' worth of segments that may be drawn.
-        drawn: share of them that a batch takes.
+        drawable: iterations' worth of segments of each age that may be drawn.
+        batch: iterations' worth of segments that are drawn.
     """
-    # Ranks of the sampler: from the newest, in the middle of each part of each age.
-    begins = np.arange(len(share))[:, None]
-    position = (begins + share[:, None] * (np.arange(PARTS) + 0.5) / PARTS) / max(drawable, 1e-9)
-    weight = 0.5 ** (position / half_life)
-    # Gumbel top-k keeps the segments whose exponential clock of this rate rings before the k-th does.
-    low, high = 0.0, 1e9
-    for _ in range(80):
-        middle = (low + high) / 2 if high < 1e3 else math.sqrt(max(low, 1e-6) * high)
-        taken = ((1 - np.exp(-weight * middle)).mean(1) * share).sum() / max(drawable, 1e-9)
-        low, high = (middle, high) if taken < min(drawn, 0.999) else (low, middle)
-    return (1 - np.exp(-weight * high)).mean(1)
+    total = drawable.sum()
+    if not total:
+        return drawable
+    # Ranks of the sampler: counted from the newest, in the middle of each part of each age.
+    newer = np.cumsum(drawable) - drawable
+    rank = (newer[:, None] + drawable[:, None] * (np.arange(PARTS) + 0.5) / PARTS) / total
+    rate = 0.5 ** (rank / half_life)
+
+    def taken(until: float) -> Floats:
+        return (1 - np.exp(-rate * until)).mean(1)
+
+    # Gumbel top-k keeps the segments whose exponential clocks of these rates ring first: until when?
+    low, high = -20.0, 40.0  # logarithms
+    for _ in range(60):
+        middle = (low + high) / 2
+        enough = (taken(math.exp(middle)) * drawable).sum() >= min(batch, 0.999 * total)
+        low, high = (low, middle) if enough else (middle, high)
+    return taken(math.exp(high))

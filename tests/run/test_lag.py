@@ -15,12 +15,12 @@ from gipo_vla.run.lag import Flow, expected_lag
 from gipo_vla.run.memory import plan_replay
 
 FLOW = Flow(decisions=12, segment_length=4, steps=6, envs=8, held=192, updates=6, batch_segments=4)
-"""Episodes of three segments, half of which are collected in an iteration; a replay of four iterations."""
+"""Episodes of three segments, half of them collected in an iteration; a replay of four iterations."""
 
 
 def simulated(flow: Flow, layout: SegmentLayout, iterations: int = 80) -> dict[str, float]:
-    """Mean and greatest lag of what is drawn once the ring is full, by its definition: every environment acts,
-    its segments enter the ring at the end of the iteration in which they close, updates draw from the ring."""
+    """Mean and greatest lag of what is drawn once the ring is full, by its definition: every environment
+    acts, its segments enter the ring at the end of the iteration in which they close, updates draw from it."""
     sampler = samplers.uniform if flow.half_life is None else samplers.recency(flow.half_life)
     ring = SegmentRing(layout, int(flow.held), 10**9, sampler, flow.max_lag)
     rng = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def simulated(flow: Flow, layout: SegmentLayout, iterations: int = 80) -> dict[s
     in_iterations: list[float] = []
     in_updates: list[float] = []
     for iteration in range(1, iterations + 1):
-        closed: list[list[tuple[int, int]]] = []
+        closed: list[list[list[tuple[int, int]]]] = [[] for _ in range(flow.envs)]
         acted_at = [step * flow.updates // flow.steps for step in range(flow.steps)]
         for update in range(flow.updates):
             version = (iteration - 1) * flow.updates + update
@@ -50,9 +50,9 @@ def simulated(flow: Flow, layout: SegmentLayout, iterations: int = 80) -> dict[s
                         waiting[env].append(opened[env])
                         opened[env] = []
                     if ends or not flow.whole_episodes:
-                        closed += waiting[env]
+                        closed[env] += waiting[env]
                         waiting[env] = []
-        for segment in closed:
+        for segment in sum(closed, []):  # in the order of the environments, as the actor hands them over
             ring.add(_segment(layout, segment))
     return {
         "mean_iterations": float(np.mean(in_iterations)),

@@ -30,8 +30,7 @@ from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
 from gipo_vla.policies.value_heads import ValueHeadSettings
 
 HOST_LIBRARIES = 250_000_000
-"""Resident on a CPU after the first forward and backward: transformers, and what oneDNN makes and keeps (measured).
-"""
+"""Resident on a CPU after the first forward and backward: transformers, and what oneDNN keeps (measured)."""
 CHARACTERS_A_TOKEN = 3
 """Characters of an instruction to a token, at least: the Llama tokenizer's average is about 4."""
 
