@@ -27,7 +27,7 @@ from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.policies.memory import TokenShape
 from gipo_vla.replay.segment import layout
 from gipo_vla.rollout.collection import Collection
-from gipo_vla.run.duration import Duration, estimate_duration
+from gipo_vla.run.duration import Duration, estimate_duration, in_words
 from gipo_vla.run.lag import Flow, Lag, expected_lag
 from gipo_vla.run.measured import Measured
 from gipo_vla.run.memory import (
@@ -273,18 +273,6 @@ def _check_drawable(settings: Config, replay: ReplayMemory, world: int) -> None:
             f"replay.max_lag is {max_lag} updates, but in an iteration of {updates} (learner.updates) even "
             f"new data reaches {updates - 1}: raise it to that or more, or lower learner.updates"
         )
-
-
-# ------------------------------------------------------------------------------------------------- words
-
-
-def in_words(seconds: float) -> str:
-    """A length of time for people: ``45 s``, ``12 min``, ``4.5 h``, ``9 days``."""
-    for unit, length, until in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
-        if seconds / length < until:
-            digits = 1 if unit == "h" and seconds / length < 10 else 0
-            return f"{seconds / length:.{digits}f} {unit}"
-    return f"{seconds / 86400:,.0f} days"
 
 
 def _name(field: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -70,16 +69,3 @@ def _measured_rates(folder: SweepFolder, jobs: Sequence[Job]) -> list[float]:
         if seconds and finished.get("env_steps"):
             rates.append(float(seconds) / finished["env_steps"])
     return rates
-
-
-UNITS = (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48), ("days", 86400, math.inf))
-"""Name, length in seconds, and the number of them from which the next is used."""
-
-
-def duration(seconds: float | None) -> str:
-    """``45 s``, ``12 min``, ``4.5 h``, ``9.3 days``."""
-    if seconds is None:
-        return "unknown"
-    count, unit = next((seconds / length, name) for name, length, until in UNITS if seconds / length < until)
-    digits = 1 if unit in ("h", "days") and count < 10 else 0
-    return f"{count:,.{digits}f} {unit}"

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting.table import Cell, Table
 from gipo_vla.reporting.table import show as show_table
-from gipo_vla.sweeping.estimate import CLUSTER, Estimate, duration
+from gipo_vla.run.duration import in_words
+from gipo_vla.sweeping.estimate import CLUSTER, Estimate
 from gipo_vla.sweeping.folders import SweepFolder, read_json
 from gipo_vla.sweeping.jobs import Job, JobList
 from gipo_vla.sweeping.process import JobProcess
@@ -52,7 +53,7 @@ def _plan_rows(
     rows.append(("expected lag", _lags(chosen)))
     rows.append(("at once", f"{at_once:,} ({machine})"))
     if left.jobs:
-        here, there = (duration(left.wall_seconds(count)) for count in (at_once, CLUSTER))
+        here, there = (in_words(left.wall_seconds(count)) for count in (at_once, CLUSTER))
         told = f"{here} here, {there} on {CLUSTER} slots ({left.source})"
         rows.append(("expected time", left.source if left.seconds is None else told))
     return rows
@@ -128,8 +129,8 @@ class ProgressLines(Listener):
             f"[{self.done:>{len(str(self.total))}}/{self.total}] {outcome.status:8}  {outcome.job.name}",
             _success_text(self.folder, outcome),
             outcome.problem,
-            duration(outcome.seconds) if outcome.ran else "",
-            f"about {duration(left)} left" if left else "",
+            in_words(outcome.seconds) if outcome.ran else "",
+            f"about {in_words(left)} left" if left else "",
         ]
         console.print("  ".join(part for part in parts if part), soft_wrap=True, markup=False)
 

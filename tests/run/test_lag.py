@@ -20,7 +20,7 @@ FLOW = Flow(decisions=12, segment_length=4, steps=6, envs=8, held=192, updates=6
 
 def simulated(flow: Flow, layout: SegmentLayout, iterations: int = 80) -> dict[str, float]:
     """Mean and greatest lag of what is drawn once the ring is full, by its definition: every environment
-    acts, its segments enter the ring at the end of the iteration in which they close, updates draw from it."""
+    acts, its segments enter the ring at the end of the iteration in which they close, updates draw there."""
     sampler = samplers.uniform if flow.half_life is None else samplers.recency(flow.half_life)
     ring = SegmentRing(layout, int(flow.held), 10**9, sampler, flow.max_lag)
     rng = np.random.default_rng(0)
@@ -52,8 +52,9 @@ def simulated(flow: Flow, layout: SegmentLayout, iterations: int = 80) -> dict[s
                     if ends or not flow.whole_episodes:
                         closed[env] += waiting[env]
                         waiting[env] = []
-        for segment in sum(closed, []):  # in the order of the environments, as the actor hands them over
-            ring.add(_segment(layout, segment))
+        for own in closed:  # in the order of the environments, as the actor hands them over
+            for segment in own:
+                ring.add(_segment(layout, segment))
     return {
         "mean_iterations": float(np.mean(in_iterations)),
         "mean_updates": float(np.mean(in_updates)),

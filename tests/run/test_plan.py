@@ -1,4 +1,4 @@
-"""What is planned of a run, and what the run then measures: each one by the command, in processes of its own."""
+"""What is planned of a run, and what runs measure of it, each by the command in processes of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gipo_vla import config
 from gipo_vla.assembly import environment_spec
 from gipo_vla.imitation import settings as sft_settings
 from gipo_vla.run.measured import Measured, mean_after
-from gipo_vla.run.plan import RunPlan, in_words, plan_run
+from gipo_vla.run.plan import RunPlan, plan_run
 from gipo_vla.telemetry.console import console
 from tests.conftest import MakeConfig, which
 
@@ -141,7 +141,3 @@ def test_lag_is_measured_once_the_replay_is_full() -> None:
     rows = [{"iteration": n, "lag": None if n == 1 else float(n)} for n in range(1, 7)]
     assert mean_after(rows, "lag", 4) == 5.5
     assert mean_after(rows, "lag", 6) is None
-
-
-def test_lengths_of_time_in_words() -> None:
-    assert [in_words(s) for s in (45, 720, 16_200, 800_000)] == ["45 s", "12 min", "4.5 h", "9 days"]
