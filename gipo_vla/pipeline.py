@@ -25,13 +25,13 @@ from gipo_vla.config import Config
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.distributed import group
 from gipo_vla.learner.learner import Learner
-from gipo_vla.planning import Plans
 from gipo_vla.policies.base import Policy, copy_trainable
 from gipo_vla.policies.normalization import moments
 from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.rollout.actor import Actor
+from gipo_vla.rollout.collection import Collection
 from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
 from gipo_vla.rollout.groups import EpisodeGroups, GroupAdvantages
 from gipo_vla.rollout.pool import WorkerPool
@@ -56,7 +56,7 @@ class Pipeline:
     Args:
         config: the run.
         policy: the policy to train, on ``device``.
-        plans: of ``planning.plan``.
+        plans: the sizes of an iteration's experience, of ``run.plan``.
         device: of learner and behaviour policy.
         total_iterations: what the learning-rate schedule counts on.
     """
@@ -65,11 +65,12 @@ class Pipeline:
         self,
         config: Config,
         policy: Policy,
-        plans: Plans,
+        plans: Collection,
         device: torch.device,
         total_iterations: int | None = None,
     ) -> None:
         assert isinstance(policy, nn.Module)
+        assert (policy.chunk, policy.action_dims) == (plans.layout.chunk, plans.layout.action_dims)
         self.config, self.plans, self.device = config, plans, device
         self.rank, self.world = group.rank(), group.world_size()
         self.iteration = 0

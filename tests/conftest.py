@@ -24,7 +24,7 @@ from gipo_vla.distributed import group
 from gipo_vla.imitation import settings as sft_settings
 from gipo_vla.imitation.settings import SftConfig
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.planning import plan
+from gipo_vla.run.plan import plan_collection
 
 MakeConfig = Callable[..., Config]
 MakeSft = Callable[..., SftConfig]
@@ -149,7 +149,7 @@ def make_pipeline(make_config: MakeConfig, process_group: None) -> Iterator[Make
         settings = make_config(*overrides)
         spec, device = environment_spec(settings), torch.device("cpu")
         policy = build_policy(settings, spec, device)
-        pipelines.append(Pipeline(settings, policy, plan(settings, policy, spec, 1), device))
+        pipelines.append(Pipeline(settings, policy, plan_collection(settings, spec, 1), device))
         return pipelines[-1]
 
     yield make

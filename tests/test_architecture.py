@@ -20,7 +20,7 @@ ROOMS = (
     ("benchmarks", "studies"),
     ("reporting", "sweeping"),
     ("run",),
-    ("pipeline", "planning", "assembly", "memory"),
+    ("pipeline", "assembly"),
     ("imitation",),
     ("evaluation",),
     ("checkpoint",),

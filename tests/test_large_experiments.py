@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ from gipo_vla.assembly import environment_spec
 from gipo_vla.config import Config
 from gipo_vla.imitation import origins
 from gipo_vla.imitation import settings as sft_settings
-from gipo_vla.memory import GIB, Limits, plan_rank, problem
-from gipo_vla.planning import plan
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
+from gipo_vla.run.memory import GIB, Limits
+from gipo_vla.run.plan import plan_run
 from gipo_vla.telemetry.metrics import read_json_lines
 from gipo_vla.train import resolve, train
 from tests.conftest import needs_libero
@@ -72,14 +71,18 @@ def test_it_fits_the_machine_and_its_data_are_stale(experiment: str) -> None:
     settings = load(experiment)
     ranks, limits = (1, ONE) if experiment.endswith("_1gpu") else (8, NODE)
     spec = environment_spec(settings)
-    assert problem(settings, plan_rank(settings, spec, CUDA, ranks), limits) is None
-    tokens = SimpleNamespace(chunk=policy_of(settings).chunk, action_dims=spec.action_size, bins=256)
-    plans = plan(settings, tokens, spec, ranks)  # type: ignore[arg-type]
-    assert plans.layout.fields["tokens"].shape == (8, 8, 7 if experiment.startswith("libero") else 4)
+    plan = plan_run(settings, spec, ranks, CUDA)
+    assert plan.problem(limits) is None
+    assert plan.collection is not None and plan.lag is not None
+    assert plan.collection.layout.fields["tokens"].shape == (
+        8,
+        8,
+        7 if experiment.startswith("libero") else 4,
+    )
     assert spec.observation["images"].shape == (1, 224, 224, 3)
     assert len(spec.tasks) == 10
-    assert 5 <= plans.staleness.mean_lag_iterations <= 7
-    assert 1.5 < plans.staleness.samples_per_transition < 2.5
+    assert 5 <= plan.lag.mean_iterations <= 7
+    assert 1.5 < plan.lag.samples_per_transition < 2.5
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -110,8 +113,7 @@ def test_mt10_starts_from_what_its_cloning_leaves() -> None:
     there, here = (config.to_dict(policy_of(one)) for one in (cloning, settings))
     assert origins._differences(there, here) == []
     for ranks, limits in ((8, NODE), (1, ONE)):
-        need = plan_rank(cloning, environment_spec(cloning), CUDA, ranks)
-        assert problem(cloning, need, limits) is None
+        assert plan_run(cloning, environment_spec(cloning), ranks, CUDA).problem(limits) is None
 
 
 SMALL = (

@@ -31,10 +31,12 @@ class BareSimulator(Protocol):
 
 @dataclass(frozen=True)
 class WorkerCost:
-    """Host memory of one worker process in bytes, measured as unique set size and rounded up.
+    """What one worker process costs: host memory in bytes, and seconds on one core.
 
     What is large in a worker belongs to its process and is shared by its environments: the simulator's
     libraries, and a compiled model (with its meshes and textures, where cameras look) for every task played.
+    Bytes are of the unique set beside a second worker (one alone has some megabytes of libraries for itself
+    that two share), measured on Linux with software rendering.
     """
 
     libraries: int
@@ -42,15 +44,21 @@ class WorkerCost:
     """For each task whose states alone are observed."""
     task_with_cameras: int = 0
     """For each task that is drawn."""
+    cameras: int = 0
+    """The libraries that draw."""
     tasks_kept: int | None = None
     """Most compiled tasks that a worker keeps; None: all of them."""
+    env_step_seconds: float = 0.0
+    """Of simulating one env step, for estimates of how long a run takes."""
+    image_seconds: float = 0.0
+    """Of drawing one camera's image."""
 
     def bytes(self, spec: EnvironmentSpec) -> int:
         """The memory of a worker that has played every task of ``spec``."""
         tasks = len(spec.tasks) if self.tasks_kept is None else min(len(spec.tasks), self.tasks_kept)
-        return self.libraries + tasks * (
-            self.task_with_cameras if "images" in spec.observation else self.task
-        )
+        if "images" in spec.observation:
+            return self.libraries + self.cameras + tasks * self.task_with_cameras
+        return self.libraries + tasks * self.task
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,7 @@ class Family:
     """The scripted expert of a task by its name; None where there are no experts."""
     make_bare_simulator: Callable[[EnvironmentSettings, EnvironmentSpec, int], BareSimulator] | None = None
     """The library's own simulator of the first task, for settings, spec and the chunk after which cameras
-    draw.
-    None: there is no library behind the family."""
+    draw. None: there is no library behind the family."""
     probe: Probe | None = None
     """How ``python -m gipo_vla.doctor`` tries the family; several families may share one."""
     binary_gripper: bool = False

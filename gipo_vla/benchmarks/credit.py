@@ -39,12 +39,13 @@ from gipo_vla.credit.information_gain.demonstration import DemonstrationScorerSe
 from gipo_vla.distributed import group
 from gipo_vla.learner.micro_batches import micro_batch_sizes
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.planning import Plans, plan
 from gipo_vla.policies.base import Policy
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.replay.segment import Segment
+from gipo_vla.rollout.collection import Collection
 from gipo_vla.rollout.groups import GroupAdvantages
+from gipo_vla.run.plan import plan_collection
 from gipo_vla.telemetry.console import console
 
 ROLLOUTS = 64
@@ -83,7 +84,7 @@ def run(settings: Config, options: Options) -> dict[str, Any]:
     spec = environment_spec(settings)
     policy = build_policy(settings, spec, device)
     asking = replace(settings, credit=GraphSettings(), rollout=replace(settings.rollout, group_size=8))
-    plans = plan(asking, policy, spec, 1)
+    plans = plan_collection(asking, spec, 1)
     cases = {
         (name, grouping): _Iteration(CREDITS[name], settings, plans, policy, GROUPINGS[grouping])
         for name, grouping in itertools.product(CREDITS, GROUPINGS)
@@ -131,7 +132,7 @@ def _iteration_seconds(settings: Config, repeats: int, device: torch.device) -> 
     rollout = replace(settings.rollout, env_steps=env_steps)
     replay = replace(settings.replay, capacity=max(settings.replay.capacity, ROLLOUTS * CHUNKS))
     settings = replace(settings, rollout=rollout, replay=replay)
-    plans = plan(settings, policy, environment_spec(settings), 1)
+    plans = plan_collection(settings, environment_spec(settings), 1)
     pipeline = Pipeline(settings, policy, plans, device)
     measured = []
     try:
@@ -149,7 +150,7 @@ class _Iteration:
     """Everything that one credit is asked in one iteration."""
 
     def __init__(
-        self, own: CreditSettings, settings: Config, plans: Plans, policy: Policy, group_size: int
+        self, own: CreditSettings, settings: Config, plans: Collection, policy: Policy, group_size: int
     ) -> None:
         device = torch.device("cpu")
         rng = np.random.default_rng(0)
@@ -198,12 +199,14 @@ class _Iteration:
             self.credit.end_iteration(lambda own: own)
 
 
-def _group(plans: Plans, number: int, size: int, rng: np.random.Generator) -> Sequence[list[Segment]]:
+def _group(plans: Collection, number: int, size: int, rng: np.random.Generator) -> Sequence[list[Segment]]:
     """Episodes of one made-up group, as the segments that an actor closes."""
     return [_episode(plans, number, env, env % 4 == 0, rng) for env in range(size)]
 
 
-def _episode(plans: Plans, number: int, env: int, success: bool, rng: np.random.Generator) -> list[Segment]:
+def _episode(
+    plans: Collection, number: int, env: int, success: bool, rng: np.random.Generator
+) -> list[Segment]:
     names = [landmark.name for landmark in plans.spec.landmarks]
     walk = np.zeros((CHUNKS + 1, len(names)), np.float32)
     hand = [index for index, name in enumerate(names) if name.startswith("hand")]
@@ -228,7 +231,7 @@ def _episode(plans: Plans, number: int, env: int, success: bool, rng: np.random.
     return list(batch)
 
 
-def _batch(plans: Plans, segments: int) -> CreditBatch:
+def _batch(plans: Collection, segments: int) -> CreditBatch:
     """What ``on_batch`` is given for one micro-batch."""
     shape = (segments, plans.layout.length)
     return CreditBatch(

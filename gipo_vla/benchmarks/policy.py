@@ -26,13 +26,13 @@ from gipo_vla.benchmarks import Options
 from gipo_vla.benchmarks.timing import device_name, rate, resident_bytes
 from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device
-from gipo_vla.policies.base import Observations
-from gipo_vla.policies.memory_plan import DtypeName, Workload, plan_memory, tokens_per_sample
+from gipo_vla.policies.base import Observations, network_dtype
+from gipo_vla.policies.memory import DtypeName
 from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
 from gipo_vla.policies.openvla_oft.construction import build
+from gipo_vla.policies.openvla_oft.memory import Workload, plan_memory, tokens_per_sample
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
-from gipo_vla.policies.registry import network_dtype
 from gipo_vla.telemetry.console import console
 
 BFLOAT16_PEAKS = {

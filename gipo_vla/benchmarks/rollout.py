@@ -14,12 +14,12 @@ from gipo_vla.assembly import build_policy, environment_spec, rollout_environmen
 from gipo_vla.benchmarks import Options
 from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device
-from gipo_vla.planning import plan
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.rollout.actor import Actor
 from gipo_vla.rollout.episodes import TrainingEpisodes
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.run.plan import plan_collection
 from gipo_vla.telemetry.console import console
 
 REPLAY_BYTES = 8 << 30
@@ -32,7 +32,7 @@ def run(settings: Config, options: Options) -> dict[str, Any]:
     device = choose_device(settings.learner.device)
     rollout, spec = settings.rollout, environment_spec(settings)
     policy = build_policy(settings, spec, device)
-    plans = plan(settings, policy, spec, 1)
+    plans = plan_collection(settings, spec, 1)
     spec = plans.spec
     # What there is to compare with depends on whether the simulator draws in every step that it makes.
     draws = "images" in spec.observation and settings.env.family.startswith("libero_")

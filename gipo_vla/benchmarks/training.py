@@ -3,7 +3,7 @@
 The measured pipeline is that of the run, with its workers, replay, learner and behaviour twin; weights may be
 random. The learner is timed alone, on batches drawn from the replay; then whole iterations, in which
 collection and updates share the machine; then the copy of the trained tensors to the twin. The memory that
-was used is put beside what ``gipo_vla.memory`` planned.
+was used is put beside what ``gipo_vla.run.plan`` planned.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import psutil
 import torch
 from rich.table import Table
 
 from gipo_envs import gl, needs_opengl
 from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.benchmarks import Options
-from gipo_vla.benchmarks.timing import device_name, resident_bytes, timed
+from gipo_vla.benchmarks.timing import device_name, timed
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
-from gipo_vla.memory import RankMemory, machine_limits, plan_rank, print_table, refuse_what_cannot_fit
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.planning import plan
+from gipo_vla.run.measured import measure_memory
+from gipo_vla.run.memory import RankMemory, machine_limits
+from gipo_vla.run.plan import plan_run
 from gipo_vla.telemetry.console import console
 
 GIB = 2**30
@@ -43,14 +43,15 @@ def run(settings: Config, options: Options) -> dict[str, Any]:
         gl.choose()
     device = group.choose_device(settings.learner.device)
     with group.joined(device):
-        memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
-        refuse_what_cannot_fit(settings, memory, limits)
+        plan, limits = plan_run(settings, spec, group.world_size(), device), machine_limits(device)
+        plan.refuse(limits)
+        assert plan.collection is not None
         if group.rank() == 0:
-            print_table(memory, limits)
+            console.print(plan.memory_table(limits))
         policy = build_policy(settings, spec, device, reinforced=True)
-        pipeline = Pipeline(settings, policy, plan(settings, policy, spec, group.world_size()), device)
+        pipeline = Pipeline(settings, policy, plan.collection, device)
         try:
-            figures = _measure(settings, pipeline, memory, options.rounds)
+            figures = _measure(settings, pipeline, plan.memory, options.rounds)
         finally:
             pipeline.close()
         if group.rank() == 0:
@@ -72,12 +73,13 @@ def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: i
     _, seconds = timed(lambda: [pipeline.run_iteration() for _ in range(rounds)], device)
     copies = [timed(pipeline.synchronize, device)[1] for _ in range(SYNCHRONIZATIONS)]
     world = group.world_size()
+    used = measure_memory(device, pipeline.pool.process_ids)
     held = pipeline.replay.held(copy=False).bytes
     on_gpu = device.type == "cuda"
     assert isinstance(pipeline.policy, torch.nn.Module)
     trained = [p for p in pipeline.policy.parameters() if p.requires_grad]
     # CUDA's own libraries are in no allocator's count.
-    planned = memory.policy.total - memory.policy.overhead if memory.policy and on_gpu else None
+    planned = memory.policy.total - memory.policy.overhead if on_gpu else None
     return {
         "device": device_name(device),
         "ranks": world,
@@ -93,13 +95,13 @@ def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: i
         # Copying the trained tensors to the behaviour twin.
         "synchronize_seconds": statistics.median(copies),
         "synchronized_bytes": sum(p.numel() * p.element_size() for p in trained),
-        "device_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
+        "device_bytes": used.device_bytes,
         "device_bytes_planned": planned,
         # On a CPU this process holds the policy too.
-        "process_bytes": resident_bytes(),
-        "process_bytes_planned": memory.host - memory.workers - memory.replay + held,
+        "process_bytes": used.process_bytes,
+        "process_bytes_planned": memory.resident - memory.replay + held,
         # Of all workers of a rank, without what they share.
-        "worker_bytes": sum(psutil.Process(pid).memory_full_info().uss for pid in pipeline.pool.process_ids),
+        "worker_bytes": used.worker_bytes or 0,
         "worker_bytes_planned": memory.workers,
         "numerical_floor": pipeline.numerical_floor or {},
     }

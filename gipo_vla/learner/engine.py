@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gipo_vla.distributed import group
 from gipo_vla.learner.optimizer import GroupClippedAdamW
 from gipo_vla.policies.base import Policy
-from gipo_vla.policies.memory_plan import MOST_IN_A_BUCKET
+from gipo_vla.policies.memory import MOST_IN_A_BUCKET
 
 
 class EngineSettings(Protocol):

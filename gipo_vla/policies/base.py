@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gipo_envs import EnvironmentSpec
+from gipo_vla.policies.memory import Declares
 from gipo_vla.policies.normalization import RunningNormalizer
 from gipo_vla.settings.registry import policies
 
@@ -207,8 +208,11 @@ class BuildContext:
         return network_dtype(self.precision, self.device)
 
 
-class PolicySettings(Protocol):
-    """Settings of a policy: a frozen dataclass, known by the default of its field ``name``."""
+class PolicySettings(Declares, Protocol):
+    """Settings of a policy: a frozen dataclass, known by the default of its field ``name``.
+
+    What a plan asks of them before anything is built stands in ``policies.memory.Declares``.
+    """
 
     movable: ClassVar[tuple[str, ...]] = ()
     """Settings that a resumed run may change: where files lie, how a machine computes."""

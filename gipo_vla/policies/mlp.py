@@ -30,7 +30,22 @@ from gipo_vla.policies.base import (
     token_entropies,
     token_log_probs,
 )
+from gipo_vla.policies.memory import (
+    CUDA_OVERHEAD,
+    Arithmetic,
+    DtypeName,
+    PolicyMemory,
+    TokenShape,
+    Work,
+    of_trained,
+)
 from gipo_vla.policies.normalization import RunningNormalizer
+
+LOGITS_KEPT = 6
+"""Arrays of the size of the logits that autograd keeps: the network's, those divided by the temperature, and
+for the log-probs of the tokens and the entropies the log-softmax, its exponential and their product."""
+LOGITS_IN_BACKWARD = 6
+"""Further ones while the backward pass goes through them."""
 
 
 @register
@@ -62,6 +77,41 @@ class MlpSettings(PolicySettings):
 
     def build(self, context: BuildContext) -> Policy:
         return MlpPolicy(self, context.spec).to(context.device)
+
+    # What plans ask, see ``policies.memory.Declares``.
+
+    def token_shape(self, spec: EnvironmentSpec) -> TokenShape:
+        return TokenShape(self.chunk, spec.action_size, self.bins)
+
+    def parameters(self, spec: EnvironmentSpec) -> int:
+        """The number of parameters of the policy on an environment."""
+        inputs, logits = self._inputs(spec), self.chunk * spec.action_size * self.bins
+        widths = (inputs, *self.hidden)
+        trunk = sum((before + 1) * after for before, after in zip(widths, self.hidden))
+        return 2 * trunk + (widths[-1] + 1) * (logits + 1)
+
+    def _inputs(self, spec: EnvironmentSpec) -> int:
+        size = spec.observation["state"].shape[0] if "state" in spec.observation else 0
+        return size + (len(spec.tasks) if len(spec.tasks) > 1 else 0)
+
+    def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
+        parameters = self.parameters(spec)
+        logits = 4 * self.chunk * spec.action_size * self.bins
+        sample = 4 * (self._inputs(spec) + 2 * sum(self.hidden)) + LOGITS_KEPT * logits
+        return PolicyMemory(
+            frozen=0,
+            **of_trained(parameters, 4 * parameters, work),
+            activations=work.micro_batch * sample,
+            workspace=max(LOGITS_IN_BACKWARD * work.micro_batch, LOGITS_KEPT * work.act_batch) * logits,
+            overhead=CUDA_OVERHEAD if work.cuda else 0,
+        )
+
+    def arithmetic(self, work: Work, spec: EnvironmentSpec) -> Arithmetic:
+        forward = 2.0 * self.parameters(spec)
+        return Arithmetic(forward, 3 * forward)
+
+    def remedy(self, memory: PolicyMemory, dtype: DtypeName) -> str | None:
+        return None
 
 
 def _trunk(inputs: int, hidden: tuple[int, ...]) -> tuple[nn.Sequential, int]:

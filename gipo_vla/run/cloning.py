@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from gipo_vla.policies.base import Policy
 from gipo_vla.policies.normalization import moments
 from gipo_vla.rollout.episodes import evaluation_plans
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.run.plan import RunPlan
 from gipo_vla.run.trainer import Row, ShouldStop
 from gipo_vla.telemetry.console import Position
 from gipo_vla.telemetry.metrics import mean_of, read_json_lines
@@ -68,7 +69,12 @@ class Cloning:
     cloner: Cloner
 
     def __init__(
-        self, settings: SftConfig, spec: EnvironmentSpec, device: torch.device, stored: Path | None
+        self,
+        settings: SftConfig,
+        spec: EnvironmentSpec,
+        device: torch.device,
+        stored: Path | None,
+        plan: RunPlan,
     ) -> None:
         self.settings, self.spec, self.device = settings, spec, device
         if getattr(settings.policy, "checkpoint", None) is None:
@@ -111,6 +117,10 @@ class Cloning:
 
     def close(self) -> None:
         pass
+
+    @property
+    def worker_processes(self) -> Sequence[int]:
+        return ()
 
     # ------------------------------------------------------------------------------------------ iterations
 

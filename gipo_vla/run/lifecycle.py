@@ -21,11 +21,13 @@ from gipo_vla.distributed import group
 from gipo_vla.distributed.signals import StopRequest
 from gipo_vla.evaluation import summary
 from gipo_vla.run import evaluations
+from gipo_vla.run.measured import Measured, MeasuredMemory, mean_after, measure_memory
+from gipo_vla.run.plan import RunPlan
 from gipo_vla.run.resume import launch_record
 from gipo_vla.run.trainer import Row, Trainer
 from gipo_vla.telemetry import tracker
 from gipo_vla.telemetry.console import RunProgress, console, say
-from gipo_vla.telemetry.metrics import JsonLines
+from gipo_vla.telemetry.metrics import JsonLines, read_json_lines
 
 WriteReport = Callable[[Path], object]
 """Writes report.html into a run folder."""
@@ -45,6 +47,7 @@ class Lifecycle:
     Args:
         trainer: prepared, not started.
         folder: locked for this process.
+        plan: what was predicted; what was measured is put beside it at the end.
         checkpoint: what to resume from; None: a new run.
         write_report: called at the end where ``telemetry.report`` asks for it; None: runs of this kind have
             no report.
@@ -54,10 +57,11 @@ class Lifecycle:
         self,
         trainer: Trainer,
         folder: RunFolder,
+        plan: RunPlan,
         checkpoint: Path | None = None,
         write_report: WriteReport | None = None,
     ) -> None:
-        self.trainer, self.folder, self.write_report = trainer, folder, write_report
+        self.trainer, self.folder, self.plan, self.write_report = trainer, folder, plan, write_report
         self.settings = trainer.settings
         self.first = group.rank() == 0
         self.began = time.monotonic()
@@ -202,6 +206,7 @@ class Lifecycle:
     def _finish(self) -> None:
         """Checkpoint, evaluation in both modes, plot, video, report, and finished.json."""
         trainer, settings, folder = self.trainer, self.settings, self.folder
+        memory = measure_memory(trainer.device, trainer.worker_processes)  # before an evaluation takes more
         self.save()
         self.writer.wait()  # what is on disk survives whatever happens to the evaluation
         with trainer.simulators() as pool:
@@ -231,9 +236,27 @@ class Lifecycle:
         if not self.writer.failed:
             made.append("checkpoints/")
         self.tracker.finish({f"evaluation/{k}": v for k, v in evaluation.items() if isinstance(v, float)})
-        self._write_finished(evaluation, f"{', '.join(made[:-1])} and {made[-1]}")
+        measured = self._measured(memory)
+        console.print(self.plan.compare(measured))
+        self._write_finished(evaluation, f"{', '.join(made[:-1])} and {made[-1]}", measured)
 
-    def _write_finished(self, evaluation: Mapping[str, Any], made: str) -> None:
+    def _measured(self, memory: MeasuredMemory) -> Measured:
+        """What the run measured of its plan, all sessions together but for the memory."""
+        rows, timings = read_json_lines(self.folder.metrics), read_json_lines(self.folder.timings)
+        full = self.plan.lag.settled_after if self.plan.lag else 0
+        counters = self.trainer.counters()
+        return Measured(
+            env_steps=counters["env_steps"],
+            updates=counters["updates"],
+            mean_lag_iterations=mean_after(rows, "staleness/lag_iterations_mean", full),
+            mean_lag_updates=mean_after(rows, "staleness/lag_mean", full),
+            process_bytes=memory.process_bytes,
+            worker_bytes=memory.worker_bytes,
+            device_bytes=memory.device_bytes,
+            training_seconds=round(sum(row["seconds"] for row in timings), 1),
+        )
+
+    def _write_finished(self, evaluation: Mapping[str, Any], made: str, measured: Measured) -> None:
         seconds = time.monotonic() - self.began
         self.folder.write_json(
             self.folder.finished,
@@ -242,6 +265,7 @@ class Lifecycle:
                 "session_seconds": round(seconds, 1),
                 "checkpoint": self.writer.newest,
                 "config_digest": config.digest(self.settings),
+                "plan": self.plan.record(measured),
             },
         )
         say(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from gipo_vla.checkpoint.writer import CheckpointWriter
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.planning import plan
 from gipo_vla.rollout.faults import FaultWindow
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.run import evaluations
+from gipo_vla.run.plan import RunPlan
 from gipo_vla.run.trainer import Row, ShouldStop
 from gipo_vla.telemetry import plots
 from gipo_vla.telemetry.console import Position, number, say
@@ -41,12 +41,17 @@ class Reinforcement:
     """
 
     def __init__(
-        self, settings: Config, spec: EnvironmentSpec, device: torch.device, stored: Path | None
+        self,
+        settings: Config,
+        spec: EnvironmentSpec,
+        device: torch.device,
+        stored: Path | None,
+        plan: RunPlan,
     ) -> None:
-        self.settings, self.device = settings, device
+        assert plan.collection is not None
+        self.settings, self.device, self.collection = settings, device, plan.collection
         self.policy = build_policy(settings, spec, device, stored, reinforced=True)
-        self.plans = plan(settings, self.policy, spec, group.world_size())
-        self.spec = self.plans.spec
+        self.spec = self.collection.spec
         self._pipeline: Pipeline | None = None
 
     def prepare(self, folder: RunFolder, checkpoint: Path | None) -> dict[str, str]:
@@ -56,7 +61,7 @@ class Reinforcement:
 
     def start(self, checkpoint: Path | None) -> Loaded | None:
         settings, rollout = self.settings, self.settings.rollout
-        self._pipeline = Pipeline(settings, self.policy, self.plans, self.device)
+        self._pipeline = Pipeline(settings, self.policy, self.collection, self.device)
         self.graphs = GraphFiles(self.folder.graphs, settings.iterations)
         loaded = None if checkpoint is None else run_state.load(checkpoint, self.pipeline)
         faults = self.pipeline.pool.faults
@@ -71,6 +76,10 @@ class Reinforcement:
     def pipeline(self) -> Pipeline:
         assert self._pipeline is not None, "not started"
         return self._pipeline
+
+    @property
+    def worker_processes(self) -> Sequence[int]:
+        return self.pipeline.pool.process_ids
 
     # ------------------------------------------------------------------------------------------ iterations
 
@@ -151,10 +160,10 @@ class Reinforcement:
     # ----------------------------------------------------------------------------------- table at the start
 
     def _table(self) -> dict[str, str]:
-        """What is active, and how old the data will be."""
-        settings, policy, spec, plans = self.settings, self.policy, self.spec, self.plans
+        """What is active; the plan adds its own rows."""
+        settings, policy, spec = self.settings, self.policy, self.spec
         assert isinstance(policy, torch.nn.Module)
-        lag, memory, rollout, learner = plans.staleness, plans.memory, settings.rollout, settings.learner
+        rollout, learner = settings.rollout, settings.learner
         trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
         tasks = spec.tasks[0] if len(spec.tasks) == 1 else f"{len(spec.tasks)} tasks"
         return {
@@ -167,16 +176,11 @@ class Reinforcement:
             "regularizers": _values(settings.regularizers) or "none",
             "credit": _values(settings.credit),
             "rollout": f"{group.world_size()} rank(s) x {rollout.workers} workers x "
-            f"{rollout.envs_per_worker} environments, {plans.steps} vector steps an iteration, collect "
-            f"{rollout.collect}",
+            f"{rollout.envs_per_worker} environments, {self.collection.steps} vector steps an iteration, "
+            f"collect {rollout.collect}",
             "learner": f"DeepSpeed on {self.device}, {learner.updates} updates an iteration of "
             f"{learner.batch_segments} segments x {settings.replay.segment_length}, learning rates "
             f"{learner.policy_learning_rate:g} / {learner.value_learning_rate:g}",
-            "replay": f"{settings.replay.capacity:,} transitions = {lag.iterations_held:.1f} iterations, "
-            f"{memory.expected / 2**20:,.1f} MB a rank (at most {memory.worst / 2**20:,.0f})",
-            "expected lag": f"mean {lag.mean_lag_iterations:.1f} iterations ({lag.mean_lag_updates:.0f} "
-            f"updates), greatest {lag.max_lag_iterations:.1f} ({lag.max_lag_updates:.0f}); every transition "
-            f"is used {lag.samples_per_transition:.1f} times",
             **({"rendering": "{}: {}".format(*gl.choose())} if needs_opengl(settings.env) else {}),
         }
 

@@ -20,16 +20,17 @@ from gipo_vla.checkpoint.run_folder import RunFolder, create, refuse_taken
 from gipo_vla.cli import RunStoppedError
 from gipo_vla.distributed import group
 from gipo_vla.distributed.signals import stop_with_launcher
-from gipo_vla.memory import machine_limits, plan_rank, print_table, refuse_what_cannot_fit
 from gipo_vla.run.lifecycle import Lifecycle, WriteReport
+from gipo_vla.run.memory import machine_limits
+from gipo_vla.run.plan import RunPlan, plan_run
 from gipo_vla.run.resume import COMMANDS, Start
 from gipo_vla.run.trainer import Trainer
-from gipo_vla.telemetry.console import say, settings_table
+from gipo_vla.telemetry.console import console, say, settings_table
 
 LEAVING_SECONDS = 120.0
 """What a process that was just killed or preempted is given to let go of its run folder."""
 
-MakeTrainer = Callable[[Any, EnvironmentSpec, torch.device, Path | None], Trainer]
+MakeTrainer = Callable[[Any, EnvironmentSpec, torch.device, Path | None, RunPlan], Trainer]
 """Makes a trainer; see ``Trainer``."""
 
 
@@ -67,26 +68,26 @@ def _run(
     spec = environment_spec(settings)
     if needs_opengl(settings.env):
         gl.choose()
-    memory, limits = plan_rank(settings, spec, device, group.world_size()), machine_limits(device)
-    refuse_what_cannot_fit(settings, memory, limits)  # before weights are read or workers started
+    plan, limits = plan_run(settings, spec, group.world_size(), device), machine_limits(device)
+    plan.refuse(limits)  # before weights are read or workers started
     begun = start.folder is not None and start.folder.has_checkpoint()
-    trainer = make(settings, spec, device, start.folder.checkpoints if start.folder and begun else None)
+    trainer = make(settings, spec, device, start.folder.checkpoints if start.folder and begun else None, plan)
     with ExitStack() as stack:
         folder = _open_together(start, stack)
         checkpoint = newest_checkpoint(folder) if start.folder else None
         rows = trainer.prepare(folder, checkpoint)
         if group.rank() == 0:
             weights = settings.init_from or getattr(settings.policy, "checkpoint", None) or "random weights"
-            rows = {**rows, "starts from": weights, "run folder": str(folder.path)}
+            rows = {**rows, **dict(plan.rows()), "starts from": weights, "run folder": str(folder.path)}
             command = COMMANDS[type(settings)]
             settings_table(f"gipo_vla {command}  {settings.experiment}  seed {settings.seed}", rows.items())
-            print_table(memory, limits)
+            console.print(plan.memory_table(limits))
         if start.folder:
             say(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
         for change in start.changes:
             say(f"changed since the run began: {change}")
         try:
-            with Lifecycle(trainer, folder, checkpoint, write_report) as lifecycle:
+            with Lifecycle(trainer, folder, plan, checkpoint, write_report) as lifecycle:
                 lifecycle.run()
         finally:
             trainer.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,9 +27,9 @@ ShouldStop = Callable[[], bool]
 class Trainer(Protocol):
     """Trains a policy, iteration by iteration, on every rank.
 
-    A trainer is made from (settings, spec, device, checkpoints or None), which refuses what can be refused
-    before there is a run folder. Then ``prepare`` and ``start`` are called once each, in this order, then
-    ``run_iteration`` until the run is done or left, and at last ``close``.
+    A trainer is made from (settings, spec, device, checkpoints or None, plan of the run), which refuses what
+    can be refused before there is a run folder. Then ``prepare`` and ``start`` are called once each, in this
+    order, then ``run_iteration`` until the run is done or left, and at last ``close``.
     """
 
     @property
@@ -40,6 +40,9 @@ class Trainer(Protocol):
     def device(self) -> torch.device: ...
     @property
     def policy(self) -> Policy: ...
+    @property
+    def worker_processes(self) -> Sequence[int]:
+        """Ids of the simulator processes that train with it, whose memory is measured."""
 
     def prepare(self, folder: RunFolder, checkpoint: Path | None) -> Mapping[str, str]:
         """Obtain what training needs (demonstrations, for instance); returns rows for the table at the start.

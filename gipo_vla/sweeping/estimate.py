@@ -38,7 +38,7 @@ def estimate(
         every: all jobs of the sweep; finished ones among them give the rate, in seconds an env step.
         seconds_per_job: the hint that counts while none is finished.
     """
-    env_steps = sum(job.env_steps for job in left)
+    env_steps = sum(job.plan.env_steps for job in left)
     spent = folder.seconds()
     rates = []
     for job in every:
@@ -47,21 +47,11 @@ def estimate(
         seconds = spent.get(job.digest) or finished.get("session_seconds")
         if seconds and finished.get("env_steps"):
             rates.append(float(seconds) / finished["env_steps"])
-    total, source = None, "unknown until a job has finished"
     if rates:
         total, source = env_steps * median(rates), f"measured on {len(rates)} finished jobs"
     elif seconds_per_job is not None:
         total, source = seconds_per_job * len(left), f"seconds_per_job={seconds_per_job:g}"
+    else:
+        total = sum(job.plan.duration.total for job in left)
+        source = "estimated from the settings, until a job has finished"
     return Estimate(len(left), env_steps, total, source)
-
-
-def duration(seconds: float | None) -> str:
-    """Return ``45 s``, ``12 min``, ``4.5 h`` or ``9.3 days``."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    count, unit = (seconds / 3600, "h") if seconds < 48 * 3600 else (seconds / 86400, "days")
-    return f"{count:,.{1 if count < 10 else 0}f} {unit}"

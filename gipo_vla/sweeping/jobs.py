@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from gipo_envs.errors import UserError
@@ -18,8 +19,7 @@ from gipo_vla import config
 from gipo_vla.assembly import environment_spec
 from gipo_vla.composing import MISSING, compose_yaml, groups
 from gipo_vla.config import SESSION_KEYS, Config
-from gipo_vla.planning import vector_steps
-from gipo_vla.replay.plan import StalenessPlan, staleness_plan
+from gipo_vla.run.plan import RunPlan, plan_run
 from gipo_vla.sweeping.grid import Combination, combinations, factor_keys, varied_keys
 from gipo_vla.sweeping.settings import SweepSettings, key_of
 from gipo_vla.sweeping.values import canonical, meaning
@@ -43,9 +43,8 @@ class Job:
     """Digest of its overrides, in any order and notation; identifies the job."""
     overrides: Overrides
     settings: Config
-    env_steps: int
-    """Env steps of the whole run."""
-    staleness: StalenessPlan
+    plan: RunPlan
+    """What follows from the settings: env steps, expected lag, memory, duration."""
     factors: Mapping[str, Any]
     """Value of each setting in ``JobList.factors`` that the job has."""
 
@@ -165,14 +164,14 @@ def _has(options: Overrides, key: str) -> bool:
 def _job(overrides: Overrides, digest: str, varied: Sequence[str], factors: Sequence[str], ranks: int) -> Job:
     try:
         settings = _settings(overrides)
-        env_steps, staleness = _predict(settings, ranks)
+        predicted = _plan(settings, ranks)
     except UserError as error:
         said = ", ".join(f"{key}={value}" for key, value in overrides if key_of(key) in varied)
         raise UserError(f"{error} (in the job {said})" if said else str(error)) from error
     given = {key_of(key): value for key, value in overrides}
     words = name_words(given, varied) or settings.experiment
     values = _factor_values(given, factors, settings)
-    return Job(f"{words}-{digest}", digest, overrides, settings, env_steps, staleness, values)
+    return Job(f"{words}-{digest}", digest, overrides, settings, predicted, values)
 
 
 def _factor_values(given: Mapping[str, str], factors: Sequence[str], settings: Config) -> dict[str, Any]:
@@ -202,21 +201,14 @@ def _settings(overrides: Overrides) -> Config:
     return config.from_dict(values)
 
 
-def _predict(settings: Config, ranks: int) -> tuple[int, StalenessPlan]:
-    """Env steps of the run, and how old its data will be."""
-    spec = environment_spec(settings)
-    rollout, learner, replay = settings.rollout, settings.learner, settings.replay
-    decisions = vector_steps(settings, spec, settings.policy.chunk, ranks)
-    decisions *= ranks * rollout.workers * rollout.envs_per_worker
-    iterations = min(settings.iterations, settings.stop_after or settings.iterations)
-    staleness = staleness_plan(
-        replay.capacity,
-        decisions,
-        learner.updates,
-        learner.batch_segments * replay.segment_length,
-        replay.max_lag,
-    )
-    return iterations * decisions * settings.policy.chunk * spec.action_repeat, staleness
+def _plan(settings: Config, ranks: int) -> RunPlan:
+    """The plan of a job's run."""
+    # Of the device only the kind counts: jobs that leave the choice to the machine are planned as on a GPU if
+    # this machine, which is where a sweep is planned, has one.
+    device = settings.learner.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return plan_run(settings, environment_spec(settings), ranks, device)
 
 
 # ---------------------------------------------------------------------------------------------------- names

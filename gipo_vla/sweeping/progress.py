@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting.table import Cell, Table
 from gipo_vla.reporting.table import show as show_table
-from gipo_vla.sweeping.estimate import Estimate, duration
+from gipo_vla.run.duration import in_words
+from gipo_vla.sweeping.estimate import Estimate
 from gipo_vla.sweeping.folders import SweepFolder
 from gipo_vla.sweeping.jobs import Job, JobList
 from gipo_vla.sweeping.process import JobProcess
@@ -46,7 +47,7 @@ def show_plan(
     rows.append(("expected lag", _lags(chosen)))
     rows.append(("at once", f"{at_once:,} ({machine})"))
     if left.jobs:
-        here, there = (duration(left.wall_seconds(count)) for count in (at_once, CLUSTER))
+        here, there = (in_words(left.wall_seconds(count)) for count in (at_once, CLUSTER))
         told = f"{here} here, {there} on {CLUSTER} slots ({left.source})"
         rows.append(("expected time", left.source if left.seconds is None else told))
     settings_table(f"sweep  {folder.path}", rows)
@@ -54,7 +55,7 @@ def show_plan(
 
 def _lags(jobs: Sequence[Job]) -> str:
     """Return the mean lags in iterations, as the settings predict them, and how many jobs have each."""
-    lags = Counter(round(job.staleness.mean_lag_iterations, 1) for job in jobs)
+    lags = Counter(round(job.plan.lag.mean_iterations, 1) for job in jobs if job.plan.lag)
     shown = [f"{lag:g} iterations ({count:,} jobs)" for lag, count in sorted(lags.items())]
     return ", ".join(shown[:6]) + (" ..." if len(shown) > 6 else "")
 
@@ -129,8 +130,8 @@ class ProgressLines(Listener):
             f"[{self.done:>{len(str(self.total))}}/{self.total}] {outcome.status:8}  {outcome.job.name}",
             "" if success is None else f"success {success:.2f}",
             outcome.problem,
-            duration(outcome.seconds) if outcome.ran else "",
-            f"about {duration(left)} left" if left else "",
+            in_words(outcome.seconds) if outcome.ran else "",
+            f"about {in_words(left)} left" if left else "",
         ]
         _say("  ".join(part for part in parts if part))
 

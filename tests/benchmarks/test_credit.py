@@ -31,15 +31,13 @@ def test_every_credit_is_measured_and_printed(
 def test_rollouts_end_where_they_should(make_config: Callable[..., Any]) -> None:
     """64 chunks in segments of 10, a quarter of the rollouts successful in the last step."""
     import numpy as np
-    import torch
 
-    from gipo_vla.assembly import build_policy, environment_spec
-    from gipo_vla.planning import plan
+    from gipo_vla.assembly import environment_spec
+    from gipo_vla.run.plan import plan_collection
 
     settings = make_config("credit=graph", "rollout.envs_per_worker=8")
     spec = environment_spec(settings)
-    policy = build_policy(settings, spec, torch.device("cpu"))
-    plans = plan(settings, policy, spec, 1)
+    plans = plan_collection(settings, spec, 1)
     group = credit._group(plans, 0, 8, np.random.default_rng(0))
     assert [sum(s.length for s in own) for own in group] == [64] * 8
     assert [own[-1].terminated for own in group] == [True, False, False, False] * 2

@@ -28,14 +28,14 @@ from gipo_vla.checkpoint.writer import CheckpointWriter
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.planning import plan
+from gipo_vla.run.plan import plan_collection
 
 
 def build(settings: Config) -> Pipeline:
     device = torch.device("cpu")
     spec = environment_spec(settings)
     policy = build_policy(settings, spec, device)
-    return Pipeline(settings, policy, plan(settings, policy, spec, 1), device)
+    return Pipeline(settings, policy, plan_collection(settings, spec, 1), device)
 
 
 def save_without_end(checkpoints: Path, pipeline: Pipeline) -> None:

@@ -9,9 +9,9 @@ import torch
 from gipo_vla import config
 from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.planning import plan
 from gipo_vla.policies.base import Observations, Policy
 from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
+from gipo_vla.run.plan import plan_collection
 from tests.conftest import TINY, TINY_VLA, MakeConfig
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_every_row_of_a_run_has_it_and_measuring_changes_none(
         policy = build_policy(settings, spec, CPU)
         if not measured:
             monkeypatch.setattr(Pipeline, "_measure_floor", lambda self: {"mean": 0.0})
-        pipeline = Pipeline(settings, policy, plan(settings, policy, spec, 1), CPU)
+        pipeline = Pipeline(settings, policy, plan_collection(settings, spec, 1), CPU)
         try:
             done = [pipeline.run_iteration() for _ in range(2)]
         finally:

@@ -70,7 +70,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert sweep.main(arguments(folder, *overrides, "jobs=2")) == 0
     captured = capsys.readouterr()
     told = json.loads(captured.out)
-    assert (told["dry_run"], told["jobs"], told["left_env_steps"]) == (True, 3, 3 * 320)
+    assert (told["dry_run"], told["jobs"], told["left_env_steps"]) == (True, 3, 3 * 480)
     assert told["left_seconds"] == 7200
     for words in ("objective.sigma, for options without such a setting", "2.0 h here", "60 min on 100 slots"):
         assert words in " ".join(captured.err.split())

@@ -12,8 +12,9 @@ from gipo_envs.errors import UserError
 from gipo_vla import config
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting import archive
+from gipo_vla.run.duration import in_words
 from gipo_vla.sweeping import folders
-from gipo_vla.sweeping.estimate import duration, estimate
+from gipo_vla.sweeping.estimate import estimate
 from gipo_vla.sweeping.folders import SweepFolder
 from gipo_vla.sweeping.jobs import Job
 from gipo_vla.telemetry.metrics import read_json_lines
@@ -180,19 +181,21 @@ def test_a_job_is_reserved_once(make_sweep: MakeSweep, tmp_path: Path) -> None:
 def test_costs_come_from_a_hint_until_they_are_measured(make_sweep: MakeSweep, tmp_path: Path) -> None:
     jobs = make_sweep("seed=0,1,2,3,4").chosen
     empty = SweepFolder(tmp_path / "sweep")
-    assert estimate(empty, jobs, jobs, None).wall_seconds(2) is None
+    planned = estimate(empty, jobs, jobs, None)
+    assert planned.seconds == pytest.approx(5 * jobs[0].plan.duration.total)
+    assert planned.source.startswith("estimated from the settings")
     hinted = estimate(empty, jobs, jobs, 10.0)
-    assert (hinted.seconds, hinted.env_steps) == (50.0, 5 * 320)
+    assert (hinted.seconds, hinted.env_steps) == (50.0, 5 * 480)
     assert hinted.wall_seconds(2) == 30.0  # three rounds of two
     assert hinted.wall_seconds(100) == 10.0
-    pretend(jobs[0], tmp_path / "sweep" / jobs[0].name)  # 64 s for 320 env steps
+    pretend(jobs[0], tmp_path / "sweep" / jobs[0].name)  # 64 s for 320 env steps of the 480
     measured = estimate(SweepFolder(tmp_path / "sweep"), jobs, jobs[1:], 10.0)
-    assert measured.seconds == pytest.approx(4 * 64)
+    assert measured.seconds == pytest.approx(4 * 96)
     for seconds in (20.0, 30.0):  # two sessions
         empty.record(jobs[0], "ended", seconds=seconds)
-    assert estimate(SweepFolder(tmp_path / "sweep"), jobs, jobs[1:], None).seconds == pytest.approx(4 * 50)
+    assert estimate(SweepFolder(tmp_path / "sweep"), jobs, jobs[1:], None).seconds == pytest.approx(4 * 75)
 
 
 def test_durations_are_for_people() -> None:
-    told = [duration(seconds) for seconds in (None, 45, 720, 16200, 72000, 5e6)]
+    told = [in_words(seconds) for seconds in (None, 45, 720, 16200, 72000, 5e6)]
     assert told == ["unknown", "45 s", "12 min", "4.5 h", "20 h", "58 days"]

@@ -178,7 +178,8 @@ def test_factors_are_what_jobs_may_differ_in() -> None:
 
 def test_env_steps_and_lag_are_those_of_the_run() -> None:
     (job,) = jobs_of("iterations=7", "rollout.env_steps=150", "replay.capacity=640")
-    assert job.env_steps == 7 * 152  # 38 vector steps of 4 environments
-    assert job.staleness.iterations_held == pytest.approx(640 / 152)
+    # 38 vector steps of 4 environments an iteration, and as many again before the first update.
+    assert job.plan.env_steps == 8 * 152
+    assert job.plan.lag is not None and job.plan.lag.iterations_held == pytest.approx(640 / 152)
     (ranks,) = jobs_of("iterations=7", "rollout.env_steps=150", launch="torchrun", nproc_per_node=2)
-    assert ranks.env_steps == 7 * 152
+    assert ranks.plan.env_steps == 8 * 152

@@ -192,7 +192,7 @@ FAMILY = register(
         "point_reach",
         make_spec,
         make,
-        WorkerCost(20_000_000),
+        WorkerCost(20_000_000, env_step_seconds=2e-5, image_seconds=1e-4),
         needs_opengl=False,
         make_expert=make_expert,
     )

@@ -150,4 +150,6 @@ class Recorded(EpisodicEnvironment[None]):
 
 
 # The recording itself is memory that all workers share.
-FAMILY = register(Family("recorded", make_spec, make, WorkerCost(40_000_000), needs_opengl=False))
+FAMILY = register(
+    Family("recorded", make_spec, make, WorkerCost(40_000_000, env_step_seconds=1e-5), needs_opengl=False)
+)

@@ -7,12 +7,14 @@ because the memory plan and the cost estimates are made from the settings alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
 from gipo_vla.policies.base import BuildContext, Policy, PolicySettings, register
 from gipo_vla.policies.lora import LoraSettings
+from gipo_vla.policies.memory import Arithmetic, DtypeName, PolicyMemory, TokenShape, Work
 from gipo_vla.policies.value_heads import ValueHeadSettings
 
 PADDING_ROWS = 64
@@ -225,3 +227,24 @@ class OpenVlaOftSettings(PolicySettings):
             statistics=context.statistics,
             reinforced=context.reinforced,
         )
+
+    # What plans ask, see ``policies.memory.Declares``. The formulas read these settings: they stand above.
+
+    def token_shape(self, spec: EnvironmentSpec) -> TokenShape:
+        return TokenShape(self.chunk, spec.action_size, ACTION_IDS)
+
+    def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
+        from gipo_vla.policies.openvla_oft.memory import HOST_LIBRARIES, plan_memory, workload_of
+
+        planned = plan_memory(self, workload_of(self, work, spec))
+        return planned if work.cuda else replace(planned, overhead=HOST_LIBRARIES)
+
+    def arithmetic(self, work: Work, spec: EnvironmentSpec) -> Arithmetic:
+        from gipo_vla.policies.openvla_oft.memory import arithmetic, workload_of
+
+        return arithmetic(self, workload_of(self, work, spec))
+
+    def remedy(self, memory: PolicyMemory, dtype: DtypeName) -> str | None:
+        from gipo_vla.policies.openvla_oft.memory import remedy
+
+        return remedy(self, memory, dtype)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gipo_envs.protocol import ArraySpec, EnvironmentSpec
 from gipo_vla.policies.lora import LoraSettings
-from gipo_vla.policies.memory_plan import (
+from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings, build
+from gipo_vla.policies.openvla_oft.memory import (
     Workload,
     adapter_parameters,
     count_parameters,
@@ -19,7 +20,6 @@ from gipo_vla.policies.memory_plan import (
     sample_activation_bytes,
     tokens_per_sample,
 )
-from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings, build
 from gipo_vla.policies.value_heads import ValueHeadSettings
 
 GIB = 2**30

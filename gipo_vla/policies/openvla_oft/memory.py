@@ -12,10 +12,21 @@ Shape suffixes: T tokens a sample, E width of the Llama, I its MLP's width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
+from gipo_envs import EnvironmentSpec
+from gipo_vla.policies.memory import (
+    BYTES,
+    CUDA_OVERHEAD,
+    Arithmetic,
+    DtypeName,
+    PolicyMemory,
+    Work,
+    of_trained,
+)
 from gipo_vla.policies.openvla_oft.names import Layout, published_layout
+from gipo_vla.policies.openvla_oft.prompt import prompt_ids
 from gipo_vla.policies.openvla_oft.settings import (
     ACTION_IDS,
     REGISTER_TOKENS,
@@ -23,14 +34,13 @@ from gipo_vla.policies.openvla_oft.settings import (
     OpenVlaOftSettings,
     TowerSettings,
 )
+from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
 from gipo_vla.policies.value_heads import ValueHeadSettings
 
-DtypeName = Literal["float32", "bfloat16"]
-BYTES = {"float32": 4, "bfloat16": 2}
-MOST_IN_A_BUCKET = 500_000_000
-"""Gradients (elements) that are reduced over ranks at once; fewer where fewer train."""
-CUDA_OVERHEAD = 1 << 30
-"""CUDA context, cuBLAS workspaces and the communication library's buffers."""
+HOST_LIBRARIES = 250_000_000
+"""Resident on a CPU after the first forward and backward: transformers, and what oneDNN keeps (measured)."""
+CHARACTERS_A_TOKEN = 3
+"""Characters of an instruction to a token, at least: the Llama tokenizer's average is about 4."""
 
 
 @dataclass(frozen=True)
@@ -65,60 +75,88 @@ class ParameterCounts:
     value: int
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes on one device."""
-
-    frozen: int
-    """Weights shared by learner and behaviour policy."""
-    trainable: int
-    twin: int
-    """The behaviour policy's own copy of what trains (and a reference's)."""
-    gradients: int
-    """The bucket that they are reduced in, and this rank's part of them."""
-    optimizer: int
-    """Adam's moments, and the float32 copy of the weights that ZeRO steps (also of float32 weights)."""
-    activations: int
-    """Kept for the backward pass of one micro-batch."""
-    workspace: int
-    """Largest transient: one block's gradients (and recomputed activations), or acting."""
-    overhead: int
-
-    @property
-    def total(self) -> int:
-        return sum(getattr(self, item.name) for item in fields(self))
-
-    def table(self) -> str:
-        """One line an item, in GiB."""
-        lines = [f"{item.name:<12}{getattr(self, item.name) / 2**30:9.2f} GiB" for item in fields(self)]
-        return "\n".join([*lines, f"{'total':<12}{self.total / 2**30:9.2f} GiB"])
+def workload_of(settings: OpenVlaOftSettings, work: Work, spec: EnvironmentSpec) -> Workload:
+    """The workload of a rank on an environment."""
+    return Workload(
+        work.micro_batch,
+        work.act_batch,
+        images=settings.images or spec.observation["images"].shape[0],
+        proprio_size=_proprio_size(settings, spec),
+        action_dims=spec.action_size,
+        prompt_tokens=prompt_tokens(settings, spec),
+        dtype=work.dtype,
+        ranks=work.ranks,
+        zero_stage=work.zero_stage,
+        cuda=work.cuda,
+        twins=work.twins,
+    )
 
 
-def plan_memory(settings: OpenVlaOftSettings, workload: Workload) -> MemoryPlan:
+def _proprio_size(settings: OpenVlaOftSettings, spec: EnvironmentSpec) -> int | None:
+    """Of the proprioception token; where only the checkpoint knows whether there is one, that there is."""
+    if settings.proprio is False or (settings.proprio is None and settings.checkpoint is None):
+        return None
+    given = spec.observation.get("proprio")
+    return given.shape[0] if given else None
+
+
+def prompt_tokens(settings: OpenVlaOftSettings, spec: EnvironmentSpec) -> int:
+    """The length of the longest prompt: exact with the built-in tokenizer, at most that with another."""
+    if settings.checkpoint is None:
+        tokenizer = tiny_tokenizer(settings.architecture)
+        return max(
+            len(prompt_ids(tokenizer, settings.prompt, text, settings.architecture))
+            for text in spec.instructions
+        )
+    longest = max(len(settings.prompt.replace("{instruction}", text)) for text in spec.instructions)
+    return longest // CHARACTERS_A_TOKEN
+
+
+def remedy(settings: OpenVlaOftSettings, memory: PolicyMemory, dtype: DtypeName) -> str | None:
+    """See ``policies.memory.Declares``."""
+    by_sample = memory.activations + memory.workspace
+    by_parameter = memory.trainable + memory.twin + memory.gradients + memory.optimizer
+    if settings.training == "full" and by_parameter >= by_sample:
+        return "set policy.training=lora"
+    if memory.frozen > by_sample and dtype == "float32":
+        return "set learner.precision=bfloat16"
+    return None if settings.activation_checkpointing else "set policy.activation_checkpointing=true"
+
+
+def plan_memory(settings: OpenVlaOftSettings, workload: Workload) -> PolicyMemory:
     """Bytes on one rank's device for training the policy of these settings."""
     counts = count_parameters(settings, workload)
     model, adapter = BYTES[workload.dtype], _trainable_bytes(settings, workload)
-    trained = counts.policy * adapter + counts.value * 4
-    stage, ranks = workload.zero_stage, workload.ranks
-    masters = 4 * (counts.policy + counts.value) if stage >= 1 else 0
-    moments = 8 * (counts.policy + counts.value)
-    bucket = min(trained, MOST_IN_A_BUCKET * 4) if stage >= 1 else 0
     tokens = tokens_per_sample(settings, workload)
     block = llama_block_bytes(settings, model, adapter) * tokens
     checkpointed = settings.activation_checkpointing
     act = workload.act_batch * tokens * model * (6 * settings.architecture.hidden)
     act += workload.act_batch * tokens * model * 3 * settings.architecture.intermediate
     backward = workload.micro_batch * block * (2 if checkpointed else 1)
-    return MemoryPlan(
+    work = Work(
+        workload.micro_batch,
+        ranks=workload.ranks,
+        zero_stage=workload.zero_stage,
+        twins=workload.twins,
+    )
+    return PolicyMemory(
         frozen=counts.frozen * model,
-        trainable=trained,
-        twin=trained * workload.twins,
-        gradients=bucket + trained // (ranks if stage == 2 else 1),
-        optimizer=(masters + moments) // (ranks if stage >= 1 else 1),
+        **of_trained(counts.policy + counts.value, counts.policy * adapter + counts.value * 4, work),
         activations=workload.micro_batch * sample_activation_bytes(settings, workload),
         workspace=max(backward, act),
         overhead=CUDA_OVERHEAD if workload.cuda else 0,
     )
+
+
+def arithmetic(settings: OpenVlaOftSettings, workload: Workload) -> Arithmetic:
+    """Rough operations of a sample: two for each parameter and token, attention and heads left out.
+
+    ``python -m gipo_vla.benchmark policy`` counts them exactly.
+    """
+    counts = count_parameters(settings, workload)
+    forward = 2.0 * (counts.frozen + counts.policy) * tokens_per_sample(settings, workload)
+    backward = 2 if settings.training == "full" else 1
+    return Arithmetic(forward, forward * (1 + backward + settings.activation_checkpointing))
 
 
 def tokens_per_sample(settings: OpenVlaOftSettings, workload: Workload) -> int:

@@ -11,18 +11,22 @@ import psutil
 import pytest
 import torch
 
+from gipo_envs import registry as families
 from gipo_envs.errors import UserError
-from gipo_vla import config, memory, sft
-from gipo_vla.assembly import environment_spec
+from gipo_vla import config, sft
+from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.config import Config
 from gipo_vla.imitation import settings as sft_settings
-from gipo_vla.memory import GIB, Limits, RankMemory, container_limit, plan_rank, problem
 from gipo_vla.policies.openvla_oft.construction import build
+from gipo_vla.policies.openvla_oft.memory import prompt_tokens
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.rollout.episodes import TrainingEpisodes
-from gipo_vla.rollout.memory import worker_bytes
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.run import memory
+from gipo_vla.run.memory import GIB, Limits, container_limit
+from gipo_vla.run.plan import RunPlan, plan_run
 from gipo_vla.run.resume import Start
+from gipo_vla.telemetry.console import console
 from gipo_vla.train import train
 from tests.conftest import TINY_VLA, MakeConfig, needs_libero
 
@@ -47,8 +51,8 @@ def seven_billion() -> Config:
     return config.from_dict({"experiment": "seven_billion", "iterations": 1, **values})
 
 
-def planned(settings: Config, device: torch.device = CUDA, world: int = 1) -> RankMemory:
-    return plan_rank(settings, environment_spec(settings), device, world)
+def planned(settings: Config, device: torch.device = CUDA, world: int = 1) -> RunPlan:
+    return plan_run(settings, environment_spec(settings), world, device)
 
 
 def changed(settings: Config, section: str, **values: object) -> Config:
@@ -56,26 +60,32 @@ def changed(settings: Config, section: str, **values: object) -> Config:
 
 
 def test_the_weights_of_a_cpu_run_count_as_host_memory(tiny_vla: Config) -> None:
-    cpu, cuda = planned(tiny_vla, CPU), planned(tiny_vla, CUDA)
-    assert cpu.on_host and cpu.host > cpu.device > 0
-    assert not cuda.on_host and cuda.policy is not None and cuda.policy.overhead > 0
+    cpu, cuda = planned(tiny_vla, CPU).memory, planned(tiny_vla, CUDA).memory
+    assert cpu.on_host and cpu.host > cpu.resident > cpu.device > 0
+    assert not cuda.on_host and cuda.policy.overhead > 0
+    assert cuda.resident == cuda.replay + cuda.batches + cuda.process
     policy = build(tiny_vla.policy, environment_spec(tiny_vla))  # type: ignore[arg-type]
     weights = sum(4 * parameter.numel() for parameter in policy.parameters())
-    assert cpu.policy is not None and cpu.policy.trainable == cpu.policy.twin == weights
+    assert cpu.policy.trainable == cpu.policy.twin == weights
 
 
-def test_small_policies_need_host_memory_only(make_config: MakeConfig) -> None:
-    need = planned(make_config(), CPU)
-    assert need.device == 0 and 0 < need.replay < 10_000_000
-    assert problem(make_config(), need, Limits(PLENTY, None)) is None
+def test_small_policies_are_counted_too(make_config: MakeConfig) -> None:
+    settings = make_config("policy.hidden=[16,8]", "policy.bins=16")
+    need = planned(settings, CPU)
+    policy = build_policy(settings, environment_spec(settings), CPU)
+    assert isinstance(policy, torch.nn.Module)
+    weights = sum(4 * parameter.numel() for parameter in policy.parameters())
+    assert need.memory.policy.trainable == need.memory.policy.twin == weights
+    assert 0 < need.memory.device < 10_000_000 and 0 < need.memory.replay < 10_000_000
+    assert need.problem(Limits(PLENTY, None)) is None
 
 
 def test_7b_fits_an_h200_and_no_small_card(seven_billion: Config) -> None:
     settings = changed(seven_billion, "learner", micro_batch_segments=1, batch_segments=8)
     need = planned(settings)
-    assert need.policy is not None and 13.6 * GIB < need.policy.frozen < 14.2 * GIB
-    assert problem(settings, need, Limits(PLENTY, 139 * GIB)) is None
-    line = problem(settings, need, Limits(PLENTY, 16 * GIB))
+    assert 13.6 * GIB < need.memory.policy.frozen < 14.2 * GIB
+    assert need.problem(Limits(PLENTY, 139 * GIB)) is None
+    line = need.problem(Limits(PLENTY, 16 * GIB))
     assert line is not None and "GPU memory" in line and "\n" not in line
 
 
@@ -97,7 +107,7 @@ def test_the_setting_to_lower_on_the_device_is_named(
 ) -> None:
     for section, values in changes.items():
         seven_billion = changed(seven_billion, section, **values)
-    line = problem(seven_billion, planned(seven_billion), Limits(PLENTY, 15 * GIB))
+    line = planned(seven_billion).problem(Limits(PLENTY, 15 * GIB))
     assert line is not None and named in line
 
 
@@ -117,17 +127,17 @@ def test_the_setting_to_lower_on_the_host_is_named(
 ) -> None:
     for section, values in changes.items():
         seven_billion = changed(seven_billion, section, **values)
-    line = problem(seven_billion, planned(seven_billion), Limits(8 * GIB, PLENTY))
+    line = planned(seven_billion).problem(Limits(8 * GIB, PLENTY))
     assert line is not None and named in line and "host memory" in line
 
 
 def test_ranks_of_a_machine_share_its_memory(make_config: MakeConfig) -> None:
     settings = make_config()
     need = planned(settings, CPU, world=4)
-    assert need.replay < planned(settings, CPU).replay
-    enough = Limits(4 * need.host, None, ranks=4)
-    assert problem(settings, need, enough) is None
-    line = problem(settings, need, replace(enough, host=4 * need.host - 1))
+    assert need.memory.replay < planned(settings, CPU).memory.replay
+    enough = Limits(4 * need.memory.host, None, ranks=4)
+    assert need.problem(enough) is None
+    line = need.problem(replace(enough, host=enough.host - 1))
     assert line is not None and line.startswith("4 ranks need")
 
 
@@ -154,28 +164,34 @@ def test_train_refuses_before_anything_is_spent(tiny_vla: Config, monkeypatch: p
 
 def test_sft_refuses_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = sft_settings.load(["experiment=metaworld_oft_tiny_sft", f"run_dir={tmp_path / 'run'}"])
-    need = plan_rank(settings, environment_spec(settings), CUDA, 1)
-    assert need.replay == 0 and need.policy is not None and need.policy.twin == 0
-    line = problem(settings, need, Limits(PLENTY, need.policy.frozen))
+    need = plan_run(settings, environment_spec(settings), 1, CUDA)
+    assert need.memory.replay == 0 and need.memory.policy.twin == 0
+    line = need.problem(Limits(PLENTY, need.memory.policy.frozen))
     assert line is not None and "policy." in line
     monkeypatch.setattr("gipo_envs.gl.choose", lambda: ("none", "needed"))
     assert "host memory" in refuses(monkeypatch, lambda: sft.clone(settings))
 
 
 def test_the_plan_is_shown(tiny_vla: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    memory.print_table(planned(tiny_vla), Limits(8 * GIB, 16 * GIB, ranks=2))
+    console.print(planned(tiny_vla).memory_table(Limits(8 * GIB, 16 * GIB, ranks=2)))
     table = capsys.readouterr().err
-    for name in ("base weights", "activations, micro-batch of", "replay", "simulator workers", "for 2 ranks"):
+    for name in (
+        "trained weights",
+        "activations, micro-batch of",
+        "replay",
+        "simulator workers",
+        "for 2 ranks",
+    ):
         assert name in table
 
 
 def test_prompt_lengths_are_not_underestimated(tiny_vla: Config) -> None:
     spec = environment_spec(tiny_vla)
     assert isinstance(tiny_vla.policy, OpenVlaOftSettings)
-    assert memory._prompt_tokens(tiny_vla.policy, spec) == build(tiny_vla.policy, spec).prompt_ids.shape[1]
+    assert prompt_tokens(tiny_vla.policy, spec) == build(tiny_vla.policy, spec).prompt_ids.shape[1]
     published = OpenVlaOftSettings(checkpoint="somewhere")
     text = "pick up the black bowl between the plate and the ramekin and place it on the plate"
-    assert 30 <= memory._prompt_tokens(published, replace(spec, instructions=(text,))) <= 60
+    assert 30 <= prompt_tokens(published, replace(spec, instructions=(text,))) <= 60
 
 
 # ------------------------------------------------------------------------------------------------ machine
@@ -223,4 +239,4 @@ def test_workers_take_no_more_than_planned(make_config: MakeConfig, overrides: t
         pool.begin(episodes.first(range(4)))
         (pid,) = pool.process_ids
         taken = psutil.Process(pid).memory_full_info().uss
-    assert taken <= 1.25 * worker_bytes(settings.env.family, spec)
+    assert taken <= 1.25 * families.get(settings.env.family).worker_cost.bytes(spec)

@@ -1,0 +1,91 @@
+"""How long a run may take: an estimate, from declared costs of simulators and the arithmetic of the policy.
+
+A core for every process is assumed, and a device that nobody else uses. Within a factor of two of what was
+measured on the machines at hand; a sweep takes what its finished jobs took instead as soon as there is one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gipo_envs import EnvironmentSpec
+from gipo_envs.family import WorkerCost
+from gipo_vla.imitation.settings import AnyRun, SftConfig
+from gipo_vla.policies.memory import Work
+from gipo_vla.run.memory import micro_batch_samples
+
+OPERATIONS = {"cpu": 2e10, "cuda": 3e14}
+"""Floating-point operations a second that networks reach: float32 on one core, bfloat16 on an H200 at a third
+of its peak."""
+CALL_SECONDS = {"cpu": 5e-3, "cuda": 2e-2}
+"""What a forward or backward pass takes however small it is."""
+UPDATE_SECONDS = 1e-2
+"""What an update takes beside them: drawing the batch, the optimiser's step, the metrics."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Estimated seconds."""
+
+    iteration: float
+    training: float
+    evaluation: float
+    """At the end and under way."""
+
+    @property
+    def total(self) -> float:
+        return self.training + self.evaluation
+
+
+def estimate_duration(
+    settings: AnyRun, spec: EnvironmentSpec, world: int, device: str, cost: WorkerCost, steps: int
+) -> Duration:
+    """The estimate for one of ``world`` ranks.
+
+    Args:
+        cost: of the family's workers.
+        steps: decisions of every environment in an iteration; 0 for cloning.
+    """
+    rollout, chunk = settings.rollout, settings.policy.chunk
+    envs = rollout.workers * rollout.envs_per_worker
+    micro_batch = micro_batch_samples(settings, world)
+    arithmetic = settings.policy.arithmetic(Work(micro_batch, envs), spec)
+    speed, call = OPERATIONS[device], CALL_SECONDS[device]
+    images = spec.observation["images"].shape[0] if "images" in spec.observation else 0
+    decision = cost.env_step_seconds * chunk * spec.action_repeat + cost.image_seconds * images
+    vector_step_simulated = rollout.envs_per_worker * decision
+    vector_step_acted = call + envs * arithmetic.act / speed
+    if isinstance(settings, SftConfig):
+        updates, samples = settings.sft.steps_per_iteration, settings.sft.batch_size // world
+        iterations: float = settings.sft.steps / settings.sft.steps_per_iteration
+        played = 0.0
+    else:
+        updates = settings.learner.updates
+        samples = settings.learner.batch_segments // world * settings.replay.segment_length
+        iterations = min(settings.iterations, settings.stop_after or settings.iterations)
+        every = settings.eval.every_env_steps
+        env_steps = iterations * steps * world * envs * chunk * spec.action_repeat
+        played = settings.eval.during_training_episodes_per_task * (env_steps // every if every else 0)
+    passes = 2 * -(-samples // micro_batch)
+    learned = updates * (UPDATE_SECONDS + passes * call + samples * arithmetic.train / speed)
+    # Workers simulate while the learner trains; the behaviour policy acts in between.
+    iteration = steps * vector_step_acted + max(steps * vector_step_simulated, learned)
+    played += 2 * settings.eval.episodes_per_task  # greedy and sampled
+    decisions = -(-spec.actions_limit // chunk)
+    rounds = -(-played * len(spec.tasks) // (world * envs))
+    evaluation = rounds * decisions * (vector_step_simulated + vector_step_acted)
+    return Duration(iteration, iterations * iteration, evaluation)
+
+
+UNITS = (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48), ("days", 86400, math.inf))
+"""Name, length in seconds, and the number of them from which the next is used."""
+
+
+def in_words(seconds: float | None) -> str:
+    """A length of time for people: ``45 s``, ``12 min``, ``4.5 h``, ``9.3 days``."""
+    if seconds is None:
+        return "unknown"
+    count, unit = next((seconds / length, name) for name, length, until in UNITS if seconds / length < until)
+    digits = 1 if unit in ("h", "days") and count < 10 else 0
+    return f"{count:,.{digits}f} {unit}"

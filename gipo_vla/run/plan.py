@@ -1,0 +1,286 @@
+"""The plan of a run, from its settings alone: sizes, steps, expected lag, memory, env steps, duration.
+
+``plan_run`` needs no policy, no worker and no weight: training, cloning, sweeps and benchmarks all call it
+before anything is spent. What depends on the kind of policy is asked of the policy's settings
+(``gipo_vla.policies.memory.Declares``), what depends on the simulator of its ``gipo_envs.family.WorkerCost``.
+At the end of a run ``compare`` puts what was measured beside each prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from gipo_envs import EnvironmentSpec
+from gipo_envs import registry as families
+from gipo_envs.errors import UserError
+from gipo_vla.assembly import environment_spec, rollout_environment
+from gipo_vla.config import Config
+from gipo_vla.distributed import group
+from gipo_vla.imitation.settings import AnyRun, SftConfig
+from gipo_vla.policies.memory import TokenShape
+from gipo_vla.replay.segment import layout
+from gipo_vla.rollout.collection import Collection
+from gipo_vla.run.duration import Duration, estimate_duration, in_words
+from gipo_vla.run.lag import Flow, Lag, expected_lag
+from gipo_vla.run.measured import Measured
+from gipo_vla.run.memory import (
+    Limits,
+    RankMemory,
+    ReplayMemory,
+    gib,
+    memory_table,
+    plan_memory,
+    plan_replay,
+    problem,
+)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What follows from the settings of a run."""
+
+    settings: AnyRun
+    world: int
+    """Ranks."""
+    tokens: TokenShape
+    iterations: int
+    updates: int
+    """Of the whole run, at most."""
+    env_steps: int
+    """Of the whole run over all ranks, if no episode ends within a chunk; 0 for cloning."""
+    memory: RankMemory
+    duration: Duration
+    collection: Collection | None = None
+    """What an iteration collects; None for cloning, like the rest."""
+    replay: ReplayMemory | None = None
+    lag: Lag | None = None
+
+    def refuse(self, limits: Limits) -> None:
+        """Say no before anything is spent; a collective call.
+
+        Raises:
+            UserError: on every rank, if any of them has too little memory; names the setting to lower.
+        """
+        problems = [text for text in group.gather(self.problem(limits)) if text is not None]
+        if problems:
+            raise UserError(problems[0])
+
+    def problem(self, limits: Limits) -> str | None:
+        """What does not fit into a machine, in one line; None if all does."""
+        return problem(self.settings, self.memory, limits)
+
+    def memory_table(self, limits: Limits) -> Table:
+        """The memory of a rank beside what the machine has."""
+        return memory_table(self.memory, limits)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Lines for the table at the start of a run: a name and what is planned."""
+        rows = []
+        if self.collection and self.replay and self.lag and isinstance(self.settings, Config):
+            lag, replay = self.lag, self.replay
+            rows.append(
+                (
+                    "replay",
+                    f"{self.settings.replay.capacity:,} transitions = {lag.iterations_held:.1f} iterations, "
+                    f"{gib(replay.expected)} a rank (at most {gib(replay.most)})",
+                )
+            )
+            rows.append(
+                (
+                    "expected lag",
+                    f"mean {lag.mean_iterations:.1f} iterations ({lag.mean_updates:.0f} updates), greatest "
+                    f"{lag.greatest_iterations} ({lag.greatest_updates}); every transition is used "
+                    f"{lag.samples_per_transition:.1f} times",
+                )
+            )
+            rows.append(("env steps", f"{self.env_steps:,} in {self.iterations:,} iterations"))
+        rows.append(
+            ("estimated time", f"about {in_words(self.duration.total)}, each process on a core of its own")
+        )
+        return rows
+
+    def predicted(self) -> dict[str, float | int | None]:
+        """The predictions that a run measures, by the names of ``Measured``."""
+        on_gpu = not self.memory.on_host
+        return {
+            "env_steps": self.env_steps if self.collection else None,
+            "updates": self.updates,
+            "mean_lag_iterations": self.lag.mean_iterations if self.lag else None,
+            "mean_lag_updates": self.lag.mean_updates if self.lag else None,
+            "process_bytes": self.memory.resident,
+            "worker_bytes": self.memory.workers,
+            # CUDA's own libraries are in no allocator's count.
+            "device_bytes": self.memory.device - self.memory.policy.overhead if on_gpu else None,
+            "training_seconds": round(self.duration.training, 1),
+        }
+
+    def record(self, measured: Measured) -> dict[str, Mapping[str, Any]]:
+        """What finished.json keeps: every prediction, and what was measured."""
+        return {"predicted": self.predicted(), "measured": asdict(measured)}
+
+    def compare(self, measured: Measured) -> Table:
+        """The table at the end of a run: every prediction beside what was measured."""
+        table = Table(title="planned and measured", title_justify="left")
+        for name in ("", "planned", "measured", "difference"):
+            table.add_column(name, justify="right" if name else "left")
+        predicted = self.predicted()
+        for item in fields(Measured):
+            planned, found = predicted[item.name], getattr(measured, item.name)
+            if planned is None:
+                continue
+            show = gib if item.name.endswith("bytes") else _number
+            off = "" if not found or not planned else f"{found / planned - 1:+.1%}"
+            table.add_row(_name(item.name), show(planned), "-" if found is None else show(found), off)
+        return table
+
+
+def plan_run(settings: AnyRun, spec: EnvironmentSpec, world: int, device: torch.device | str) -> RunPlan:
+    """The plan of a run on ``world`` ranks.
+
+    Args:
+        spec: of the environment, as ``environment_spec`` makes it.
+        device: what kind of device the ranks have; nothing is asked of it.
+
+    Raises:
+        UserError: settings under which no batch could ever be drawn, or a segment that is longer than an
+        episode.
+    """
+    device = torch.device(device)
+    cost = families.get(settings.env.family).worker_cost
+    tokens = settings.policy.token_shape(spec)
+    if isinstance(settings, SftConfig):
+        sft = settings.sft
+        return RunPlan(
+            settings,
+            world,
+            tokens,
+            iterations=-(-sft.steps // sft.steps_per_iteration),
+            updates=sft.steps,
+            env_steps=0,
+            memory=plan_memory(settings, spec, world, device, None),
+            duration=estimate_duration(settings, spec, world, device.type, cost, 0),
+        )
+    collection = plan_collection(settings, spec, world)
+    decisions = math.ceil(spec.actions_limit / tokens.chunk)
+    envs = settings.rollout.workers * settings.rollout.envs_per_worker
+    rounds = settings.iterations + _first_rounds(settings, decisions, collection.steps, world)
+    replay = plan_replay(
+        collection.layout,
+        settings.replay.capacity // world,
+        int(settings.replay.memory_limit_gb * 1e9),
+        decisions,
+        rounds * collection.steps * envs,
+    )
+    _check_drawable(settings, replay, world)
+    flow = Flow(
+        decisions,
+        settings.replay.segment_length,
+        collection.steps,
+        envs,
+        replay.transitions,
+        settings.learner.updates,
+        settings.learner.batch_segments // world,
+        settings.rollout.sync_every,
+        settings.replay.max_lag,
+        settings.replay.recency_half_life if settings.replay.sampler == "recency" else None,
+        whole_episodes=_whole_episodes(settings),
+    )
+    iterations = min(settings.iterations, settings.stop_after or settings.iterations)
+    collected = (rounds - settings.iterations + iterations) * collection.steps * envs * world
+    return RunPlan(
+        settings,
+        world,
+        tokens,
+        iterations=iterations,
+        updates=iterations * settings.learner.updates,
+        env_steps=collected * tokens.chunk * spec.action_repeat,
+        memory=plan_memory(settings, spec, world, device, replay),
+        duration=estimate_duration(settings, spec, world, device.type, cost, collection.steps),
+        collection=collection,
+        replay=replay,
+        lag=expected_lag(flow),
+    )
+
+
+def plan_collection(settings: Config, spec: EnvironmentSpec, world: int) -> Collection:
+    """The sizes of an iteration's experience.
+
+    Raises:
+        UserError: a segment is longer than an episode.
+    """
+    tokens = settings.policy.token_shape(spec)
+    decisions = math.ceil(spec.actions_limit / tokens.chunk)
+    length = settings.replay.segment_length
+    if length > decisions:
+        raise UserError(
+            f"replay.segment_length is {length}, longer than an episode of {decisions} decisions "
+            f"(env.step_limit {spec.step_limit} / action_repeat {spec.action_repeat} / chunk "
+            f"{tokens.chunk}): lower it to {decisions} or less"
+        )
+    if rollout_environment(settings) != settings.env:  # the credit looks at landmarks
+        spec = environment_spec(replace(settings, env=rollout_environment(settings)))
+    segment = layout(
+        spec,
+        length,
+        tokens.chunk,
+        tokens.action_dims,
+        tokens.bins,
+        store_logits=settings.regularizers.kl_behaviour == "exact",
+    )
+    envs = world * settings.rollout.workers * settings.rollout.envs_per_worker
+    steps = math.ceil(settings.rollout.env_steps / (envs * tokens.chunk * spec.action_repeat))
+    return Collection(spec, segment, steps)
+
+
+def _whole_episodes(settings: Config) -> bool:
+    """Whether segments wait for the end of their episode's group."""
+    return settings.rollout.group_size > 1 and settings.credit.needs_groups
+
+
+def _first_rounds(settings: Config, decisions: int, steps: int, world: int) -> int:
+    """Rounds of collection before the first update, until every rank may draw a batch."""
+    envs = settings.rollout.workers * settings.rollout.envs_per_worker
+    needed, length = settings.learner.batch_segments // world, settings.replay.segment_length
+    per_episode = math.ceil(decisions / length)
+    for rounds in range(1, settings.rollout.max_collection_rounds):
+        episodes, rest = divmod(rounds * steps, decisions)
+        segments = episodes * per_episode + (0 if _whole_episodes(settings) else rest // length)
+        if envs * segments >= needed:
+            return rounds
+    return settings.rollout.max_collection_rounds
+
+
+def _check_drawable(settings: Config, replay: ReplayMemory, world: int) -> None:
+    """Refuse limits under which a batch could never be drawn."""
+    needed = settings.learner.batch_segments // world
+    if replay.slots < needed:
+        raise UserError(
+            f"replay.memory_limit_gb is {settings.replay.memory_limit_gb:g}: room for {replay.slots} "
+            f"segments of {replay.per_segment / 1e6:.3g} MB a rank, fewer than the {needed} of a "
+            "batch; raise it or lower learner.batch_segments"
+        )
+    updates, max_lag = settings.learner.updates, settings.replay.max_lag
+    if max_lag is not None and max_lag < updates - 1:
+        # New data enters between iterations only: at the last update it is this old.
+        raise UserError(
+            f"replay.max_lag is {max_lag} updates, but in an iteration of {updates} (learner.updates) even "
+            f"new data reaches {updates - 1}: raise it to that or more, or lower learner.updates"
+        )
+
+
+def _name(field: str) -> str:
+    for ending, unit in (("_iterations", " (iterations)"), ("_updates", " (updates)"), ("_seconds", "")):
+        if field.endswith(ending):
+            return field.removesuffix(ending).replace("_", " ") + unit
+    names = {"process_bytes": "training process", "worker_bytes": "workers", "device_bytes": "GPU memory"}
+    return names.get(field, field.replace("_", " "))
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
