@@ -14,23 +14,24 @@ from torch import nn
 
 from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
-from gipo_vla import config
 from gipo_vla.checkpoint.locate import find_checkpoint
 from gipo_vla.checkpoint.policy_files import load_policy, read_statistics
-from gipo_vla.config import Config
 from gipo_vla.credit.base import CreditContext, ExpertChunks
 from gipo_vla.imitation import demonstrations, origins
-from gipo_vla.imitation.settings import AnyRun, SftConfig, read_run
 from gipo_vla.policies.base import BuildContext, HasFeatures, Policy
 from gipo_vla.rollout.episodes import Role, integer_seed
 from gipo_vla.rollout.groups import Features
+from gipo_vla.settings import runs
+from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.runs import RunSettings, read_run
+from gipo_vla.settings.schema import TrainingSettings
 
 ROWS_AT_A_TIME = 128
 """Observations in one forward for their features."""
 
 
 def build_policy(
-    config: AnyRun,
+    config: RunSettings,
     spec: EnvironmentSpec,
     device: torch.device,
     stored: Path | None = None,
@@ -55,7 +56,7 @@ def build_policy(
         statistics = read_statistics(source)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(integer_seed(config.seed, Role.INITIALIZATION) % 2**63)
-        cloning = config.init_from is not None or isinstance(config, SftConfig)
+        cloning = config.init_from is not None or isinstance(config, SftSettings)
         policy: Policy = config.policy.build(
             BuildContext(spec, device, config.learner.precision, cloning, statistics, reinforced)
         )
@@ -68,7 +69,7 @@ def build_policy(
 
 
 def policy_at(
-    settings: AnyRun, spec: EnvironmentSpec, device: torch.device, checkpoint: Path | None
+    settings: RunSettings, spec: EnvironmentSpec, device: torch.device, checkpoint: Path | None
 ) -> nn.Module:
     """A run's policy as a checkpoint has it; None: as the run starts."""
     policy = build_policy(settings, spec, device, stored=checkpoint)
@@ -78,7 +79,7 @@ def policy_at(
     return policy
 
 
-def named_run(checkpoint: str | None, overrides: Sequence[str]) -> tuple[AnyRun, Path | None]:
+def named_run(checkpoint: str | None, overrides: Sequence[str]) -> tuple[RunSettings, Path | None]:
     """Settings and checkpoint that a command's arguments mean: those of a run, or what one would start from.
 
     Args:
@@ -90,14 +91,14 @@ def named_run(checkpoint: str | None, overrides: Sequence[str]) -> tuple[AnyRun,
     """
     if checkpoint:
         path = find_checkpoint(Path(checkpoint))
-        return config.override(read_run(path / "config.yaml"), overrides), path
-    settings = config.load("train", overrides)
+        return runs.override(read_run(path / "config.yaml"), overrides), path
+    settings = runs.load("train", overrides)
     if getattr(settings.policy, "checkpoint", None) is None and settings.init_from is None:
         raise UserError("checkpoint is missing: give checkpoint=RUN_DIR, or policy.checkpoint=PATH")
     return settings, None
 
 
-def rollout_environment(config: Config) -> EnvironmentSettings:
+def rollout_environment(config: TrainingSettings) -> EnvironmentSettings:
     """The environment as training's workers make it: with landmarks where the credit looks at them."""
     if not config.credit.needs_landmarks or "landmarks" in config.env.observations:
         return config.env
@@ -105,7 +106,7 @@ def rollout_environment(config: Config) -> EnvironmentSettings:
 
 
 def credit_context(
-    config: Config, spec: EnvironmentSpec, policy: Policy, device: torch.device
+    config: TrainingSettings, spec: EnvironmentSpec, policy: Policy, device: torch.device
 ) -> CreditContext:
     """What the credit may know of the run."""
 
@@ -159,7 +160,7 @@ def policy_features(policy: Policy, device: torch.device) -> Features:
     return features
 
 
-def environment_spec(config: AnyRun) -> EnvironmentSpec:
+def environment_spec(config: RunSettings) -> EnvironmentSpec:
     """The environment's spec; errors name the section of the settings."""
     try:
         return make_spec(config.env)

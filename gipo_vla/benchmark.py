@@ -26,10 +26,11 @@ from importlib import import_module
 from omegaconf import OmegaConf
 
 from gipo_envs.errors import UserError, nearest
-from gipo_vla import cli, config, options
+from gipo_vla import cli, options
 from gipo_vla.benchmarks import NAMES, Options
-from gipo_vla.config import Config
 from gipo_vla.distributed.group import rank
+from gipo_vla.settings import composition, runs
+from gipo_vla.settings.schema import TrainingSettings
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments if "--help" in arguments else [text for text in arguments if text not in names],
         Options,
         __doc__ or "",
-        Config,
+        TrainingSettings,
     )
     if parsed is None:
         return 0
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _settings(overrides: list[str]) -> Config:
+def _settings(overrides: list[str]) -> TrainingSettings:
     """Without an experiment, an environment stands for itself, not for what the default one makes of it."""
     given = dict(text.partition("=")[::2] for text in overrides)
     if "env" not in given or "experiment" in given:
-        return config.load("train", overrides)
+        return runs.load("train", overrides)
     defaults = {}
     if given["env"].startswith("libero_"):
         defaults = {"env.task": "0", "rollout.envs_per_worker": "2"}
@@ -65,10 +66,10 @@ def _settings(overrides: list[str]) -> Config:
             defaults |= {"policy.chunk": "8", "env.observations": "[images,proprio,state]"}
             defaults |= {"replay.segment_length": "8"}
     missing = [f"{key}={value}" for key, value in defaults.items() if key not in given]
-    values = OmegaConf.to_container(config.compose_yaml("train", ["~experiment", *missing, *overrides]))
+    values = OmegaConf.to_container(composition.compose_yaml("train", ["~experiment", *missing, *overrides]))
     assert isinstance(values, dict)
     named = {str(key): value for key, value in values.items()}
-    return config.from_dict({"experiment": "benchmark", "iterations": 1, **named})
+    return runs.typed({"experiment": "benchmark", "iterations": 1, **named}, TrainingSettings)
 
 
 if __name__ == "__main__":

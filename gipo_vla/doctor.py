@@ -266,12 +266,12 @@ def probe_deepspeed() -> str:
     began = time.perf_counter()
     import torch
 
-    from gipo_vla import config
     from gipo_vla.assembly import build_policy, environment_spec
     from gipo_vla.distributed import group
     from gipo_vla.learner.engine import build_engine, build_optimizer
+    from gipo_vla.settings import runs
 
-    settings = config.load("train", ["experiment=point_reach"])
+    settings = runs.load("train", ["experiment=point_reach"])
     device = group.choose_device("auto")
     group.start(device)
     policy: Any = build_policy(settings, environment_spec(settings), device)

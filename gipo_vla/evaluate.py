@@ -28,13 +28,14 @@ from gipo_envs import gl, needs_opengl
 from gipo_envs.errors import UserError
 from gipo_vla import cli, options
 from gipo_vla.assembly import environment_spec, named_run, policy_at
-from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.evaluation import summary, video
 from gipo_vla.evaluation.episodes import play
-from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.runs import RunSettings
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
 
@@ -54,7 +55,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parsed = options.parse(arguments, Options, __doc__ or "", Config, SftConfig)
+    parsed = options.parse(arguments, Options, __doc__ or "", TrainingSettings, SftSettings)
     if parsed is None:
         return 0
     own, overrides = parsed
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def evaluate(settings: AnyRun, checkpoint: Path | None, video_path: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    settings: RunSettings, checkpoint: Path | None, video_path: Path | None = None
+) -> dict[str, Any]:
     """Both modes over the held-out initial states; the content of evaluation.json.
 
     Args:

@@ -24,7 +24,7 @@ from torch import nn
 from gipo_envs.errors import UserError
 from gipo_vla import cli, options
 from gipo_vla.assembly import environment_spec, named_run, policy_at
-from gipo_vla.config import Config
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parsed = options.parse(arguments, Options, __doc__ or "", Config)
+    parsed = options.parse(arguments, Options, __doc__ or "", TrainingSettings)
     if parsed is None:
         return 0
     own, overrides = parsed

@@ -94,7 +94,7 @@ def split(
 
 def settings_names(runs: Iterable[type]) -> list[str]:
     """Return the top-level keys of runs, groups among them."""
-    from gipo_vla.composing import groups
+    from gipo_vla.settings.composition import groups
 
     return [*(field.name for run in runs for field in dataclasses.fields(run)), *groups()]
 

@@ -21,7 +21,6 @@ from torch import nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import credit_context, policy_features, rollout_environment
-from gipo_vla.config import Config
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.distributed import group
 from gipo_vla.learner.learner import Learner
@@ -37,6 +36,7 @@ from gipo_vla.rollout.groups import EpisodeGroups, GroupAdvantages
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.rollout.records import EpisodeRecord
 from gipo_vla.rollout.task_sampler import TaskSampler
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.metrics import mean_of
 
 RECENT_EPISODES = 100
@@ -63,7 +63,7 @@ class Pipeline:
 
     def __init__(
         self,
-        config: Config,
+        config: TrainingSettings,
         policy: Policy,
         plans: Collection,
         device: torch.device,

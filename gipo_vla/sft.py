@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gipo_vla import cli
-from gipo_vla.imitation.settings import SftConfig
 from gipo_vla.run import resume
 from gipo_vla.run.cloning import Cloning
 from gipo_vla.run.resume import Start
 from gipo_vla.run.start import prepare_process, run
+from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.telemetry.console import say
 
 
@@ -34,12 +34,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def resolve(overrides: Sequence[str]) -> Start[SftConfig]:
+def resolve(overrides: Sequence[str]) -> Start[SftSettings]:
     """See ``run.resume.resolve``."""
-    return resume.resolve(SftConfig, overrides)
+    return resume.resolve(SftSettings, overrides)
 
 
-def clone(start: Start[SftConfig]) -> Path:
+def clone(start: Start[SftSettings]) -> Path:
     """Clone until the run is complete or asked to stop; returns the run folder. See ``run.start.run``."""
     folder = run(start, Cloning)
     if (folder / "finished.json").exists():

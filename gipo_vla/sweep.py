@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from gipo_vla import cli, config, options
+from gipo_vla import cli, options
+from gipo_vla.settings import runs
 from gipo_vla.sweeping import folders, jobs, progress, resources
 from gipo_vla.sweeping.estimate import Estimate, estimate
 from gipo_vla.sweeping.folders import KEPT_DATA, SweepFolder
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     usage = f"{__doc__}\nOptions:\n{options.describe(SweepSettings, OWN_KEYS)}"
     own, rest = split(arguments)
     if "--cfg" in rest:
-        print(config.to_yaml(load(own, [text for text in rest if text != "--cfg"])))
+        print(runs.to_yaml(load(own, [text for text in rest if text != "--cfg"])))
         return 0
     overrides = cli.handle_common_flags(rest, "sweep", usage)
     if overrides is None:

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gipo_vla import cli
-from gipo_vla.config import Config
 from gipo_vla.reporting import write_run_report
 from gipo_vla.run import resume
 from gipo_vla.run.reinforcement import Reinforcement
 from gipo_vla.run.resume import Start
 from gipo_vla.run.start import prepare_process, run
+from gipo_vla.settings.schema import TrainingSettings
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,12 +31,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def resolve(overrides: Sequence[str]) -> Start[Config]:
+def resolve(overrides: Sequence[str]) -> Start[TrainingSettings]:
     """See ``run.resume.resolve``."""
-    return resume.resolve(Config, overrides)
+    return resume.resolve(TrainingSettings, overrides)
 
 
-def train(start: Start[Config]) -> Path:
+def train(start: Start[TrainingSettings]) -> Path:
     """Train until the run is complete or asked to stop; returns the run folder. See ``run.start.run``."""
     return run(start, Reinforcement, write_run_report)
 

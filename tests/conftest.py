@@ -17,17 +17,16 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import torch
 
-from gipo_vla import config
 from gipo_vla.assembly import build_policy, environment_spec
-from gipo_vla.config import Config
 from gipo_vla.distributed import group
-from gipo_vla.imitation import settings as sft_settings
-from gipo_vla.imitation.settings import SftConfig
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.run.plan import plan_collection
+from gipo_vla.settings import runs
+from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.schema import TrainingSettings
 
-MakeConfig = Callable[..., Config]
-MakeSft = Callable[..., SftConfig]
+MakeConfig = Callable[..., TrainingSettings]
+MakeSft = Callable[..., SftSettings]
 MakePipeline = Callable[..., Pipeline]
 Row = dict[str, Any]
 
@@ -117,8 +116,8 @@ def make_config(tmp_path: Path) -> MakeConfig:
     """``make_config("key=value", ...)``: a tiny run on point_reach with these settings; its ``run_dir`` is
     ``tmp_path / "run"``."""
 
-    def make(*overrides: str) -> Config:
-        return config.load("train", [*TINY, f"run_dir={tmp_path / 'run'}", *overrides])
+    def make(*overrides: str) -> TrainingSettings:
+        return runs.load("train", [*TINY, f"run_dir={tmp_path / 'run'}", *overrides])
 
     return make
 
@@ -127,8 +126,8 @@ def make_config(tmp_path: Path) -> MakeConfig:
 def make_sft(tmp_path: Path) -> MakeSft:
     """``make_sft("key=value", ...)``: a tiny cloning run; its ``run_dir`` is ``tmp_path / "sft"``."""
 
-    def make(*overrides: str) -> SftConfig:
-        return sft_settings.load([*TINY_SFT, f"run_dir={tmp_path / 'sft'}", *overrides])
+    def make(*overrides: str) -> SftSettings:
+        return runs.load_sft([*TINY_SFT, f"run_dir={tmp_path / 'sft'}", *overrides])
 
     return make
 

@@ -16,11 +16,11 @@ from gipo_vla.train import train
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from gipo_vla import config
+    from gipo_vla.settings import runs
     from tests.conftest import TINY
 
     folder = tmp_path_factory.mktemp("evaluate") / "run"
-    return train(Start(config.load("train", [*TINY, f"run_dir={folder}"]), None))
+    return train(Start(runs.load("train", [*TINY, f"run_dir={folder}"]), None))
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

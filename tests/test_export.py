@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gipo_vla import config, export
+from gipo_vla import export
 from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint.locate import find_checkpoint
 from gipo_vla.checkpoint.policy_files import load_policy
 from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, load
 from gipo_vla.run.resume import Start
+from gipo_vla.settings import runs
 from gipo_vla.train import train
 from tests.conftest import TINY
 
@@ -30,7 +31,7 @@ IMAGES = (
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = [text for text in TINY if not text.startswith(("policy.", "replay.segment_length"))]
     folder = tmp_path_factory.mktemp("export") / "run"
-    return train(Start(config.load("train", [*overrides, *IMAGES, f"run_dir={folder}"]), None))
+    return train(Start(runs.load("train", [*overrides, *IMAGES, f"run_dir={folder}"]), None))
 
 
 @pytest.mark.medium
@@ -38,7 +39,7 @@ def test_a_trained_policy_reads_back_to_the_same_logits(run_folder: Path, tmp_pa
     """Two action dimensions and no statistics: what the published layout does not say is recorded."""
     assert export.main([f"checkpoint={run_folder}", f"out={tmp_path / 'out'}"]) == 0
     checkpoint = find_checkpoint(run_folder)
-    settings = config.from_yaml(checkpoint / "config.yaml")
+    settings = runs.from_yaml(checkpoint / "config.yaml")
     spec = environment_spec(settings)
     trained = build_policy(settings, spec, torch.device("cpu"))
     assert isinstance(trained, OpenVlaOftPolicy)

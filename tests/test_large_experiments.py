@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from gipo_envs import recorded
-from gipo_vla import config
 from gipo_vla.assembly import environment_spec
-from gipo_vla.config import Config
 from gipo_vla.imitation import origins
-from gipo_vla.imitation import settings as sft_settings
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.run.memory import GIB, Limits
 from gipo_vla.run.plan import plan_run
+from gipo_vla.settings import composition, runs
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.metrics import read_json_lines
 from gipo_vla.train import resolve, train
 from tests.conftest import needs_libero
@@ -38,8 +37,8 @@ FAMILIES = (*PUBLISHED, "metaworld_mt10")
 EXPERIMENTS = [f"{family}_oft7b{suffix}" for family in FAMILIES for suffix in ("", "_1gpu")]
 
 
-def load(experiment: str) -> Config:
-    return config.load("train", [f"experiment={experiment}"])
+def load(experiment: str) -> TrainingSettings:
+    return runs.load("train", [f"experiment={experiment}"])
 
 
 def policy_of(settings: Any) -> OpenVlaOftSettings:
@@ -48,7 +47,7 @@ def policy_of(settings: Any) -> OpenVlaOftSettings:
 
 
 def test_there_are_no_others() -> None:
-    found = {name for name in config.groups()["experiment"] if "oft7b" in name}
+    found = {name for name in composition.groups()["experiment"] if "oft7b" in name}
     assert found == {*EXPERIMENTS, "metaworld_mt10_oft7b_sft"}
 
 
@@ -106,11 +105,11 @@ def test_one_gpu_makes_the_same_updates(family: str) -> None:
 
 
 def test_mt10_starts_from_what_its_cloning_leaves() -> None:
-    cloning = sft_settings.load(["experiment=metaworld_mt10_oft7b_sft"])
+    cloning = runs.load_sft(["experiment=metaworld_mt10_oft7b_sft"])
     settings = load("metaworld_mt10_oft7b")
     assert settings.init_from == cloning.run_dir
     assert settings.env.camera == cloning.env.camera and settings.env.task == cloning.env.task
-    there, here = (config.to_dict(policy_of(one)) for one in (cloning, settings))
+    there, here = (runs.to_dict(policy_of(one)) for one in (cloning, settings))
     assert origins._differences(there, here) == []
     for ranks, limits in ((8, NODE), (1, ONE)):
         assert plan_run(cloning, environment_spec(cloning), ranks, CUDA).problem(limits) is None

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from gipo_envs.errors import UserError
 from gipo_vla import options
-from gipo_vla.config import Config
+from gipo_vla.settings.schema import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Own:
 
 
 def test_options_are_taken_out_and_typed() -> None:
-    parsed = options.parse(["repeats=3", "seed=1", "out=/a b/c=d", "quiet=true"], Own, "", Config)
+    parsed = options.parse(["repeats=3", "seed=1", "out=/a b/c=d", "quiet=true"], Own, "", TrainingSettings)
     assert parsed == (Own(out=Path("/a b/c=d"), repeats=3, quiet=True), ["seed=1"])
 
 
@@ -54,7 +54,7 @@ def test_nothing_stands_for_none(text: str) -> None:
 )
 def test_mistakes_are_named_beside_the_settings_of_a_run(argument: str, named: str) -> None:
     with pytest.raises(UserError) as caught:
-        options.parse([argument], Own, "", Config)
+        options.parse([argument], Own, "", TrainingSettings)
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -70,7 +70,7 @@ def test_a_file_may_have_a_name_with_an_equals_sign(tmp_path: Path, monkeypatch:
     assert options.parse(["sigma=1", "elsewhere"], Own, "") == (Own(), ["sigma=1", "elsewhere"])
 
 
-@pytest.mark.parametrize("runs", [(), (Config,)])
+@pytest.mark.parametrize("runs", [(), (TrainingSettings,)])
 def test_help_says_what_each_option_means(runs: tuple[type, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert options.parse(["--help"], Own, "What the command does.", *runs) is None
     shown = " ".join(capsys.readouterr().out.split())
@@ -86,7 +86,7 @@ def test_help_says_what_each_option_means(runs: tuple[type, ...], capsys: pytest
 
 
 def test_help_of_one_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert options.parse(["--help", "repeats"], Own, "What the command does.", Config) is None
+    assert options.parse(["--help", "repeats"], Own, "What the command does.", TrainingSettings) is None
     assert capsys.readouterr().out.split() == [
         "repeats=N",
         "How",

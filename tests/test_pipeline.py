@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from gipo_envs.errors import UserError
-from gipo_vla import config
 from gipo_vla.checkpoint import run_state
-from gipo_vla.config import Config
 from gipo_vla.pipeline import dispatch_schedule
 from gipo_vla.replay.segment import Segment, SegmentBatch
 from gipo_vla.rollout.actor import Actor
 from gipo_vla.run.resume import Start
+from gipo_vla.settings import runs
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.train import train
 from tests.conftest import MakeConfig, MakePipeline, iterations
 
@@ -134,7 +134,7 @@ def test_metrics_count_what_happened(make_pipeline: MakePipeline) -> None:
 # ----------------------------------------------------------------------------------------- reproducibility
 
 
-def metrics_bytes(settings: Config) -> bytes:
+def metrics_bytes(settings: TrainingSettings) -> bytes:
     folder = train(Start(settings))
     data = (folder / "metrics.jsonl").read_bytes()
     assert len(data.splitlines()) == settings.iterations
@@ -352,7 +352,7 @@ def test_a_pipeline_that_cannot_begin_leaves_no_worker(
 def test_a_short_run_learns_to_reach(tmp_path: Path) -> None:
     """The whole system, with the settings of the shipped experiment: 16,000 env steps."""
     own = ("iterations=25", f"run_dir={tmp_path / 'run'}", "telemetry.wandb=off")
-    settings = config.load("train", ["experiment=point_reach", *own])
+    settings = runs.load("train", ["experiment=point_reach", *own])
     folder = train(Start(settings))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[1]["success_once_recent"] < 0.3

@@ -25,7 +25,6 @@ from rich.table import Table
 from gipo_vla.assembly import build_policy, environment_spec, policy_features
 from gipo_vla.benchmarks import Options
 from gipo_vla.benchmarks.timing import timed
-from gipo_vla.config import Config
 from gipo_vla.credit import (
     CreditContext,
     CreditSettings,
@@ -46,6 +45,7 @@ from gipo_vla.replay.segment import Segment
 from gipo_vla.rollout.collection import Collection
 from gipo_vla.rollout.groups import GroupAdvantages
 from gipo_vla.run.plan import plan_collection
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
 ROLLOUTS = 64
@@ -74,7 +74,7 @@ Medians = dict[str, dict[str, float]]
 """Credit -> grouping -> median seconds in one iteration."""
 
 
-def run(settings: Config, options: Options) -> dict[str, Any]:
+def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     """Measure the iteration, then all credits in turn, ``options.repeats`` times, with groups of the usual
     size and with one of all rollouts."""
     torch.set_num_threads(settings.learner.threads)
@@ -125,7 +125,7 @@ def _show(iteration: float, medians: Medians) -> None:
     console.print(table)
 
 
-def _iteration_seconds(settings: Config, repeats: int, device: torch.device) -> float:
+def _iteration_seconds(settings: TrainingSettings, repeats: int, device: torch.device) -> float:
     """Return the median seconds of an iteration of the configured experiment, with 64 x 64 decisions."""
     policy = build_policy(settings, environment_spec(settings), device)
     env_steps = ROLLOUTS * CHUNKS * policy.chunk * settings.env.action_repeat
@@ -150,7 +150,12 @@ class _Iteration:
     """Everything that one credit is asked in one iteration."""
 
     def __init__(
-        self, own: CreditSettings, settings: Config, plans: Collection, policy: Policy, group_size: int
+        self,
+        own: CreditSettings,
+        settings: TrainingSettings,
+        plans: Collection,
+        policy: Policy,
+        group_size: int,
     ) -> None:
         device = torch.device("cpu")
         rng = np.random.default_rng(0)

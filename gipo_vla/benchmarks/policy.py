@@ -24,7 +24,6 @@ from gipo_envs.protocol import ArraySpec, EnvironmentSpec
 from gipo_vla.assembly import environment_spec
 from gipo_vla.benchmarks import Options
 from gipo_vla.benchmarks.timing import device_name, rate, resident_bytes
-from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.policies.base import Observations, network_dtype
 from gipo_vla.policies.memory import DtypeName
@@ -33,6 +32,7 @@ from gipo_vla.policies.openvla_oft.construction import build
 from gipo_vla.policies.openvla_oft.memory import Workload, plan_memory, tokens_per_sample
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
 BFLOAT16_PEAKS = {
@@ -53,7 +53,7 @@ FLOOR_LABELS = {"mean": "mean", "p99": "p99", "p999": "p99.9", "max": "max"}
 OTHER_DTYPE = {torch.bfloat16: torch.float32, torch.float32: torch.bfloat16}
 
 
-def run(settings: Config, options: Options) -> dict[str, Any]:
+def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     """Measure the configured network on random observations.
 
     Raises:

@@ -10,13 +10,13 @@ from gipo_envs import gl, needs_opengl, recorded
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import environment_spec
 from gipo_vla.benchmarks import Options
-from gipo_vla.config import Config
 from gipo_vla.rollout.episodes import TrainingEpisodes
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
 
-def run(settings: Config, options: Options) -> dict[str, Any]:
+def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     """Write ``options.frames`` observations to the folder ``options.out``.
 
     Raises:

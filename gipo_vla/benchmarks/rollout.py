@@ -12,7 +12,6 @@ from rich.table import Table
 
 from gipo_vla.assembly import build_policy, environment_spec, rollout_environment
 from gipo_vla.benchmarks import Options
-from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
@@ -20,12 +19,13 @@ from gipo_vla.rollout.actor import Actor
 from gipo_vla.rollout.episodes import TrainingEpisodes
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.run.plan import plan_collection
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
 REPLAY_BYTES = 8 << 30
 
 
-def run(settings: Config, options: Options) -> dict[str, Any]:
+def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     """Measure everything in turn, ``options.repeats`` times; returns medians, and medians of the ratios of
     each round."""
     torch.set_num_threads(settings.learner.threads)

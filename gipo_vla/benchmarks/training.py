@@ -18,19 +18,19 @@ from gipo_envs import gl, needs_opengl
 from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.benchmarks import Options
 from gipo_vla.benchmarks.timing import device_name, timed
-from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.run.measured import measure_memory
 from gipo_vla.run.memory import RankMemory, machine_limits
 from gipo_vla.run.plan import plan_run
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
 GIB = 2**30
 SYNCHRONIZATIONS = 20
 
 
-def run(settings: Config, options: Options) -> dict[str, Any]:
+def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     """Make a run's iterations and measure them: ``options.rounds`` iterations, and as many times the updates
     of an iteration for the learner alone; one more of each warms up.
 
@@ -59,7 +59,9 @@ def run(settings: Config, options: Options) -> dict[str, Any]:
     return figures
 
 
-def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: int) -> dict[str, Any]:
+def _measure(
+    settings: TrainingSettings, pipeline: Pipeline, memory: RankMemory, rounds: int
+) -> dict[str, Any]:
     """Return the figures of rank 0; rates are over all ranks. A sample is a transition: one decision."""
     device, updates = pipeline.device, settings.learner.updates
     pipeline.run_iteration()  # fills the replay, compiles and allocates

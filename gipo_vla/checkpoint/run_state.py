@@ -42,7 +42,6 @@ from gipo_vla.checkpoint.policy_files import (
     trainable_tensors,
 )
 from gipo_vla.checkpoint.writer import CheckpointWriter, Content, Write, fits_in_memory
-from gipo_vla.config import Config, to_yaml
 from gipo_vla.credit.base import CreditAssigner
 from gipo_vla.distributed import group
 from gipo_vla.learner.learner import Learner
@@ -53,6 +52,8 @@ from gipo_vla.rollout.actor import Actor
 from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
 from gipo_vla.rollout.records import EpisodeRecord
 from gipo_vla.rollout.task_sampler import TaskSampler
+from gipo_vla.settings.runs import to_yaml
+from gipo_vla.settings.schema import TrainingSettings
 
 if TYPE_CHECKING:
     from collections import deque
@@ -65,7 +66,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 class Run(Protocol):
     """The parts of a pipeline that have a state."""
 
-    config: Config
+    config: TrainingSettings
     device: torch.device
     iteration: int
     env_steps: int

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from gipo_vla.distributed import group
 from gipo_vla.imitation.examples import Batch
-from gipo_vla.imitation.settings import CloningLearnerSettings, CloningSettings
 from gipo_vla.learner import engine as engines
 from gipo_vla.learner.learner import NonFiniteError
 from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
 from gipo_vla.policies.base import Evaluation, Observations, Policy
+from gipo_vla.settings.cloning import CloningLearnerSettings, CloningSettings
 
 # Indices of the sums over tokens.
 _LOSS, _HITS, _DISTANCE, _TOKENS = range(4)

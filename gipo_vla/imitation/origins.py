@@ -12,11 +12,11 @@ from torch import nn
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.locate import find_checkpoint
 from gipo_vla.checkpoint.policy_files import load_policy
-from gipo_vla.imitation.settings import AnyRun, read_run
 from gipo_vla.policies.base import Policy
+from gipo_vla.settings.runs import RunSettings, read_run
 
 
-def find(config: AnyRun) -> Path:
+def find(config: RunSettings) -> Path:
     """The checkpoint that ``init_from`` names.
 
     Raises:
@@ -26,7 +26,7 @@ def find(config: AnyRun) -> Path:
     return find_checkpoint(Path(config.init_from), "init_from")
 
 
-def load(policy: Policy, origin: Path, config: AnyRun) -> None:
+def load(policy: Policy, origin: Path, config: RunSettings) -> None:
     """Take over the weights of a checkpoint.
 
     Raises:

@@ -99,10 +99,3 @@ class LeRobotSettings:
 
 
 DemonstrationSettings = ExpertSettings | RecordedSettings | LiberoHdf5Settings | LeRobotSettings
-
-# Kept for branches that still import it from here.
-from gipo_vla.settings.cloning import *  # noqa: E402, F403
-from gipo_vla.settings.cloning import SftSettings as SftConfig  # noqa: E402, F401
-from gipo_vla.settings.runs import RunSettings as AnyRun  # noqa: E402, F401
-from gipo_vla.settings.runs import load_sft as load  # noqa: E402, F401
-from gipo_vla.settings.runs import read_run  # noqa: E402, F401

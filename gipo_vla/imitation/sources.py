@@ -11,14 +11,15 @@ from gipo_vla.imitation import demonstrations, lerobot, libero_hdf5
 from gipo_vla.imitation.demonstrations import Demonstrations
 from gipo_vla.imitation.episode import Episode
 from gipo_vla.imitation.recording import Recording
-from gipo_vla.imitation.settings import ExpertSettings, LiberoHdf5Settings, RecordedSettings, SftConfig
+from gipo_vla.imitation.settings import ExpertSettings, LiberoHdf5Settings, RecordedSettings
+from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.telemetry.console import console
 
 FOLDER = "demonstrations"
 """Within a run folder."""
 
 
-def obtain(settings: SftConfig, spec: EnvironmentSpec, run_folder: Path) -> Demonstrations:
+def obtain(settings: SftSettings, spec: EnvironmentSpec, run_folder: Path) -> Demonstrations:
     """A run's demonstrations; rank 0 makes those that the run folder does not hold yet (a collective call).
 
     Raises:
@@ -36,7 +37,7 @@ def _named(path: Path) -> Path:
     return path / FOLDER if demonstrations.exists(path / FOLDER) else path
 
 
-def _make(settings: SftConfig, spec: EnvironmentSpec, folder: Path) -> None:
+def _make(settings: SftSettings, spec: EnvironmentSpec, folder: Path) -> None:
     source = settings.demonstrations
     if isinstance(source, ExpertSettings):
         rollout = settings.rollout

@@ -19,7 +19,7 @@ from gipo_vla.policies.memory import MOST_IN_A_BUCKET
 
 
 class EngineSettings(Protocol):
-    """What an engine reads of its settings; see ``gipo_vla.config.LearnerSettings``."""
+    """What an engine reads of its settings; see ``gipo_vla.settings.schema.LearnerSettings``."""
 
     @property
     def adam_beta1(self) -> float: ...

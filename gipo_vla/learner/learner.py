@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gipo_vla.config import LearnerSettings
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
 from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
 from gipo_vla.distributed import group
@@ -35,6 +34,7 @@ from gipo_vla.objectives.diagnostics import StalenessDiagnostics, staleness_metr
 from gipo_vla.objectives.regularizers import RegularizerSettings, regularizer_loss
 from gipo_vla.policies.base import Evaluation, Policy
 from gipo_vla.replay.segment import SegmentBatch
+from gipo_vla.settings.schema import LearnerSettings
 
 # Indices of the sums that one update collects over micro-batches and ranks.
 _SUMS = (

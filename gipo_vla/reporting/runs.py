@@ -109,9 +109,14 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             identity = path.resolve(), record["name"] if record else ""
             if identity not in found:
                 found[identity] = _unused(name, folder, taken), record
+    places = {path.parent for (path, _), (_, record) in found.items() if record is None}
+    listed = {place: archive.overrides_of(place / "sweep.json") for place in places}
     runs, remarks = [], []
     for (path, _), (name, record) in found.items():
-        run = read_run(path, name) if record is None else _from_record(record, name)
+        if record is None:
+            run = read_run(path, name, listed[path.parent].get(path.name.rpartition("-")[2]))
+        else:
+            run = _from_record(record, name)
         if run is None:
             remarks.append(f"{name} is left out: its metrics.jsonl holds no iteration yet")
         else:
@@ -145,8 +150,13 @@ def _runs_below(folder: Path) -> Iterator[tuple[Path, Row | None]]:
             yield Path(path, record["name"]), record
 
 
-def read_run(folder: Path, name: str | None = None) -> Run | None:
+def read_run(folder: Path, name: str | None = None, overrides: Sequence[str] | None = None) -> Run | None:
     """Read one run folder; None where metrics.jsonl holds no iteration.
+
+    Args:
+        folder: of the run.
+        name: of the run in tables; None: that of the folder.
+        overrides: what a sweep started the run with, where that is known.
 
     Raises:
         UserError: a file cannot be understood.
@@ -154,7 +164,6 @@ def read_run(folder: Path, name: str | None = None) -> Run | None:
     rows = read_json_lines(folder / "metrics.jsonl")
     if rows and not {"iteration", "env_steps"} <= rows[0].keys():
         raise UserError(f"{folder / 'metrics.jsonl'} has no iteration and env_steps: it is not a run's")
-    overrides = archive.overrides_of(folder.parent / "sweep.json").get(folder.name.rpartition("-")[2])
     return _run(
         name or folder.resolve().name,
         rows,

@@ -33,7 +33,6 @@ from gipo_vla.imitation.cloning import Cloner
 from gipo_vla.imitation.demonstrations import Demonstrations
 from gipo_vla.imitation.examples import BatchOrder, Examples
 from gipo_vla.imitation.plots import loss_curve
-from gipo_vla.imitation.settings import SftConfig
 from gipo_vla.imitation.statistics import dataset_statistics
 from gipo_vla.policies.base import Policy
 from gipo_vla.policies.normalization import moments
@@ -41,6 +40,7 @@ from gipo_vla.rollout.episodes import evaluation_plans
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.run.plan import RunPlan
 from gipo_vla.run.trainer import Row, ShouldStop
+from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.telemetry.console import Position
 from gipo_vla.telemetry.metrics import mean_of, read_json_lines
 
@@ -70,7 +70,7 @@ class Cloning:
 
     def __init__(
         self,
-        settings: SftConfig,
+        settings: SftSettings,
         spec: EnvironmentSpec,
         device: torch.device,
         stored: Path | None,

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from gipo_envs import EnvironmentSpec
 from gipo_envs.family import WorkerCost
-from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.policies.memory import Work
 from gipo_vla.run.memory import micro_batch_samples
+from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.runs import RunSettings
 
 OPERATIONS = {"cpu": 2e10, "cuda": 3e14}
 """Floating-point operations a second that networks reach: float32 on one core, bfloat16 on an H200 at a third
@@ -39,7 +40,7 @@ class Duration:
 
 
 def estimate_duration(
-    settings: AnyRun, spec: EnvironmentSpec, world: int, device: str, cost: WorkerCost, steps: int
+    settings: RunSettings, spec: EnvironmentSpec, world: int, device: str, cost: WorkerCost, steps: int
 ) -> Duration:
     """The estimate for one of ``world`` ranks.
 
@@ -56,7 +57,7 @@ def estimate_duration(
     decision = cost.env_step_seconds * chunk * spec.action_repeat + cost.image_seconds * images
     vector_step_simulated = rollout.envs_per_worker * decision
     vector_step_acted = call + envs * arithmetic.act / speed
-    if isinstance(settings, SftConfig):
+    if isinstance(settings, SftSettings):
         updates, samples = settings.sft.steps_per_iteration, settings.sft.batch_size // world
         iterations: float = settings.sft.steps / settings.sft.steps_per_iteration
         played = 0.0

@@ -12,11 +12,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Self
 
-from gipo_vla import config
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.checkpoint.writer import CheckpointWriter
 from gipo_vla.cli import RunStoppedError
-from gipo_vla.config import EvaluationSettings
 from gipo_vla.distributed import group
 from gipo_vla.distributed.signals import StopRequest
 from gipo_vla.evaluation import summary
@@ -25,6 +23,8 @@ from gipo_vla.run.measured import Measured, MeasuredMemory, mean_after, measure_
 from gipo_vla.run.plan import RunPlan
 from gipo_vla.run.resume import launch_record
 from gipo_vla.run.trainer import Row, Trainer
+from gipo_vla.settings import runs
+from gipo_vla.settings.schema import EvaluationSettings
 from gipo_vla.telemetry import tracker
 from gipo_vla.telemetry.console import RunProgress, console, say
 from gipo_vla.telemetry.metrics import JsonLines, read_json_lines
@@ -91,11 +91,11 @@ class Lifecycle:
         settings, folder, done = self.settings, self.folder, self.trainer.state[0]
         folder.finished.unlink(missing_ok=True)
         folder.write_json(folder.launch, launch_record())  # first: a restart goes by it
-        folder.write_text(folder.config, config.to_yaml(settings))
+        folder.write_text(folder.config, runs.to_yaml(settings))
         self._lines = {path.stem: JsonLines(path, done) for path in (folder.metrics, folder.timings)}
         if isinstance(settings.eval, EvaluationSettings):
             self._lines["evaluations"] = JsonLines(folder.evaluations, done)
-        self.tracker = tracker.start(settings.telemetry, folder.path, config.to_dict(settings), tracker_id)
+        self.tracker = tracker.start(settings.telemetry, folder.path, runs.to_dict(settings), tracker_id)
 
     def __enter__(self) -> Self:
         return self
@@ -264,7 +264,7 @@ class Lifecycle:
                 **self.trainer.counters(),
                 "session_seconds": round(seconds, 1),
                 "checkpoint": self.writer.newest,
-                "config_digest": config.digest(self.settings),
+                "config_digest": runs.digest(self.settings),
                 "plan": self.plan.record(measured),
             },
         )

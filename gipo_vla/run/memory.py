@@ -24,11 +24,12 @@ from rich.table import Table
 
 from gipo_envs import EnvironmentSpec
 from gipo_envs import registry as families
-from gipo_vla.config import Config
-from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.policies.base import network_dtype
 from gipo_vla.policies.memory import PolicyMemory, Work
 from gipo_vla.replay.segment import SegmentLayout
+from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.runs import RunSettings
+from gipo_vla.settings.schema import TrainingSettings
 
 GIB = 2**30
 PROCESS_BYTES = {"cpu": 515_000_000, "cuda": 3_000_000_000}
@@ -105,7 +106,7 @@ def plan_replay(
 
 
 def plan_memory(
-    settings: AnyRun,
+    settings: RunSettings,
     spec: EnvironmentSpec,
     world: int,
     device: torch.device,
@@ -119,7 +120,7 @@ def plan_memory(
     rollout, learner = settings.rollout, settings.learner
     envs = rollout.workers * rollout.envs_per_worker
     micro_batch, twins, batches = micro_batch_samples(settings, world), 0, 0
-    if isinstance(settings, Config) and replay is not None:
+    if isinstance(settings, TrainingSettings) and replay is not None:
         # The behaviour policy, and a frozen reference.
         twins = 1 + (settings.regularizers.kl_reference_coefficient > 0)
         drawn, length = settings.learner.batch_segments // world, settings.replay.segment_length
@@ -149,9 +150,9 @@ def plan_memory(
     )
 
 
-def micro_batch_samples(settings: AnyRun, world: int) -> int:
+def micro_batch_samples(settings: RunSettings, world: int) -> int:
     """Samples in one forward and backward of one of ``world`` ranks."""
-    if isinstance(settings, SftConfig):
+    if isinstance(settings, SftSettings):
         return min(settings.sft.micro_batch_size, settings.sft.batch_size // world)
     segments = min(settings.learner.micro_batch_segments, settings.learner.batch_segments // world)
     return segments * settings.replay.segment_length
@@ -206,7 +207,7 @@ def container_limit(
     return min(found, default=None)
 
 
-def problem(settings: AnyRun, memory: RankMemory, limits: Limits) -> str | None:
+def problem(settings: RunSettings, memory: RankMemory, limits: Limits) -> str | None:
     """What does not fit, in one line; None if all does."""
     if limits.device is not None and memory.device > limits.device:
         policy = memory.policy
@@ -228,28 +229,28 @@ def problem(settings: AnyRun, memory: RankMemory, limits: Limits) -> str | None:
     return None
 
 
-def _for_the_device(settings: AnyRun, memory: RankMemory) -> str:
+def _for_the_device(settings: RunSettings, memory: RankMemory) -> str:
     """The setting that helps most."""
     bfloat16 = network_dtype(settings.learner.precision, torch.device("cuda")) == torch.bfloat16
     remedy = settings.policy.remedy(memory.policy, "bfloat16" if bfloat16 else "float32")
     return remedy or _smaller_micro_batch(settings)
 
 
-def _smaller_micro_batch(settings: AnyRun) -> str:
-    if isinstance(settings, SftConfig):
+def _smaller_micro_batch(settings: RunSettings) -> str:
+    if isinstance(settings, SftSettings):
         return f"lower sft.micro_batch_size ({settings.sft.micro_batch_size})"
     if settings.learner.micro_batch_segments > 1:
         return f"lower learner.micro_batch_segments ({settings.learner.micro_batch_segments})"
     return f"lower replay.segment_length ({settings.replay.segment_length})"
 
 
-def _for_the_host(settings: AnyRun, memory: RankMemory) -> str:
+def _for_the_host(settings: RunSettings, memory: RankMemory) -> str:
     """The setting of the greatest item."""
     items: list[tuple[int, Callable[[], str]]] = [
         (memory.workers, lambda: f"lower rollout.workers ({settings.rollout.workers})"),
         (memory.device * memory.on_host, lambda: _smaller_micro_batch(settings)),
     ]
-    if isinstance(settings, Config):
+    if isinstance(settings, TrainingSettings):
         replay, learner = settings.replay, settings.learner
         items += [
             (memory.replay, lambda: f"lower replay.capacity ({replay.capacity})"),

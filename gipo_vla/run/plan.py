@@ -20,9 +20,7 @@ from gipo_envs import EnvironmentSpec
 from gipo_envs import registry as families
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import environment_spec, rollout_environment
-from gipo_vla.config import Config
 from gipo_vla.distributed import group
-from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.policies.memory import TokenShape
 from gipo_vla.replay.segment import layout
 from gipo_vla.rollout.collection import Collection
@@ -39,13 +37,16 @@ from gipo_vla.run.memory import (
     plan_replay,
     problem,
 )
+from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.runs import RunSettings
+from gipo_vla.settings.schema import TrainingSettings
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """What follows from the settings of a run."""
 
-    settings: AnyRun
+    settings: RunSettings
     world: int
     """Ranks."""
     tokens: TokenShape
@@ -82,7 +83,7 @@ class RunPlan:
     def rows(self) -> list[tuple[str, str]]:
         """Lines for the table at the start of a run: a name and what is planned."""
         rows = []
-        if self.collection and self.replay and self.lag and isinstance(self.settings, Config):
+        if self.collection and self.replay and self.lag and isinstance(self.settings, TrainingSettings):
             lag, replay = self.lag, self.replay
             rows.append(
                 (
@@ -140,7 +141,7 @@ class RunPlan:
         return table
 
 
-def plan_run(settings: AnyRun, spec: EnvironmentSpec, world: int, device: torch.device | str) -> RunPlan:
+def plan_run(settings: RunSettings, spec: EnvironmentSpec, world: int, device: torch.device | str) -> RunPlan:
     """The plan of a run on ``world`` ranks.
 
     Args:
@@ -154,7 +155,7 @@ def plan_run(settings: AnyRun, spec: EnvironmentSpec, world: int, device: torch.
     device = torch.device(device)
     cost = families.get(settings.env.family).worker_cost
     tokens = settings.policy.token_shape(spec)
-    if isinstance(settings, SftConfig):
+    if isinstance(settings, SftSettings):
         sft = settings.sft
         return RunPlan(
             settings,
@@ -208,7 +209,7 @@ def plan_run(settings: AnyRun, spec: EnvironmentSpec, world: int, device: torch.
     )
 
 
-def plan_collection(settings: Config, spec: EnvironmentSpec, world: int) -> Collection:
+def plan_collection(settings: TrainingSettings, spec: EnvironmentSpec, world: int) -> Collection:
     """The sizes of an iteration's experience.
 
     Raises:
@@ -238,12 +239,12 @@ def plan_collection(settings: Config, spec: EnvironmentSpec, world: int) -> Coll
     return Collection(spec, segment, steps)
 
 
-def _whole_episodes(settings: Config) -> bool:
+def _whole_episodes(settings: TrainingSettings) -> bool:
     """Whether segments wait for the end of their episode's group."""
     return settings.rollout.group_size > 1 and settings.credit.needs_groups
 
 
-def _first_rounds(settings: Config, decisions: int, steps: int, world: int) -> int:
+def _first_rounds(settings: TrainingSettings, decisions: int, steps: int, world: int) -> int:
     """Rounds of collection before the first update, until every rank may draw a batch."""
     envs = settings.rollout.workers * settings.rollout.envs_per_worker
     needed, length = settings.learner.batch_segments // world, settings.replay.segment_length
@@ -256,7 +257,7 @@ def _first_rounds(settings: Config, decisions: int, steps: int, world: int) -> i
     return settings.rollout.max_collection_rounds
 
 
-def _check_drawable(settings: Config, replay: ReplayMemory, world: int) -> None:
+def _check_drawable(settings: TrainingSettings, replay: ReplayMemory, world: int) -> None:
     """Refuse limits under which a batch could never be drawn."""
     needed = settings.learner.batch_segments // world
     if replay.slots < needed:

@@ -16,7 +16,6 @@ from gipo_vla.checkpoint import run_state
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.checkpoint.run_state import Loaded
 from gipo_vla.checkpoint.writer import CheckpointWriter
-from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.rollout.faults import FaultWindow
@@ -24,6 +23,7 @@ from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.run import evaluations
 from gipo_vla.run.plan import RunPlan
 from gipo_vla.run.trainer import Row, ShouldStop
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry import plots
 from gipo_vla.telemetry.console import Position, number, say
 from gipo_vla.telemetry.graphs import GraphFiles
@@ -42,7 +42,7 @@ class Reinforcement:
 
     def __init__(
         self,
-        settings: Config,
+        settings: TrainingSettings,
         spec: EnvironmentSpec,
         device: torch.device,
         stored: Path | None,

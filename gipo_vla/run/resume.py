@@ -14,20 +14,18 @@ from typing import Any, Generic, TypeVar
 import psutil
 
 from gipo_envs.errors import UserError
-from gipo_vla import config
 from gipo_vla.checkpoint.folder import MANIFEST
 from gipo_vla.checkpoint.run_folder import RunFolder, runs_root
-from gipo_vla.config import SESSION_KEYS, Config
-from gipo_vla.imitation import settings as sft
-from gipo_vla.imitation.settings import AnyRun, SftConfig
-from gipo_vla.settings import plugins
-from gipo_vla.settings.runs import may_change
+from gipo_vla.settings import plugins, runs
+from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.runs import SESSION_KEYS, RunSettings, may_change
+from gipo_vla.settings.schema import TrainingSettings
 
-Settings = TypeVar("Settings", Config, SftConfig)
-Kind = type[Config] | type[SftConfig]
+Settings = TypeVar("Settings", TrainingSettings, SftSettings)
+Kind = type[TrainingSettings] | type[SftSettings]
 """A kind of run is known by the class of its settings."""
 
-COMMANDS: dict[Kind, str] = {Config: "train", SftConfig: "sft"}
+COMMANDS: dict[Kind, str] = {TrainingSettings: "train", SftSettings: "sft"}
 
 
 def differences(old: Any, new: Any, added: bool = True) -> dict[str, str]:
@@ -37,7 +35,7 @@ def differences(old: Any, new: Any, added: bool = True) -> dict[str, str]:
         old: settings, or the plain values that a folder holds.
         added: whether a setting that only one of them has differs (a later version has more settings).
     """
-    before, after = _flat(config.to_dict(old)), _flat(config.to_dict(new))
+    before, after = _flat(runs.to_dict(old)), _flat(runs.to_dict(new))
     if not added:
         before, after = ({key: side[key] for key in before.keys() & after.keys()} for side in (before, after))
     return {
@@ -86,7 +84,7 @@ def resolve(kind: type[Settings], overrides: Sequence[str]) -> Start[Settings]:
     asked = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("resume=")]
     if asked and asked[-1] not in ("auto", "null", ""):
         return _resume(kind, Path(asked[-1]), [text for text in overrides if not text.startswith("resume=")])
-    settings: Any = sft.load(overrides) if kind is SftConfig else config.load("train", overrides)
+    settings: Any = runs.load_sft(overrides) if kind is SftSettings else runs.load("train", overrides)
     folder = _run_without_a_name(settings)
     if folder is None or not folder.holds_run():
         return Start(settings)
@@ -94,7 +92,7 @@ def resolve(kind: type[Settings], overrides: Sequence[str]) -> Start[Settings]:
     if not folder.config.is_file():
         return start
     base = _settings_of(folder, kind)
-    if config.digest(base) != config.digest(settings):
+    if runs.digest(base) != runs.digest(settings):
         changes = "; ".join(differences(base, settings).values())
         raise UserError(
             f"{folder.path} holds a run of other settings ({changes}): choose another run_dir, or resume "
@@ -110,7 +108,7 @@ def _resume(kind: type[Settings], path: Path, overrides: Sequence[str]) -> Start
     if not folder.config.is_file():
         raise UserError(f"resume={path} holds no run (no config.yaml): give a run folder")
     base = replace(_settings_of(folder, kind), stop_after=None, run_dir=str(path))
-    settings = config.override(base, overrides)
+    settings = runs.override(base, overrides)
     if settings.run_dir != str(path):
         raise UserError(f"resume={path} resumes in that folder: leave out run_dir={settings.run_dir}")
     settings = replace(settings, resume=str(path))
@@ -132,19 +130,19 @@ def _settings_of(folder: RunFolder, kind: type[Settings]) -> Settings:
     Raises:
         UserError: it is a run of another command.
     """
-    found = sft.read_run(folder.config)
+    found = runs.read_run(folder.config)
     if not isinstance(found, kind):
         other = COMMANDS[type(found)]
         raise UserError(f"{folder.path} is a run of python -m gipo_vla.{other}: resume it with that command")
     return found
 
 
-def _refusal(folder: RunFolder, base: AnyRun, settings: AnyRun) -> str | None:
+def _refusal(folder: RunFolder, base: RunSettings, settings: RunSettings) -> str | None:
     """Why there is nothing left to do in a finished run; None if there is."""
     if not folder.finished.exists():
         return None
-    if isinstance(settings, SftConfig):
-        assert isinstance(base, SftConfig)
+    if isinstance(settings, SftSettings):
+        assert isinstance(base, SftSettings)
         return None if settings.sft != base.sft else "is finished: give a larger sft.steps to clone further"
     done = int(json.loads(folder.finished.read_text())["iterations"])
     if settings.iterations > done:
@@ -160,7 +158,7 @@ def _restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def _run_without_a_name(settings: AnyRun) -> RunFolder | None:
+def _run_without_a_name(settings: RunSettings) -> RunFolder | None:
     """The run that ``resume=auto`` or a restart means; None: a new one."""
     named = [RunFolder(Path(settings.run_dir))] if settings.run_dir else None
     if named and settings.resume == "auto":
@@ -173,15 +171,15 @@ def _run_without_a_name(settings: AnyRun) -> RunFolder | None:
             if folder.launch.is_file() and json.loads(folder.launch.read_text()) == own:
                 return folder
     if settings.resume == "auto":
-        wanted = config.digest(settings)
+        wanted = runs.digest(settings)
         for folder in _runs(settings):
             with suppress(UserError):  # a damaged run, or one with plugins that this command does not name
-                if not folder.finished.exists() and config.digest(sft.read_run(folder.config)) == wanted:
+                if not folder.finished.exists() and runs.digest(runs.read_run(folder.config)) == wanted:
                     return folder
     return None
 
 
-def _runs(settings: AnyRun) -> Iterator[RunFolder]:
+def _runs(settings: RunSettings) -> Iterator[RunFolder]:
     """Runs of this experiment without a ``run_dir`` of their own, newest first."""
     for path in sorted(runs_root().glob(f"{settings.experiment}-*"), reverse=True):
         if (path / "config.yaml").is_file():

@@ -13,7 +13,6 @@ import torch
 
 from gipo_envs import EnvironmentSpec, gl, needs_opengl
 from gipo_envs.errors import UserError
-from gipo_vla import config
 from gipo_vla.assembly import environment_spec
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint.run_folder import RunFolder, create, refuse_taken
@@ -25,6 +24,7 @@ from gipo_vla.run.memory import machine_limits
 from gipo_vla.run.plan import RunPlan, plan_run
 from gipo_vla.run.resume import COMMANDS, Start
 from gipo_vla.run.trainer import Trainer
+from gipo_vla.settings import runs
 from gipo_vla.telemetry.console import console, say, settings_table
 
 LEAVING_SECONDS = 120.0
@@ -104,7 +104,7 @@ def _agree(start: Start[Any]) -> Start[Any]:
         UserError: the ranks were started with different settings.
     """
     starts = group.gather(start)
-    if len({config.digest(other.settings) for other in starts}) > 1:
+    if len({runs.digest(other.settings) for other in starts}) > 1:
         raise UserError("the ranks were started with different settings: give every machine the same command")
     return next((other for other in starts if other.folder is not None), starts[0])
 

@@ -13,9 +13,9 @@ from gipo_envs import EnvironmentSpec
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.checkpoint.run_state import Loaded
 from gipo_vla.checkpoint.writer import CheckpointWriter
-from gipo_vla.imitation.settings import AnyRun
 from gipo_vla.policies.base import Policy
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.settings.runs import RunSettings
 from gipo_vla.telemetry.console import Position
 
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ class Trainer(Protocol):
     """
 
     @property
-    def settings(self) -> AnyRun: ...
+    def settings(self) -> RunSettings: ...
     @property
     def spec(self) -> EnvironmentSpec: ...
     @property

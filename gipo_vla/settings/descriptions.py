@@ -15,7 +15,7 @@ import textwrap
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -55,7 +55,7 @@ def describe(root: str) -> list[Description]:
     return [replace(one, meaning=one.meaning or meanings.get(one.key, "")) for one in found]
 
 
-def _of_class(cls: type[Any], prefix: str, option: str, given: Any = None) -> Iterator[Description]:
+def _of_class(cls: Any, prefix: str, option: str, given: Any = None) -> Iterator[Description]:
     """Args: given: plain values that take the place of the class's own defaults."""
     hints, meanings = get_type_hints(cls, include_extras=True), field_strings(cls)
     defaults = given or registry.defaults(cls)
@@ -133,7 +133,7 @@ def field_strings(cls: Any) -> dict[str, str]:
         if not dataclasses.is_dataclass(base):
             continue
         try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+            tree = ast.parse(textwrap.dedent(inspect.getsource(cast(Any, base)))).body[0]
         except (OSError, TypeError):  # made without a file
             continue
         assert isinstance(tree, ast.ClassDef)

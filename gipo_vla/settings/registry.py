@@ -23,7 +23,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -140,7 +140,7 @@ def validated(cls: type[Settings], values: Any, section: str = "") -> Settings:
         UserError: naming the first key that does not fit, its value and what was expected.
     """
     try:
-        instance: Settings = _adapter(cls).validate_python(values)
+        instance: Settings = _adapter(cast(Any, cls)).validate_python(values)
     except ValidationError as error:
         raise UserError(_first_problem(error, section)) from error
     return instance

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from gipo_envs.errors import UserError
-from gipo_vla import config
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting import archive
 from gipo_vla.run.resume import differences
+from gipo_vla.settings import runs
 from gipo_vla.sweeping.jobs import DIGEST_LENGTH, Job, JobList
 from gipo_vla.telemetry.metrics import read_json_lines
 
@@ -103,12 +103,12 @@ class SweepFolder:
             done = self.finished(job)
             place, record = self._archived.get(job.digest, (None, {}))
             folder = RunFolder(done or self.run(job).path)
-            if self.result(job, "finished").get("config_digest") == config.digest(job.settings):
+            if self.result(job, "finished").get("config_digest") == runs.digest(job.settings):
                 continue
             if done is not None and done == place and "config" in record:
                 recorded = record["config"]
             elif folder.config.exists():
-                recorded = config.read_yaml(folder.config)
+                recorded = runs.read_yaml(folder.config)
             else:
                 continue
             changes = differences(recorded, job.settings, added=False).values()

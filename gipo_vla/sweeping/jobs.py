@@ -15,11 +15,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from gipo_envs.errors import UserError
-from gipo_vla import config
 from gipo_vla.assembly import environment_spec
-from gipo_vla.composing import MISSING, compose_yaml, groups
-from gipo_vla.config import SESSION_KEYS, Config
 from gipo_vla.run.plan import RunPlan, plan_run
+from gipo_vla.settings import runs
+from gipo_vla.settings.composition import MISSING, compose_yaml, groups
+from gipo_vla.settings.runs import SESSION_KEYS
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.sweeping.grid import Combination, combinations, factor_keys, varied_keys
 from gipo_vla.sweeping.settings import SweepSettings, key_of
 from gipo_vla.sweeping.values import canonical, meaning
@@ -42,7 +43,7 @@ class Job:
     digest: str
     """Digest of its overrides, in any order and notation; identifies the job."""
     overrides: Overrides
-    settings: Config
+    settings: TrainingSettings
     plan: RunPlan
     """What follows from the settings: env steps, expected lag, memory, duration."""
     factors: Mapping[str, Any]
@@ -174,9 +175,11 @@ def _job(overrides: Overrides, digest: str, varied: Sequence[str], factors: Sequ
     return Job(f"{words}-{digest}", digest, overrides, settings, predicted, values)
 
 
-def _factor_values(given: Mapping[str, str], factors: Sequence[str], settings: Config) -> dict[str, Any]:
+def _factor_values(
+    given: Mapping[str, str], factors: Sequence[str], settings: TrainingSettings
+) -> dict[str, Any]:
     """Return the values of the factors: as given, else as the job's settings have them."""
-    every = OmegaConf.create(config.to_dict(settings))
+    every = OmegaConf.create(runs.to_dict(settings))
     values = {}
     for key in factors:
         if key in given:
@@ -188,20 +191,20 @@ def _factor_values(given: Mapping[str, str], factors: Sequence[str], settings: C
     return values
 
 
-def _settings(overrides: Overrides) -> Config:
-    """Return what ``config.load`` gives for the same overrides, without composing anew for every job."""
+def _settings(overrides: Overrides) -> TrainingSettings:
+    """Return what ``runs.load`` gives for the same overrides, without composing anew for every job."""
     options = _options(overrides)
     values = _base(options).copy()
     for key, text in overrides:
         if _is_option(key):
             continue
         if not _has(options, key):  # added, or unknown: Hydra knows how, or what to say
-            return config.load("train", [f"{key}={text}" for key, text in overrides])
+            return runs.load("train", [f"{key}={text}" for key, text in overrides])
         OmegaConf.update(values, key, meaning(key, text))
-    return config.from_dict(values)
+    return runs.typed(values, TrainingSettings)
 
 
-def _plan(settings: Config, ranks: int) -> RunPlan:
+def _plan(settings: TrainingSettings, ranks: int) -> RunPlan:
     """The plan of a job's run."""
     # Of the device only the kind counts: jobs that leave the choice to the machine are planned as on a GPU if
     # this machine, which is where a sweep is planned, has one.

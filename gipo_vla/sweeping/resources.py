@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from gipo_envs.errors import UserError
-from gipo_vla.config import Config
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.sweeping.settings import SweepSettings
 
 
@@ -25,12 +25,12 @@ def gpus() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def cores_per_job(settings: Config, ranks: int) -> int:
+def cores_per_job(settings: TrainingSettings, ranks: int) -> int:
     """Cores that a run keeps busy: its simulators, or the learner's threads; they mostly take turns."""
     return ranks * max(settings.rollout.workers, settings.learner.threads)
 
 
-def at_once(sweep: SweepSettings, runs: Sequence[Config], cores_here: int, gpus_here: int) -> int:
+def at_once(sweep: SweepSettings, runs: Sequence[TrainingSettings], cores_here: int, gpus_here: int) -> int:
     """Jobs that run side by side: what was asked for, else as many as the machine feeds.
 
     Raises:

@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field
 
 from gipo_envs.errors import UserError
 from gipo_vla import options
-from gipo_vla.composing import compose_yaml
-from gipo_vla.config import Config
+from gipo_vla.settings.composition import compose_yaml
+from gipo_vla.settings.schema import TrainingSettings
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -98,7 +98,7 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             raise UserError(
                 f"{key} is set by the sweep, for every job its own: choose its place with sweep_dir="
             )
-    return options.split(arguments, OWN_KEYS, options.settings_names([Config]))
+    return options.split(arguments, OWN_KEYS, options.settings_names([TrainingSettings]))
 
 
 def load(own: Mapping[str, str], overrides: Sequence[str]) -> SweepSettings:

@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
 from gipo_envs.errors import UserError
-from gipo_vla.composing import PATH_KEYS
+from gipo_vla.settings.composition import PATH_KEYS
 from gipo_vla.sweeping.settings import key_of
 
 SIGNIFICANT_DIGITS = 4

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from gipo_vla.config import TelemetrySettings
+from gipo_vla.settings.schema import TelemetrySettings
 
 
 class Tracker(Protocol):

@@ -7,28 +7,28 @@ import pytest
 import torch
 
 from gipo_envs import make, make_spec
-from gipo_vla import config
 from gipo_vla.assembly import build_policy
 from gipo_vla.evaluation.episodes import EpisodeResult, play
 from gipo_vla.policies.base import Policy
 from gipo_vla.rollout.episodes import TrainingEpisodes, evaluation_plans
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.settings.schema import TrainingSettings
 from tests.conftest import MakeConfig
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def settings(make_config: MakeConfig) -> config.Config:
+def settings(make_config: MakeConfig) -> TrainingSettings:
     return make_config("rollout.workers=2", "rollout.envs_per_worker=3", "env.task=[reach,push]")
 
 
 @pytest.fixture
-def policy(settings: config.Config) -> Policy:
+def policy(settings: TrainingSettings) -> Policy:
     return build_policy(settings, make_spec(settings.env), CPU)
 
 
-def pool_of(settings: config.Config) -> WorkerPool:
+def pool_of(settings: TrainingSettings) -> WorkerPool:
     spec = make_spec(settings.env)
     episodes = TrainingEpisodes(spec, 0, 6)
     pool = WorkerPool(settings.env, spec, 2, 3, 1, episodes.following)
@@ -36,12 +36,12 @@ def pool_of(settings: config.Config) -> WorkerPool:
     return pool
 
 
-def played(settings: config.Config, policy: Policy, pool: WorkerPool, greedy: bool) -> list[EpisodeResult]:
+def played(settings: TrainingSettings, policy: Policy, pool: WorkerPool, greedy: bool) -> list[EpisodeResult]:
     plans = evaluation_plans(pool.spec, 5)
     return play(policy, pool, plans, CPU, 1.0, greedy, torch.Generator().manual_seed(3))
 
 
-def test_every_plan_is_played_once_as_if_alone(settings: config.Config, policy: Policy) -> None:
+def test_every_plan_is_played_once_as_if_alone(settings: TrainingSettings, policy: Policy) -> None:
     """Ten plans on six environments, against one environment stepped by hand."""
     with pool_of(settings) as pool:
         results = played(settings, policy, pool, greedy=True)
@@ -75,7 +75,7 @@ def test_evaluation_does_not_end_on_success_though_training_does(make_config: Ma
     assert {result.env_steps for result in results} == {spec.step_limit}
 
 
-def test_simulators_are_given_back_as_they_were(settings: config.Config, policy: Policy) -> None:
+def test_simulators_are_given_back_as_they_were(settings: TrainingSettings, policy: Policy) -> None:
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (12, 6, 1, 2)).astype(np.float32)
 
@@ -93,7 +93,7 @@ def test_simulators_are_given_back_as_they_were(settings: config.Config, policy:
     np.testing.assert_array_equal(observations(True), observations(False))
 
 
-def test_sampled_evaluation_repeats_with_its_generator(settings: config.Config, policy: Policy) -> None:
+def test_sampled_evaluation_repeats_with_its_generator(settings: TrainingSettings, policy: Policy) -> None:
     with pool_of(settings) as pool:
         first, second = (played(settings, policy, pool, greedy=False) for _ in range(2))
     assert [result.episode_return for result in first] == [result.episode_return for result in second]

@@ -20,18 +20,18 @@ from typing import Any
 
 import torch
 
-from gipo_vla import config
 from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint import run_state
 from gipo_vla.checkpoint.writer import CheckpointWriter
-from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.run.plan import plan_collection
+from gipo_vla.settings import runs
+from gipo_vla.settings.schema import TrainingSettings
 
 
-def build(settings: Config) -> Pipeline:
+def build(settings: TrainingSettings) -> Pipeline:
     device = torch.device("cpu")
     spec = environment_spec(settings)
     policy = build_policy(settings, spec, device)
@@ -106,7 +106,7 @@ def weights(pipeline: Pipeline) -> list[float]:
 
 def main() -> None:
     root, overrides = Path(sys.argv[1]), sys.argv[2:]
-    settings = config.load("train", overrides)
+    settings = runs.load("train", overrides)
     group.start(torch.device("cpu"))
     pipeline, other = build(settings), build(settings)
     try:

@@ -14,9 +14,9 @@ from gipo_envs.errors import UserError
 from gipo_vla.distributed import group
 from gipo_vla.imitation.cloning import Cloner, cloning_losses
 from gipo_vla.imitation.examples import Batch
-from gipo_vla.imitation.settings import CloningLearnerSettings, CloningSettings
 from gipo_vla.learner.learner import NonFiniteError
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
+from gipo_vla.settings.cloning import CloningLearnerSettings, CloningSettings
 
 MakeCloner = Callable[..., Cloner]
 CLONING = CloningSettings(steps=100, batch_size=12, micro_batch_size=12, steps_per_iteration=10)

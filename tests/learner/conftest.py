@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from gipo_envs import EnvironmentSettings, make_spec
-from gipo_vla.config import LearnerSettings
 from gipo_vla.credit.gae import GaeSettings
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.learner.learner import Learner
@@ -19,6 +18,7 @@ from gipo_vla.objectives.gipo import GipoSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
 from gipo_vla.replay.segment import SegmentBatch, SegmentLayout, layout
+from gipo_vla.settings.schema import LearnerSettings
 
 CPU = torch.device("cpu")
 LENGTH, CHUNK, BINS = 5, 3, 8

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from gipo_vla import config
 from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.policies.base import Observations, Policy
 from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
 from gipo_vla.run.plan import plan_collection
+from gipo_vla.settings import runs
 from tests.conftest import TINY, TINY_VLA, MakeConfig
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ VLA = (*TINY_VLA, "rollout.temperature=1.6")
 
 def policy_and_observations(overrides: tuple[str, ...], batch: int) -> tuple[Policy, Observations]:
     own = [text for text in TINY if not (overrides and text.startswith("policy."))]
-    settings = config.load("train", [*own, *overrides])
+    settings = runs.load("train", [*own, *overrides])
     spec = environment_spec(settings)
     rng = np.random.default_rng(0)
     observations: Observations = {}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
+from gipo_envs.errors import UserError
 from gipo_vla.reporting import results, summary
 from gipo_vla.reporting.comparison import Comparison, compare, paired_difference, score_estimate, score_strata
 from gipo_vla.reporting.runs import read_runs
@@ -163,3 +165,41 @@ def test_sigma_by_capacity_has_a_row_for_objectives_without_sigma(tmp_path: Path
         [None, 1000],
         [None, 20000],
     ]
+
+
+def test_runs_are_compared_by_the_score_that_was_asked_for(tmp_path: Path, make_run: Maker) -> None:
+    for seed, (gipo, ppo) in enumerate([(0.9, 0.5), (0.7, 0.5)]):
+        make_run(tmp_path / f"gipo{seed}", "gipo", seed=seed, success=gipo)
+        make_run(tmp_path / f"ppo{seed}", "ppo", seed=seed, success=ppo)
+    path = tmp_path / "gipo0" / "evaluation.json"
+    values = json.loads(path.read_text())
+    values["sampled"]["tasks"]["reach"] |= {"mean_return": 50.0, "success_at_end": 0.1}
+    path.write_text(json.dumps(values))
+    found = read_runs([tmp_path])
+    for score, expected in {
+        "success_once": (0.8, 0.3),
+        "success_at_end": (0.72, 0.27),
+        "mean_return": (80.0, 30.0),
+        "sampled.success_once": (0.8, 0.3),  # per task, which the fixture has alike in both modes
+        "sampled.success_at_end": (0.365, -0.085),
+        "sampled.mean_return": (60.0, 10.0),
+    }.items():
+        comparison = compare(*found, score=cast(summary.Score, score))
+        table = results.configurations(comparison)
+        column = table.columns.index("success_iqm" if score == "success_once" else f"{score}_iqm")
+        assert table.rows[0][column] == pytest.approx(expected[0]), score
+        pairs = results.differences(comparison)
+        assert pairs is not None
+        assert pairs.rows[0][0] == score and pairs.rows[0][4] == pytest.approx(expected[1])
+    table = results.configurations(compare(*found))
+    last = dict(zip(table.columns, table.rows[0]))
+    assert last["sampled_mean_return_iqm"] == pytest.approx(60)
+    held_out = results.held_out(compare(*found))
+    assert held_out is not None and len(held_out.rows) == 2 * 6
+
+
+def test_a_score_that_not_every_run_has_is_refused(tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path / "a", seed=0)
+    make_run(tmp_path / "b", seed=1, evaluated=False)
+    with pytest.raises(UserError, match=r"score=mean_return is of the evaluation at the end"):
+        compare(*read_runs([tmp_path]), score="mean_return")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from gipo_vla.reporting.grouping import group, label, varying_factors
@@ -82,6 +83,31 @@ def test_what_was_set_for_each_algorithm_apart_is_no_factor_beside_it() -> None:
     factors, confounded, configurations = group(runs)
     assert (factors[-1], confounded) == ("learner.rate", ["learner.updates"])
     assert group([runs[0], runs[3]]).factors == ["learner.rate"]
+
+
+def test_only_what_a_sweep_varied_is_a_factor_where_it_is_recorded() -> None:
+    """The loose runs differ in the learner's updates too, which no override of the sweep set."""
+    loose = [
+        run("a", objective__name="gipo", objective__sigma=1.0, learner__updates=4, env__family="x", seed=0),
+        run("b", objective__name="gipo", objective__sigma=0.5, learner__updates=8, env__family="y", seed=1),
+        run("c", objective__name="ppo", learner__updates=4, env__family="x", seed=0),
+    ]
+    given = (
+        ("objective=gipo", "objective.sigma=1", "seed=0"),
+        ("objective=gipo", "objective.sigma=0.5", "seed=1"),
+        ("objective=ppo", "seed=0"),
+    )
+    known = [replace(one, overrides=texts) for one, texts in zip(loose, given)]
+    assert varying_factors(known) == ["objective.name", "objective.sigma"]
+    assert set(varying_factors(loose)) == {
+        "objective.name",
+        "objective.sigma",
+        "env.family",
+        "learner.updates",
+    }
+    assert varying_factors([*known[:2], loose[2]]) == varying_factors(loose)
+    groups = [replace(one, overrides=(*texts, f"+env={one.name}")) for one, texts in zip(loose, given)]
+    assert varying_factors(groups) == ["objective.name", "objective.sigma", "env.family"]
 
 
 def test_whole_numbers_and_floats_of_one_value_are_one() -> None:

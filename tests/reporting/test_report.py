@@ -25,6 +25,7 @@ SWEEP_FILES = {
     "capacity_differences.csv",
     "configurations.csv",
     "curves.csv",
+    "held_out.csv",
     "lag.csv",
     "paired_differences.csv",
     "runs.csv",
@@ -91,6 +92,16 @@ def test_report_of_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert str(sweep.parent) not in page
 
 
+def test_a_report_by_another_score(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(sweep), "score=sampled.mean_return"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["score"] == "sampled.mean_return (evaluation)"
+    returns = {row["configuration"]: row["sampled.mean_return_iqm"] for row in values["configurations"]}
+    assert returns["ppo, capacity 1,000"] == pytest.approx(40)
+    assert {path.name for path in (sweep / "report").iterdir()} == SWEEP_FILES
+    assert "Sampled return" in (sweep / "report" / "report.html").read_text()
+
+
 def test_tables_depend_neither_on_the_order_nor_on_the_place_of_runs(sweep: Path, tmp_path: Path) -> None:
     first = write_report([sweep]).page.parent
     halves = [tmp_path / "halves" / name for name in ("y", "x")]
@@ -132,6 +143,7 @@ def test_metrics_alone_make_a_report(tmp_path: Path, make_run: Maker) -> None:
         ([], "name at least one run folder"),
         (["--fast", "."], "unknown option --fast"),
         (["absent"], "absent is no folder"),
+        (["score=luck", "."], "score=luck: choose one of success_once, success_at_end"),
     ],
 )
 def test_mistakes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +112,18 @@ def test_thin_keeps_the_ends_and_the_spread() -> None:
 
 def test_flatten() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None}) == {"a.b": 1, "a.c.d": "[1, 2]", "e": None}
+
+
+def test_what_a_sweep_varied_is_read_from_its_list_of_jobs(
+    tmp_path: Path, make_run: Callable[..., Path]
+) -> None:
+    """A job is found by the digest at the end of its name, as its folder may have older words."""
+    make_run(tmp_path / "older-words-0123456789")
+    make_run(tmp_path / "by_hand")
+    jobs = [{"name": "words-0123456789", "overrides": ["seed=0", "objective=gipo"]}]
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    runs, _ = read_runs([tmp_path])
+    assert {run.name: run.overrides for run in runs} == {
+        "by_hand": None,
+        "older-words-0123456789": ("seed=0", "objective=gipo"),
+    }

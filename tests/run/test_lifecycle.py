@@ -20,13 +20,13 @@ from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.checkpoint.run_state import Loaded, text_writer
 from gipo_vla.checkpoint.writer import CheckpointWriter, Content
 from gipo_vla.cli import RunStoppedError
-from gipo_vla.config import Config
 from gipo_vla.rollout.episodes import evaluation_plans
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.run.resume import Start
 from gipo_vla.run.start import run
 from gipo_vla.run.trainer import Row, ShouldStop
 from gipo_vla.settings.runs import load, load_sft, may_change
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import Position
 from gipo_vla.train import resolve
 from tests.conftest import MakeConfig
@@ -42,7 +42,7 @@ class Counting:
     made: list[Counting] = []  # noqa: RUF012  the trainers of a test
 
     def __init__(
-        self, settings: Config, spec: EnvironmentSpec, device: torch.device, stored: Path | None
+        self, settings: TrainingSettings, spec: EnvironmentSpec, device: torch.device, stored: Path | None
     ) -> None:
         self.settings, self.spec, self.device, self.stored = settings, spec, device, stored
         self.policy = build_policy(settings, spec, device)
@@ -124,7 +124,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Counting, "made", [])
 
 
-def count(settings: Config) -> tuple[RunFolder, Counting]:
+def count(settings: TrainingSettings) -> tuple[RunFolder, Counting]:
     folder = RunFolder(run(Start(settings), Counting))
     return folder, Counting.made[-1]
 

@@ -13,10 +13,8 @@ import torch
 
 from gipo_envs import registry as families
 from gipo_envs.errors import UserError
-from gipo_vla import config, sft
+from gipo_vla import sft
 from gipo_vla.assembly import build_policy, environment_spec
-from gipo_vla.config import Config
-from gipo_vla.imitation import settings as sft_settings
 from gipo_vla.policies.openvla_oft.construction import build
 from gipo_vla.policies.openvla_oft.memory import prompt_tokens
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
@@ -26,6 +24,8 @@ from gipo_vla.run import memory
 from gipo_vla.run.memory import GIB, Limits, container_limit
 from gipo_vla.run.plan import RunPlan, plan_run
 from gipo_vla.run.resume import Start
+from gipo_vla.settings import composition, runs
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 from gipo_vla.train import train
 from tests.conftest import TINY_VLA, MakeConfig, needs_libero
@@ -37,29 +37,29 @@ PLENTY = 2**50
 
 
 @pytest.fixture
-def tiny_vla(tmp_path: Path) -> Config:
+def tiny_vla(tmp_path: Path) -> TrainingSettings:
     overrides = ("experiment=point_reach", *TINY_VLA, f"run_dir={tmp_path / 'run'}", "telemetry.wandb=off")
-    return config.load("train", overrides)
+    return runs.load("train", overrides)
 
 
 @pytest.fixture
-def seven_billion() -> Config:
+def seven_billion() -> TrainingSettings:
     """Random weights, two cameras of LIBERO."""
     overrides = ("env=libero_spatial", "policy=openvla_oft_7b", "policy.random_weights=true")
     images = ("env.camera.format=openvla", "env.step_limit=220", "replay.segment_length=8", "env.task=all")
-    values = config.compose_yaml("train", ["~experiment", *overrides, *images])
-    return config.from_dict({"experiment": "seven_billion", "iterations": 1, **values})
+    values = composition.compose_yaml("train", ["~experiment", *overrides, *images])
+    return runs.typed({"experiment": "seven_billion", "iterations": 1, **values}, TrainingSettings)
 
 
-def planned(settings: Config, device: torch.device = CUDA, world: int = 1) -> RunPlan:
+def planned(settings: TrainingSettings, device: torch.device = CUDA, world: int = 1) -> RunPlan:
     return plan_run(settings, environment_spec(settings), world, device)
 
 
-def changed(settings: Config, section: str, **values: object) -> Config:
+def changed(settings: TrainingSettings, section: str, **values: object) -> TrainingSettings:
     return replace(settings, **{section: replace(getattr(settings, section), **values)})
 
 
-def test_the_weights_of_a_cpu_run_count_as_host_memory(tiny_vla: Config) -> None:
+def test_the_weights_of_a_cpu_run_count_as_host_memory(tiny_vla: TrainingSettings) -> None:
     cpu, cuda = planned(tiny_vla, CPU).memory, planned(tiny_vla, CUDA).memory
     assert cpu.on_host and cpu.host > cpu.resident > cpu.device > 0
     assert not cuda.on_host and cuda.policy.overhead > 0
@@ -80,7 +80,7 @@ def test_small_policies_are_counted_too(make_config: MakeConfig) -> None:
     assert need.problem(Limits(PLENTY, None)) is None
 
 
-def test_7b_fits_an_h200_and_no_small_card(seven_billion: Config) -> None:
+def test_7b_fits_an_h200_and_no_small_card(seven_billion: TrainingSettings) -> None:
     settings = changed(seven_billion, "learner", micro_batch_segments=1, batch_segments=8)
     need = planned(settings)
     assert 13.6 * GIB < need.memory.policy.frozen < 14.2 * GIB
@@ -103,7 +103,7 @@ def test_7b_fits_an_h200_and_no_small_card(seven_billion: Config) -> None:
     ],
 )
 def test_the_setting_to_lower_on_the_device_is_named(
-    seven_billion: Config, changes: dict[str, dict[str, object]], named: str
+    seven_billion: TrainingSettings, changes: dict[str, dict[str, object]], named: str
 ) -> None:
     for section, values in changes.items():
         seven_billion = changed(seven_billion, section, **values)
@@ -123,7 +123,7 @@ def test_the_setting_to_lower_on_the_device_is_named(
     ],
 )
 def test_the_setting_to_lower_on_the_host_is_named(
-    seven_billion: Config, changes: dict[str, dict[str, object]], named: str
+    seven_billion: TrainingSettings, changes: dict[str, dict[str, object]], named: str
 ) -> None:
     for section, values in changes.items():
         seven_billion = changed(seven_billion, section, **values)
@@ -157,13 +157,15 @@ def refuses(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> str:
     return str(error.value)
 
 
-def test_train_refuses_before_anything_is_spent(tiny_vla: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_refuses_before_anything_is_spent(
+    tiny_vla: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "host memory" in refuses(monkeypatch, lambda: train(Start(tiny_vla, None)))
     assert tiny_vla.run_dir is not None and not Path(tiny_vla.run_dir).exists()
 
 
 def test_sft_refuses_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = sft_settings.load(["experiment=metaworld_oft_tiny_sft", f"run_dir={tmp_path / 'run'}"])
+    settings = runs.load_sft(["experiment=metaworld_oft_tiny_sft", f"run_dir={tmp_path / 'run'}"])
     need = plan_run(settings, environment_spec(settings), 1, CUDA)
     assert need.memory.replay == 0 and need.memory.policy.twin == 0
     line = need.problem(Limits(PLENTY, need.memory.policy.frozen))
@@ -172,7 +174,7 @@ def test_sft_refuses_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "host memory" in refuses(monkeypatch, lambda: sft.clone(settings))
 
 
-def test_the_plan_is_shown(tiny_vla: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_is_shown(tiny_vla: TrainingSettings, capsys: pytest.CaptureFixture[str]) -> None:
     console.print(planned(tiny_vla).memory_table(Limits(8 * GIB, 16 * GIB, ranks=2)))
     table = capsys.readouterr().err
     for name in (
@@ -185,7 +187,7 @@ def test_the_plan_is_shown(tiny_vla: Config, capsys: pytest.CaptureFixture[str])
         assert name in table
 
 
-def test_prompt_lengths_are_not_underestimated(tiny_vla: Config) -> None:
+def test_prompt_lengths_are_not_underestimated(tiny_vla: TrainingSettings) -> None:
     spec = environment_spec(tiny_vla)
     assert isinstance(tiny_vla.policy, OpenVlaOftSettings)
     assert prompt_tokens(tiny_vla.policy, spec) == build(tiny_vla.policy, spec).prompt_ids.shape[1]

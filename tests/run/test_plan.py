@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from gipo_envs.errors import UserError
-from gipo_vla import config
 from gipo_vla.assembly import environment_spec
-from gipo_vla.imitation import settings as sft_settings
 from gipo_vla.run.measured import Measured, mean_after
 from gipo_vla.run.plan import RunPlan, plan_run
+from gipo_vla.settings import runs
 from gipo_vla.telemetry.console import console
 from tests.conftest import MakeConfig, which
 
@@ -31,7 +30,7 @@ TWO_RANKS = ("rollout.workers=1", "rollout.envs_per_worker=16", "learner.micro_b
 
 
 def plan_of(*overrides: str, world: int = 1) -> RunPlan:
-    settings = config.load("train", overrides)
+    settings = runs.load("train", overrides)
     return plan_run(settings, environment_spec(settings), world, CPU)
 
 
@@ -102,7 +101,7 @@ def test_groups_wait_for_their_episodes() -> None:
 
 
 def test_cloning_is_planned_as_well() -> None:
-    settings = sft_settings.load([])
+    settings = runs.load_sft([])
     plan = plan_run(settings, environment_spec(settings), 1, CPU)
     assert plan.updates == 600 and plan.collection is None and plan.lag is None
     assert plan.memory.micro_batch == 128 and plan.memory.replay == 0

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from gipo_envs.errors import UserError
-from gipo_vla import config
 from gipo_vla.checkpoint.run_folder import RunFolder, create
 from gipo_vla.run.resume import launch_record
+from gipo_vla.settings import runs
 from gipo_vla.train import resolve
 
 MakeRun = Callable[..., Path]
@@ -29,9 +29,9 @@ def make_run(tiny_overrides: tuple[str, ...]) -> MakeRun:
     """``make_run(path, "key=value", ..., finished=3)``: what a run of these settings leaves on disk."""
 
     def make(path: Path | str, *overrides: str, finished: int = 0) -> Path:
-        settings = config.load("train", [*tiny_overrides, f"run_dir={path}", *overrides])
+        settings = runs.load("train", [*tiny_overrides, f"run_dir={path}", *overrides])
         folder = create(settings)
-        folder.write_text(folder.config, config.to_yaml(settings))
+        folder.write_text(folder.config, runs.to_yaml(settings))
         if finished:
             folder.write_json(folder.finished, {"iterations": finished})
         return folder.path
@@ -171,7 +171,7 @@ def test_seeds_started_in_the_same_second_get_folders_of_their_own(
     tiny_overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
-    made = [create(config.load("train", tiny_overrides)).path.name for _ in range(3)]
+    made = [create(runs.load("train", tiny_overrides)).path.name for _ in range(3)]
     assert made == [f"point_reach-20260101-000000{end}" for end in ("", "-2", "-3")]
 
 
@@ -186,4 +186,4 @@ def test_two_processes_cannot_have_one_folder(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_seen_before_anything_starts(tiny_overrides: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"MB free, this run needs at least"):
-        create(config.load("train", [*tiny_overrides, f"run_dir={tmp_path / 'run'}"]), bytes_needed=2**60)
+        create(runs.load("train", [*tiny_overrides, f"run_dir={tmp_path / 'run'}"]), bytes_needed=2**60)

@@ -16,21 +16,23 @@ from safetensors.torch import load_file
 
 from gipo_envs import CameraSettings, EnvironmentSettings
 from gipo_envs.errors import UserError
-from gipo_vla import config, evaluate, sft, train
+from gipo_vla import evaluate, sft, train
 from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint.locate import find_checkpoint
 from gipo_vla.checkpoint.run_folder import RunFolder
-from gipo_vla.config import Config
 from gipo_vla.imitation.cloning import Cloner
 from gipo_vla.imitation.examples import Batch
-from gipo_vla.imitation.settings import SftConfig, load, read_run
 from gipo_vla.policies.mlp import MlpPolicy
 from gipo_vla.run.cloning import has_settled
 from gipo_vla.run.resume import Start
+from gipo_vla.settings import runs
+from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.runs import load_sft, read_run
+from gipo_vla.settings.schema import TrainingSettings
 from tests.conftest import TINY, TINY_SFT
 
-MakeSft = Callable[..., SftConfig]
-MakeConfig = Callable[..., Config]
+MakeSft = Callable[..., SftSettings]
+MakeConfig = Callable[..., TrainingSettings]
 CPU = torch.device("cpu")
 PICTURES = EnvironmentSettings(
     "point_reach", "reach", ("images", "proprio"), CameraSettings(("top",), 84, 84)
@@ -38,7 +40,7 @@ PICTURES = EnvironmentSettings(
 SAME_POLICY = ("policy.hidden=[32]", "policy.bins=32")
 
 
-def clone(settings: SftConfig) -> Path:
+def clone(settings: SftSettings) -> Path:
     """A new run of these settings; returns its folder."""
     return sft.clone(Start(settings))
 
@@ -55,7 +57,7 @@ def policy_of(folder: Path) -> dict[str, torch.Tensor]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny finished run."""
     folder = tmp_path_factory.mktemp("sft") / "run"
-    return clone(load([*TINY_SFT, f"run_dir={folder}"]))
+    return clone(load_sft([*TINY_SFT, f"run_dir={folder}"]))
 
 
 # ------------------------------------------------------------------------------------------------- the run
@@ -76,7 +78,7 @@ def test_a_run_leaves_what_a_training_run_leaves(finished: Path) -> None:
     assert done["updates"] == 8 and done["reason"] == "all 8 updates are made"
     assert (finished / "loss_curve.png").stat().st_size > 0
     settings = read_run(finished / "config.yaml")
-    assert isinstance(settings, SftConfig) and settings.demonstrations.count == 5
+    assert isinstance(settings, SftSettings) and settings.demonstrations.count == 5
     facts = json.loads((finished / "demonstrations" / "demonstrations.json").read_text())
     assert len(facts["episodes"]) == 5 and facts["attempts"] >= 5
     checkpoint = find_checkpoint(finished)
@@ -179,7 +181,7 @@ def test_what_a_resumed_run_may_change(finished: Path) -> None:
 def test_commands_do_not_resume_each_others_runs(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a run of python -m gipo_vla\.sft: resume it with that command"):
         train.resolve([f"resume={finished}"])
-    (tmp_path / "config.yaml").write_text(config.to_yaml(config.load("train", TINY)))
+    (tmp_path / "config.yaml").write_text(runs.to_yaml(runs.load("train", TINY)))
     with pytest.raises(UserError, match=r"is a run of python -m gipo_vla\.train: resume it with"):
         sft.resolve([f"resume={tmp_path}"])
 
@@ -260,7 +262,7 @@ def test_a_run_that_started_from_another_needs_it_only_once(
         build_policy(settings, environment_spec(settings), CPU)
 
 
-def problem(settings: Config) -> str:
+def problem(settings: TrainingSettings) -> str:
     with pytest.raises(UserError) as caught:
         build_policy(settings, environment_spec(settings), CPU)
     return str(caught.value)
@@ -270,7 +272,7 @@ def test_another_policy_is_named(finished: Path, make_config: MakeConfig, tmp_pa
     origin = f"init_from={finished}"
     assert "policy.hidden is (32,) there, (16,) here" in problem(make_config(origin, "policy.bins=32"))
     assert "policy.bins is 32 there, 16 here" in problem(make_config(origin, "policy.hidden=[32]"))
-    vla = replace(make_config(origin), policy=config.load("train", ["policy=openvla_oft_tiny"]).policy)
+    vla = replace(make_config(origin), policy=runs.load("train", ["policy=openvla_oft_tiny"]).policy)
     assert "holds a policy mlp, this run's is openvla_oft" in problem(replace(vla, env=PICTURES))
     two_tasks = make_config(origin, *SAME_POLICY, "env.task=[reach,push]")
     assert "does not fit this run's environment" in problem(two_tasks)
@@ -284,11 +286,11 @@ def test_another_policy_is_named(finished: Path, make_config: MakeConfig, tmp_pa
 
 def test_experiments_belong_to_their_command() -> None:
     with pytest.raises(UserError, match=r"belongs to python -m gipo_vla\.sft"):
-        config.load("train", ["experiment=metaworld_mlp_sft"])
+        runs.load("train", ["experiment=metaworld_mlp_sft"])
     with pytest.raises(UserError, match=r"belongs to python -m gipo_vla\.train"):
-        load(["experiment=point_reach"])
+        load_sft(["experiment=point_reach"])
     for name in ("metaworld_mlp_sft", "metaworld_oft_tiny_sft"):
-        assert load([f"experiment={name}"]).experiment == name
+        assert load_sft([f"experiment={name}"]).experiment == name
 
 
 @pytest.mark.parametrize(
@@ -316,9 +318,9 @@ def test_a_policy_that_does_not_fit_is_refused_before_recording(make_sft: MakeSf
 
 def test_settings_survive_yaml(make_sft: MakeSft, tmp_path: Path) -> None:
     settings = make_sft("demonstrations.state_range={index: 4, low: null, high: 0.5}", "seed=3")
-    (tmp_path / "config.yaml").write_text(config.to_yaml(settings))
+    (tmp_path / "config.yaml").write_text(runs.to_yaml(settings))
     assert read_run(tmp_path / "config.yaml") == settings
-    assert config.digest(settings) != config.digest(replace(settings, seed=4))
+    assert runs.digest(settings) != runs.digest(replace(settings, seed=4))
 
 
 # ------------------------------------------------------------------------------------------------- success
@@ -341,7 +343,7 @@ def test_a_small_vla_is_cloned_evaluated_and_started_from(
     vla = ("policy=openvla_oft_tiny", "env.observations=[images,proprio]")
     pictures = ("env.camera.height=84", "env.camera.width=84")
     own = [text for text in TINY_SFT if not text.startswith("policy.")]
-    folder = clone(load([*own, *vla, *pictures, "sft.steps=2", f"run_dir={tmp_path / 'vla'}"]))
+    folder = clone(load_sft([*own, *vla, *pictures, "sft.steps=2", f"run_dir={tmp_path / 'vla'}"]))
     checkpoint = find_checkpoint(folder)
     statistics = json.loads((checkpoint / "dataset_statistics.json").read_text())
     action = statistics["point_reach"]["action"]
@@ -353,7 +355,7 @@ def test_a_small_vla_is_cloned_evaluated_and_started_from(
     assert evaluate.main([f"checkpoint={folder}"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((folder / "evaluation.json").read_text())
 
-    settings = config.load(
+    settings = runs.load(
         "train",
         ["experiment=point_reach", *vla, *pictures, f"init_from={folder}", "replay.segment_length=5",
          "iterations=1", "rollout.workers=1", "rollout.envs_per_worker=4", "rollout.env_steps=160",

@@ -15,27 +15,28 @@ import torch
 from omegaconf import OmegaConf
 
 from gipo_envs.errors import UserError
-from gipo_vla import cli, config, train
+from gipo_vla import cli, train
 from gipo_vla.assembly import environment_spec
-from gipo_vla.config import Config
 from gipo_vla.distributed import group
+from gipo_vla.settings import composition, runs
+from gipo_vla.settings.schema import TrainingSettings
 
-MakeConfig = Callable[..., Config]
+MakeConfig = Callable[..., TrainingSettings]
 
 
 def experiments() -> list[str]:
-    return config.groups()["experiment"]
+    return composition.groups()["experiment"]
 
 
 @pytest.mark.parametrize("experiment", experiments())
 def test_every_experiment_composes(experiment: str) -> None:
-    values = config.compose_yaml("train", [f"experiment={experiment}"])
+    values = composition.compose_yaml("train", [f"experiment={experiment}"])
     assert values.experiment == experiment
 
 
 @pytest.mark.parametrize(
     "override",
-    [f"{group}={option}" for group in ("objective", "credit") for option in config.groups()[group]],
+    [f"{group}={option}" for group in ("objective", "credit") for option in composition.groups()[group]],
 )
 def test_every_option_is_valid(make_config: MakeConfig, override: str) -> None:
     group, _, option = override.partition("=")
@@ -44,7 +45,7 @@ def test_every_option_is_valid(make_config: MakeConfig, override: str) -> None:
 
 
 def test_the_default_is_the_button_on_metaworld() -> None:
-    settings = config.load("train", [])
+    settings = runs.load("train", [])
     assert (settings.experiment, settings.env.task) == ("metaworld_button_press", "button-press-v3")
 
 
@@ -67,19 +68,19 @@ def test_overrides_win_over_the_experiment(make_config: MakeConfig) -> None:
 def test_yaml_there_and_back(make_config: MakeConfig, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     settings = make_config(*overrides)
     path = tmp_path / "config.yaml"
-    path.write_text(config.to_yaml(settings))
-    assert config.from_yaml(path) == settings
-    assert config.digest(config.from_yaml(path)) == config.digest(settings)
-    assert config.from_dict(config.to_dict(settings)) == settings
+    path.write_text(runs.to_yaml(settings))
+    assert runs.from_yaml(path) == settings
+    assert runs.digest(runs.from_yaml(path)) == runs.digest(settings)
+    assert runs.typed(runs.to_dict(settings), TrainingSettings) == settings
 
 
 def test_the_digest_is_of_the_run_not_of_the_session(make_config: MakeConfig) -> None:
     settings = make_config()
     same = replace(settings, run_dir="elsewhere", resume="auto", stop_after=1)
-    assert config.digest(settings) == config.digest(same) == config.digest(make_config())
-    assert len(config.digest(settings)) == 16
+    assert runs.digest(settings) == runs.digest(same) == runs.digest(make_config())
+    assert len(runs.digest(settings)) == 16
     others = [make_config(text) for text in ("seed=1", "objective.sigma=0.9", "eval.mode=sampled")]
-    assert len({config.digest(other) for other in (settings, *others)}) == 4
+    assert len({runs.digest(other) for other in (settings, *others)}) == 4
 
 
 def test_paths_need_no_quotes(make_config: MakeConfig) -> None:
@@ -91,7 +92,7 @@ def test_paths_need_no_quotes(make_config: MakeConfig) -> None:
 
 def problem(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        config.load("train", ["experiment=point_reach", *overrides])
+        runs.load("train", ["experiment=point_reach", *overrides])
     return str(caught.value)
 
 
@@ -147,7 +148,7 @@ def test_unknown_names_come_with_the_nearest(override: str, named: tuple[str, ..
 )
 def test_wrong_values_are_named(overrides: tuple[str, ...], named: tuple[str, ...]) -> None:
     try:
-        settings = config.load("train", ["experiment=point_reach", "rollout.workers=2", *overrides])
+        settings = runs.load("train", ["experiment=point_reach", "rollout.workers=2", *overrides])
     except UserError as error:
         message = str(error)
     else:  # what only the environment can judge
@@ -160,31 +161,31 @@ def test_wrong_values_are_named(overrides: tuple[str, ...], named: tuple[str, ..
 
 def test_a_damaged_config_file_is_named(tmp_path: Path, make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match=r"config\.yaml"):
-        config.from_yaml(tmp_path / "config.yaml")
+        runs.from_yaml(tmp_path / "config.yaml")
     for text in ("a: [1, 2", "just words", ""):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(UserError):
-            config.from_yaml(tmp_path / "config.yaml")
-    values = OmegaConf.create(config.to_yaml(make_config()))
+            runs.from_yaml(tmp_path / "config.yaml")
+    values = OmegaConf.create(runs.to_yaml(make_config()))
     values.replay.shards = 3
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(values))
     with pytest.raises(UserError, match=r"replay\.shards"):
-        config.from_yaml(tmp_path / "config.yaml")
+        runs.from_yaml(tmp_path / "config.yaml")
 
 
 def test_overriding_a_finished_run(make_config: MakeConfig) -> None:
     base = make_config()
-    changed = config.override(base, ["objective.sigma=0.3", "iterations=9"])
+    changed = runs.override(base, ["objective.sigma=0.3", "iterations=9"])
     assert (changed.objective.sigma, changed.iterations) == (0.3, 9)  # type: ignore[union-attr]
-    assert config.override(base, []) == base
-    assert config.override(base, ["objective=ppo"]).objective.name == "ppo"
+    assert runs.override(base, []) == base
+    assert runs.override(base, ["objective=ppo"]).objective.name == "ppo"
     for text, named in (
         ("objective.sigm=1", "objective.sigma"),
         ("objective=gip", "gipo"),
         ("x", "key=value"),
     ):
         with pytest.raises(UserError, match=named):
-            config.override(base, [text])
+            runs.override(base, [text])
 
 
 # ------------------------------------------------------------------------------------------- command line
@@ -224,7 +225,7 @@ def assert_refused(result: tuple[int, str, str], *named: str) -> None:
 def test_help_shows_the_groups(run_train: Callable[..., Any]) -> None:
     status, out, err = run_train("--help")
     assert status == 0 and err == ""
-    for name, options in config.groups().items():
+    for name, options in composition.groups().items():
         of_another_command = name in {"demonstrations", "sweep"}
         assert (f"  {name}: {', '.join(options)}" in out) is not of_another_command
 
@@ -350,4 +351,4 @@ def test_a_whole_process_says_one_line(tiny_overrides: tuple[str, ...], tmp_path
 
 def test_a_setting_of_another_option_is_named_with_the_choice() -> None:
     with pytest.raises(UserError, match=r"unknown setting 'objective\.sigma' with objective=ppo"):
-        config.load("train", ["objective=ppo", "objective.sigma=1"])
+        runs.load("train", ["objective=ppo", "objective.sigma=1"])

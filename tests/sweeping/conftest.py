@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gipo_vla import config
+from gipo_vla.settings import runs
 from gipo_vla.sweep import Sweep
 from gipo_vla.sweeping.jobs import Job
 from gipo_vla.sweeping.process import Command
@@ -38,6 +38,6 @@ def fake_command(modes: Mapping[int, str]) -> Command:
 
     def command(job: Job, folder: Path) -> list[str]:
         mode = modes.get(job.settings.seed, "quick")
-        return [sys.executable, str(FAKE), str(folder), config.digest(job.settings), mode]
+        return [sys.executable, str(FAKE), str(folder), runs.digest(job.settings), mode]
 
     return command

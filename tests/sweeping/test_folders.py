@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from gipo_envs.errors import UserError
-from gipo_vla import config
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting import archive
 from gipo_vla.run.duration import in_words
+from gipo_vla.settings import runs
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.sweeping import folders
 from gipo_vla.sweeping.estimate import estimate
 from gipo_vla.sweeping.folders import SweepFolder
@@ -25,14 +26,14 @@ def pretend(job: Job, folder: Path, finished: bool = True, rows: int = 5) -> Run
     """A run folder as training leaves it."""
     folder.mkdir(parents=True)
     run = RunFolder(folder)
-    run.config.write_text(config.to_yaml(job.settings).replace("run_dir: null", f"run_dir: {folder}"))
+    run.config.write_text(runs.to_yaml(job.settings).replace("run_dir: null", f"run_dir: {folder}"))
     run.metrics.write_text(
         "".join(json.dumps({"iteration": n, "env_steps": 160 * n}) + "\n" for n in range(1, rows + 1))
     )
     run.evaluations.touch()
     if finished:
         run.write_json(run.evaluation, {"mode": "greedy", "success_once": 0.5})
-        digest = config.digest(job.settings)
+        digest = runs.digest(job.settings)
         run.write_json(
             run.finished,
             {"iterations": 2, "env_steps": 320, "session_seconds": 64.0, "config_digest": digest},
@@ -89,7 +90,7 @@ def test_what_is_kept_is_one_archive_without_paths(make_sweep: MakeSweep, tmp_pa
     (record,) = archive.read(path)
     assert record["name"] == job.name and record["overrides"] == job.arguments
     assert str(tmp_path) not in json.dumps(record)
-    assert config.from_dict(record["config"]) == job.settings
+    assert runs.typed(record["config"], TrainingSettings) == job.settings
     assert archive.rows_of(record["metrics"]) == read_json_lines(run.metrics)
     before = path.stat().st_mtime_ns
     folders.keep(folder, sweep.chosen, tmp_path / "kept", None)

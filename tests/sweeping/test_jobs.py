@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gipo_envs.errors import UserError
-from gipo_vla import config
+from gipo_vla.settings import runs
 from gipo_vla.sweeping.jobs import Job, digest_of, plan
 from gipo_vla.sweeping.settings import SweepSettings, load
 from tests.conftest import TINY
@@ -108,7 +108,7 @@ def test_nothing_is_not_a_sweep() -> None:
 )
 def test_settings_are_those_of_the_command_line(overrides: tuple[str, ...]) -> None:
     (job,) = jobs_of(*overrides)
-    assert job.settings == config.load("train", tiny(*overrides))
+    assert job.settings == runs.load("train", tiny(*overrides))
     assert job.arguments == list(tiny(*overrides))
 
 

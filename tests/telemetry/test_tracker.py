@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gipo_vla.config import TelemetrySettings
+from gipo_vla.settings.schema import TelemetrySettings
 from gipo_vla.telemetry import tracker
 
 

@@ -94,10 +94,10 @@ def test_a_spec_needs_no_simulator() -> None:
 
 
 def test_configs_compose(libero_assets: Path) -> None:
-    from gipo_vla import config
+    from gipo_vla.settings import runs
 
     for suite in catalogue.STEP_LIMITS:
-        settings = config.load("train", ["experiment=point_reach", f"env={suite}", "env.task=[0,1]"]).env
+        settings = runs.load("train", ["experiment=point_reach", f"env={suite}", "env.task=[0,1]"]).env
         spec = make_spec(settings)
         assert spec.tasks == tuple(task.name for task in catalogue.tasks(suite)[:2])
         assert spec.observation["images"].shape == (2, 256, 256, 3)

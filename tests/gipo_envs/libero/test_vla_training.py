@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gipo_vla import config
 from gipo_vla.run.resume import Start
+from gipo_vla.settings import runs
 from gipo_vla.telemetry.metrics import read_json_lines
 from gipo_vla.train import resolve, train
 from tests.faults.conftest import Launch, launch  # noqa: F401 (a fixture)
@@ -47,8 +47,8 @@ OVERRIDES = (
 def test_a_run_and_its_continuation_are_the_same(libero_assets: Path, tmp_path: Path) -> None:
     """Through rendering, replay, updates and evaluation; stopped half-way and resumed to the bit."""
     straight, halved = tmp_path / "straight", tmp_path / "halved"
-    train(Start(config.load("train", [*OVERRIDES, f"run_dir={straight}"]), None))
-    train(Start(config.load("train", [*OVERRIDES, f"run_dir={halved}", "stop_after=1"]), None))
+    train(Start(runs.load("train", [*OVERRIDES, f"run_dir={straight}"]), None))
+    train(Start(runs.load("train", [*OVERRIDES, f"run_dir={halved}", "stop_after=1"]), None))
     train(resolve([f"resume={halved}"]))
     assert (straight / "metrics.jsonl").read_bytes() == (halved / "metrics.jsonl").read_bytes()
 

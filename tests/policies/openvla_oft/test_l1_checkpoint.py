@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from gipo_envs.errors import UserError
-from gipo_vla import config
 from gipo_vla.assembly import environment_spec, policy_at
-from gipo_vla.config import Config
 from gipo_vla.evaluate import evaluate
 from gipo_vla.export import export_policy
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftPolicy, OpenVlaOftSettings, construction
 from gipo_vla.run.resume import Start
+from gipo_vla.settings import runs
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.train import train
 from tests.conftest import needs_libero
 
@@ -42,14 +42,14 @@ OVERRIDES = (
 
 
 @pytest.fixture
-def settings(l1_folder: Path, fixture_architecture: Architecture, tmp_path: Path) -> Config:
-    run = config.load("train", [*OVERRIDES, f"run_dir={tmp_path / 'run'}"])
+def settings(l1_folder: Path, fixture_architecture: Architecture, tmp_path: Path) -> TrainingSettings:
+    run = runs.load("train", [*OVERRIDES, f"run_dir={tmp_path / 'run'}"])
     policy = OpenVlaOftSettings(architecture=fixture_architecture, checkpoint=str(l1_folder))
     return dataclasses.replace(run, policy=policy)
 
 
 def test_training_refuses_it_before_anything_is_started(
-    settings: Config, monkeypatch: pytest.MonkeyPatch
+    settings: TrainingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def not_yet(*_: object, **__: object) -> None:
         raise AssertionError("weights were read or workers started before the refusal")
@@ -65,7 +65,7 @@ def test_training_refuses_it_before_anything_is_started(
 
 
 @pytest.mark.medium
-def test_evaluation_takes_it_greedily(settings: Config) -> None:
+def test_evaluation_takes_it_greedily(settings: TrainingSettings) -> None:
     evaluation = evaluate(settings, None)
     assert evaluation["mode"] == "greedy" and evaluation["episodes"] == 1
     assert "sampled" not in evaluation
@@ -74,7 +74,7 @@ def test_evaluation_takes_it_greedily(settings: Config) -> None:
         evaluate(sampled, None)
 
 
-def test_export_takes_it(settings: Config, tmp_path: Path) -> None:
+def test_export_takes_it(settings: TrainingSettings, tmp_path: Path) -> None:
     spec, cpu = environment_spec(settings), torch.device("cpu")
     policy = policy_at(settings, spec, cpu, None)
     assert isinstance(policy, OpenVlaOftPolicy) and policy.l1_head is not None
