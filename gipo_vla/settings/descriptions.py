@@ -68,7 +68,7 @@ def _of_class(cls: Any, prefix: str, option: str, given: Any = None) -> Iterator
         elif dataclasses.is_dataclass(hint):
             own_defaults = defaults[field.name]
             own_defaults = own_defaults if isinstance(own_defaults, dict) else None
-            yield from _of_class(hint, f"{key}.", option, own_defaults)  # type: ignore[arg-type]
+            yield from _of_class(hint, f"{key}.", option, own_defaults)
         elif not (field.name == "name" and option):
             default = defaults[field.name]
             yield Description(
