@@ -1,7 +1,8 @@
 """A policy of one's own: a small convolutional network that sees pixels.
 
-Two convolutions look at the images of all cameras; from what they see, one linear layer makes the logits of
-the action tokens and another the value. Inheriting ``Policy`` brings the twin that acts, the parameter groups
+Two convolutions look at the images of all cameras; where each of their maps is large is a position in the
+image (spatial softmax, arXiv 1504.00702), and from these positions small networks make the logits of the action
+tokens and the value. Inheriting ``Policy`` brings the twin that acts, the parameter groups
 of the optimizer and the absence of a normaliser; what is left is how to look, act and evaluate. The settings
 class says before anything is built what the policy's tokens, memory and arithmetic will be.
 
@@ -43,6 +44,9 @@ from gipo_vla.policies.memory import (
     of_trained,
 )
 
+SHARPNESS = 10.0
+"""Multiplies the maps before their softmax, so that it looks somewhere from the start."""
+
 
 @base.register
 @dataclass(frozen=True)
@@ -53,9 +57,9 @@ class ConvolutionalSettings(PolicySettings):
 
     name: Literal["convolutional"] = "convolutional"
     channels: int = 16
-    """Channels of the first convolution; the second has twice as many."""
+    """Channels of both convolutions; each of the second one's becomes a position in the image."""
     width: int = 128
-    """Features between the convolutions and the heads."""
+    """Width of the hidden layers of actor and critic."""
     bins: int = 32
     """Bins a dimension on [-1, 1]."""
     chunk: ClassVar[int] = 1
@@ -95,16 +99,14 @@ class ConvolutionalSettings(PolicySettings):
 
     def _layers(self, spec: EnvironmentSpec) -> list[_Layer]:
         cameras, height, width, colours = _image_shape(spec)
-        layers, inputs = [], cameras * colours
-        for outputs in (self.channels, 2 * self.channels):
-            height, width = -(-height // 2), -(-width // 2)
-            layers.append(_Layer(9 * inputs * outputs + outputs, outputs * height * width, height * width))
-            inputs = outputs
-        inputs *= height * width
-        for outputs in (self.width, spec.action_size * self.bins + 1):
-            layers.append(_Layer((inputs + 1) * outputs, outputs))
-            inputs = outputs
-        return layers
+        places = -(-height // 2) * -(-width // 2)
+        convolutions = [
+            _Layer(9 * inputs * self.channels + self.channels, self.channels * places, places)
+            for inputs in (cameras * colours, self.channels)
+        ]
+        shapes = [(2 * self.channels, self.width), (self.width, spec.action_size * self.bins)]
+        shapes += [(2 * self.channels, self.width), (self.width, 1)]
+        return [*convolutions, *(_Layer((inputs + 1) * outputs, outputs) for inputs, outputs in shapes)]
 
 
 class _Layer(NamedTuple):
@@ -133,30 +135,27 @@ class ConvolutionalPolicy(nn.Module, Policy):
         super().__init__()
         cameras, height, width, colours = _image_shape(spec)
         self.chunk, self.action_dims, self.bins = settings.chunk, spec.action_size, settings.bins
-        first, second = settings.channels, 2 * settings.channels
-        self.trunk = nn.Sequential(
-            nn.Conv2d(cameras * colours, first, 3, stride=2, padding=1),
+        channels, hidden = settings.channels, settings.width
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(cameras * colours, channels, 3, stride=2, padding=1),
             nn.ReLU(),
-            nn.Conv2d(first, second, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(second * -(-height // 4) * -(-width // 4), settings.width),
-            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
         )
-        self.action_head = nn.Linear(settings.width, self.action_dims * self.bins)
+        self.actor = nn.Sequential(nn.Linear(2 * channels, hidden), nn.Tanh())
+        self.action_head = nn.Linear(hidden, self.action_dims * self.bins)
         nn.init.normal_(self.action_head.weight, std=0.01)  # nearly uniform: the first episodes explore
         nn.init.zeros_(self.action_head.bias)
-        self.value_head = nn.Linear(settings.width, 1)
+        self.critic = nn.Sequential(nn.Linear(2 * channels, hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.bin_centres: Tensor
         self.register_buffer("bin_centres", torch.linspace(-1.0, 1.0, self.bins), persistent=False)
 
     def _look(self, observations: Observations) -> tuple[Tensor, Tensor]:
         """Logits (B, 1, D, V) and values (B,)."""
         pixels = observations["images"].permute(0, 1, 4, 2, 3).flatten(1, 2)  # (B, C * 3, H, W)
-        features = self.trunk(pixels.float() / 127.5 - 1.0)
-        logits = self.action_head(features).unflatten(-1, (1, self.action_dims, self.bins))
+        positions = expected_positions(SHARPNESS * self.convolutions(pixels.float() / 127.5 - 1.0))
+        logits = self.action_head(self.actor(positions)).unflatten(-1, (1, self.action_dims, self.bins))
         # Detached: the value does not move what the policy sees by.
-        return logits, self.value_head(features.detach()).squeeze(-1)
+        return logits, self.critic(positions.detach()).squeeze(-1)
 
     @torch.no_grad()
     def act(
@@ -192,3 +191,13 @@ class ConvolutionalPolicy(nn.Module, Policy):
     @torch.no_grad()
     def encode(self, actions: Tensor) -> Tensor:
         return ((actions + 1) / 2 * (self.bins - 1)).round().long().clamp(0, self.bins - 1)
+
+
+def expected_positions(maps: Tensor) -> Tensor:
+    """Where each map (B, channels, H, W) is large: the mean x and y in [-1, 1], (B, 2 channels), of its softmax
+    over the image."""
+    height, width = maps.shape[-2:]
+    weights = maps.flatten(2).softmax(-1).unflatten(-1, (height, width))
+    x = (weights.sum(2) * torch.linspace(-1, 1, width, device=maps.device)).sum(-1)
+    y = (weights.sum(3) * torch.linspace(-1, 1, height, device=maps.device)).sum(-1)
+    return torch.cat([x, y], dim=-1)
