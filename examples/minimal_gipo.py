@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, fields
+from itertools import chain
 
 import numpy as np
 import torch
@@ -125,7 +126,8 @@ class Learner:
         self.policy = policy
         groups = policy.parameter_groups()  # policy and value: clipped apart
         self.parameters = [[parameter for _, parameter in named] for named in groups.values()]
-        self.optimizer = torch.optim.AdamW(sum(self.parameters, []), lr=LEARNING_RATE, weight_decay=0.0)
+        every = chain.from_iterable(self.parameters)
+        self.optimizer = torch.optim.AdamW(every, lr=LEARNING_RATE, weight_decay=0.0)
         self.objective = GipoSettings(sigma=1.0)
         self.credit = GaeSettings(gamma=0.99, gae_lambda=0.95).build()
         self.normalizer = AdvantageNormalizer("exact")

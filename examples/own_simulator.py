@@ -125,7 +125,10 @@ class Puck(EpisodicEnvironment[Any]):
 
     def _look(self) -> Observation:
         data, target = self.data, self.data.mocap_pos[0, :2]
-        parts = {"state": [data.qpos, data.qvel, target, self._to_target()], "proprio": [data.qpos, data.qvel]}
+        parts = {
+            "state": [data.qpos, data.qvel, target, self._to_target()],
+            "proprio": [data.qpos, data.qvel],
+        }
         return {
             name: np.concatenate(parts[name]).astype(np.float32)
             for name in self._spec.observation

@@ -22,8 +22,8 @@ SPEC = make_spec(EnvironmentSettings("point_reach", "reach", observations=("imag
 def make_policy(example: Example, **settings: Any) -> Any:
     torch.manual_seed(0)
     settings = {"channels": 4, "width": 16, "bins": 8} | settings
-    policy = example("own_policy").ConvolutionalSettings(**settings).build(
-        BuildContext(SPEC, torch.device("cpu"))
+    policy = (
+        example("own_policy").ConvolutionalSettings(**settings).build(BuildContext(SPEC, torch.device("cpu")))
     )
     with torch.no_grad():
         for parameter in policy.parameters():
