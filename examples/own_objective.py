@@ -21,10 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gipo_envs import UserError
 from gipo_vla import objectives
 from gipo_vla.objectives import Surrogate
 from gipo_vla.objectives.base import finite_exp
-from gipo_envs import UserError
 
 
 @objectives.register

@@ -8,7 +8,7 @@ says before anything is built what the policy's tokens, memory and arithmetic wi
 
     python -m gipo_vla.train plugins=[examples.own_policy] experiment=point_pixels
     python -m gipo_vla.train plugins=[examples.own_policy] --help policy.channels
-    python -m gipo_vla.sweep plugins=[examples.own_policy] experiment=point_pixels policy.channels=8,16 seed=0,1
+    python -m gipo_vla.sweep plugins=[examples.own_policy] experiment=point_pixels policy.channels=8,16
 
 The first command shows the policy the square twice, as a whole and around the point, and takes two minutes.
 """
@@ -193,8 +193,8 @@ class ConvolutionalPolicy(nn.Module, Policy):
 
 
 def expected_positions(maps: Tensor) -> Tensor:
-    """Where each map (B, channels, H, W) is large: the mean x and y, in [-1, 1], of its softmax over the image
-    (B, 2 channels)."""
+    """Where each map (B, channels, H, W) is large: the mean x and y, in [-1, 1], of its softmax over the
+    image (B, 2 channels)."""
     height, width = maps.shape[-2:]
     weights = maps.flatten(2).softmax(-1).unflatten(-1, (height, width))
     x = (weights.sum(2) * torch.linspace(-1, 1, width, device=maps.device)).sum(-1)

@@ -1,16 +1,16 @@
 """A simulator of one's own: a small MuJoCo task, from its XML to a trained policy.
 
 A puck slides on a table, pushed by two motors; it has to get to a target and stay there, against its own
-inertia. The policy sees the state. A family of environments is three things: facts that hold for all of its tasks, a
-function that makes one environment, and what a worker process costs.
+inertia. The policy sees the state. A family of environments is three things: facts that hold for all of its
+tasks, a function that makes one environment, and what a worker process costs.
 
     python -m gipo_vla.train plugins=[examples.own_simulator] experiment=puck
     python -m gipo_vla.train plugins=[examples.own_simulator] experiment=puck env.task=near iterations=5
     python -m gipo_vla.evaluate plugins=[examples.own_simulator] checkpoint=RUN_DIR
     python -m gipo_vla.sweep plugins=[examples.own_simulator] experiment=puck env.reward=dense,sparse
 
-The first command takes about half a minute and ends with nearly every episode solved. Add ``eval.video=true`` for a video where
-MuJoCo can draw (``python -m gipo_vla.doctor`` says whether it can).
+The first command takes about half a minute and ends with nearly every episode solved. Add
+``eval.video=true`` for a video where MuJoCo can draw (``python -m gipo_vla.doctor`` says whether it can).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Puck(EpisodicEnvironment[Any]):
         self.data = mujoco.MjData(self.model)
 
     def _begin(self, initial_state: int, seed: int) -> None:
-        """The initial state is drawn from its key alone; the seed changes nothing, there is no other noise."""
+        """The key alone says where an episode starts; the seed is for other noise, of which there is none."""
         draw = np.random.default_rng(np.random.SeedSequence((self._task, initial_state))).uniform
         self.mujoco.mj_resetData(self.model, self.data)
         near = self._spec.tasks[self._task] == "near"

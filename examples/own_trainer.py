@@ -1,10 +1,10 @@
 """GIPO's loss in somebody's own training loop: plain torch, nothing else of this project.
 
 ``objective_loss`` takes log-probs of taken actions under the policy that is trained and under the one that
-took them, advantages, and a mask; it returns a loss for every token. Sum it over valid tokens, divide by their
-number, call ``backward``. Here the loop is yours: a network picks one of eight actions after seeing a one-hot
-context, data are collected once every 25 updates and used again and again meanwhile, so that most of each
-batch was sampled by older weights.
+took them, advantages, and a mask; it returns a loss for every token. Sum it over valid tokens, divide by
+their number, call ``backward``. Here the loop is yours: a network picks one of eight actions after seeing a
+one-hot context. Data are collected once every 25 updates and used again and again meanwhile, so that most of
+each batch was sampled by older weights.
 
     python examples/own_trainer.py
 

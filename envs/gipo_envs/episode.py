@@ -182,7 +182,7 @@ class EpisodicEnvironment(ABC, Generic[PreparedAction]):
     @abstractmethod
     def render(self, height: int, width: int) -> NDArray[np.uint8]: ...
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Give back what the simulator holds; by default nothing."""
 
 
