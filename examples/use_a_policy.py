@@ -1,7 +1,7 @@
 """A trained policy in somebody's own program: load a checkpoint, step an environment, write a video.
 
     python -m gipo_vla.train experiment=point_reach run_dir=runs/points
-    python examples/use_a_policy.py runs/points points.mp4
+    python examples/use_a_policy.py runs/points runs/points/episodes.mp4
 
 prints how each episode ended. The first argument is a run folder (its newest checkpoint is taken) or one of
 its checkpoints. Where the run was made with plugins, name them: ``GIPO_PLUGINS=examples.own_policy python

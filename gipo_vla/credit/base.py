@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gipo_envs import EnvironmentSpec
+from gipo_vla.credit.normalization import NormalizationMode
 from gipo_vla.policies.base import Policy
 from gipo_vla.settings.registry import credits
 
@@ -244,6 +245,11 @@ class CreditSettings(Protocol):
     def build(self) -> CreditAssigner:
         """The credit of these settings."""
         ...
+
+    @property
+    def normalize(self) -> NormalizationMode:
+        """How advantages are normalised over batches: a setting of most credits."""
+        return "running"
 
     @property
     def needs_landmarks(self) -> bool:
