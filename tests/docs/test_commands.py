@@ -29,7 +29,8 @@ SMALL = f"{TRAIN} rollout.workers=1 rollout.envs_per_worker=16 rollout.env_steps
 TINY_VLA = f"{TRAIN} rollout.workers=1 rollout.envs_per_worker=4 rollout.env_steps=160 learner.updates=1"
 CLONE = (
     "demonstrations.count=2 sft.steps=2 sft.steps_per_iteration=1 sft.batch_size=8 sft.micro_batch_size=8 "
-    "rollout.workers=1 rollout.envs_per_worker=2 eval.episodes_per_task=2 eval.video=false telemetry.wandb=off"
+    "rollout.workers=1 rollout.envs_per_worker=2 "
+    "eval.episodes_per_task=2 eval.video=false telemetry.wandb=off"
 )
 PRACTICE = f"experiment=point_reach iterations=4 {TRAIN.removeprefix('iterations=2 ')}"
 """The settings of the runs that pages call runs/my-run and the like."""
