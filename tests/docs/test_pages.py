@@ -18,7 +18,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"^(?:\./)?((?:gipo_vla|envs|configs|scripts|tests|docs|docker|examples)/[\w./-]*)$")
 MODULE = re.compile(r"^(gipo_(?:vla|envs)(?:\.\w+)+)$")
 SECTIONS = (
-    "env policy objective credit regularizers replay rollout learner eval checkpoint telemetry sft".split()
+    ["env", "policy", "objective", "credit", "regularizers", "replay", "rollout", "learner", "eval", "checkpoint", "telemetry", "sft"]
 )
 SETTING = re.compile(rf"^((?:{'|'.join(SECTIONS)}|demonstrations)(?:\.\w+)+)(?:=.*)?$")
 METRIC = re.compile(r"^((?:staleness|gradient_norm|value|advantage|loss|policy)/\w+)$")
