@@ -117,8 +117,8 @@ def test_the_setting_to_lower_on_the_device_is_named(
         ({"replay": {"capacity": 200_000, "memory_limit_gb": 500.0}}, "replay.capacity (200000)"),
         ({"rollout": {"workers": 64}, "replay": {"capacity": 2000}}, "rollout.workers (64)"),
         (
-            {"replay": {"capacity": 32_768}, "learner": {"batch_segments": 4096}, "rollout": {"workers": 1}},
-            "learner.batch_segments (4096)",
+            {"replay": {"capacity": 22_400}, "learner": {"batch_segments": 2800}, "rollout": {"workers": 1}},
+            "learner.batch_segments (2800)",
         ),
     ],
 )
