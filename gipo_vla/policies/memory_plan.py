@@ -1,10 +1,11 @@
 """Device memory of an OpenVLA-OFT learner, from its settings alone and before any of it is spent.
 
-Parameters are counted exactly. Activations are what autograd keeps for the backward pass, term by term as the
-modules keep it (measured with saved-tensor hooks; the tests compare again): each comment names the tensors.
-Two facts dominate. With frozen weights a linear map keeps its input only for its adapter, so adapters in
-another dtype than the model keep a second, converted copy of every input (bfloat16 model, float32 adapters:
-60 % more). And with activation checkpointing only the input of each block stays, plus one block at a time.
+Parameters are counted exactly. Activations are what autograd keeps for the backward pass, term by term as
+the modules keep it (measured with saved-tensor hooks; the tests compare again): each comment names the
+tensors. Two facts dominate. With frozen weights a linear map keeps its input only for its adapter, so
+adapters that are multiplied in another dtype than the model keep a second, converted copy of every input. And
+with activation checkpointing only the input of each block stays, plus one block at a time. What trains is
+float32 whatever the model is; where it is multiplied in bfloat16, the casts are kept too.
 
 Shape suffixes: T tokens a sample, E width of the Llama, I its MLP's width.
 """
@@ -79,7 +80,7 @@ class MemoryPlan:
     optimizer: int
     """Adam's moments, and the float32 copy of the weights that ZeRO steps (also of float32 weights)."""
     activations: int
-    """Kept for the backward pass of one micro-batch."""
+    """Kept for the backward pass of one micro-batch, casts of what trains included."""
     workspace: int
     """Largest transient: one block's gradients (and recomputed activations), or acting."""
     overhead: int
@@ -97,8 +98,9 @@ class MemoryPlan:
 def plan_memory(settings: OpenVlaOftSettings, workload: Workload) -> MemoryPlan:
     """Bytes on one rank's device for training the policy of these settings."""
     counts = count_parameters(settings, workload)
-    model, adapter = BYTES[workload.dtype], _trainable_bytes(settings, workload)
-    trained = counts.policy * adapter + counts.value * 4
+    model, adapter = BYTES[workload.dtype], _arithmetic_bytes(settings, workload)
+    trained = 4 * (counts.policy + counts.value)
+    casts = counts.policy * adapter if adapter < 4 else 0
     stage, ranks = workload.zero_stage, workload.ranks
     masters = 4 * (counts.policy + counts.value) if stage >= 1 else 0
     moments = 8 * (counts.policy + counts.value)
@@ -115,7 +117,7 @@ def plan_memory(settings: OpenVlaOftSettings, workload: Workload) -> MemoryPlan:
         twin=trained * workload.twins,
         gradients=bucket + trained // (ranks if stage == 2 else 1),
         optimizer=(masters + moments) // (ranks if stage >= 1 else 1),
-        activations=workload.micro_batch * sample_activation_bytes(settings, workload),
+        activations=workload.micro_batch * sample_activation_bytes(settings, workload) + casts,
         workspace=max(backward, act),
         overhead=CUDA_OVERHEAD if workload.cuda else 0,
     )
@@ -196,11 +198,11 @@ def _part_of(name: str, shape: tuple[int, ...]) -> str | None:
     return "action_head" if ".lm_head." in name else "language_model"
 
 
-def _trainable_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
-    """Bytes of one trained parameter of the policy: adapters are never wider than a float32 model."""
-    if settings.training == "full":
+def _arithmetic_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
+    """Bytes of a number in the products with the policy's trained parameters."""
+    if settings.training == "full" or settings.lora.dtype == "auto":
         return BYTES[workload.dtype]
-    return 4 if workload.dtype == "float32" else BYTES[settings.lora.dtype]
+    return BYTES[settings.lora.dtype]
 
 
 # ------------------------------------------------------------------------------------------- activations
@@ -209,7 +211,7 @@ def _trainable_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
 def sample_activation_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
     """Kept for the backward pass of one sample."""
     architecture = settings.architecture
-    model, adapter = BYTES[workload.dtype], _trainable_bytes(settings, workload)
+    model, adapter = BYTES[workload.dtype], _arithmetic_bytes(settings, workload)
     tokens = tokens_per_sample(settings, workload)
     full = settings.training == "full"
     towers = settings.lora.towers

@@ -103,7 +103,7 @@ def benchmark_policy(
     peak, source = matrix_peak(device, dtype)
     many = synthetic_observations(spec, act_batch, device)
     act_rate = _rate(lambda: policy.act(many, temperature), seconds, device) * act_batch
-    floor = floor_metrics(log_ratio_floor(policy, many, micro_batch, temperature))
+    floor = floor_metrics(log_ratio_floor(policy.twin(), policy, many, micro_batch, temperature))
 
     few = synthetic_observations(spec, micro_batch, device)
     tokens = policy.act(few, temperature).tokens
@@ -155,7 +155,7 @@ def numerical_floor(
     spec = synthetic_spec(image_size, settings.images or 1, proprio_size, action_size)
     policy = build(settings, spec, device, dtype)
     observations = synthetic_observations(spec, act_batch, device)
-    return floor_metrics(log_ratio_floor(policy, observations, micro_batch, temperature))
+    return floor_metrics(log_ratio_floor(policy.twin(), policy, observations, micro_batch, temperature))
 
 
 def synthetic_spec(
