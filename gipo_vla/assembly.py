@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from gipo_vla.imitation import demonstrations, origins
 from gipo_vla.imitation.settings import AnyRun, SftConfig, read_run
 from gipo_vla.policies import registry as policies
 from gipo_vla.policies.base import HasFeatures, Policy
-from gipo_vla.replay.segment import Arrays
 from gipo_vla.rollout.episodes import Role, integer_seed
+from gipo_vla.rollout.groups import Features
 
 ROWS_AT_A_TIME = 128
 """Observations in one forward for their features."""
@@ -148,11 +148,11 @@ def _expert_chunks(folder: Path, spec: EnvironmentSpec, match: str, chunk: int) 
     return ExpertChunks(seen, actions, task_of)
 
 
-def policy_features(policy: Policy, device: torch.device) -> Callable[[Arrays], NDArray[np.float32]]:
+def policy_features(policy: Policy, device: torch.device) -> Features:
     """A policy's features of stored observations, a few at a time."""
     describe = policy.features if isinstance(policy, HasFeatures) else None
 
-    def features(observations: Arrays) -> NDArray[np.float32]:
+    def features(observations: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         assert describe is not None
         count = len(next(iter(observations.values())))
         parts = [

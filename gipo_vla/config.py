@@ -114,7 +114,8 @@ class LearnerSettings:
     batch_segments: Positive
     """Segments in one global batch, over all ranks."""
     micro_batch_segments: Positive
-    """Segments in one forward on one rank."""
+    """Segments in one forward of one rank, at most: its share of a batch is cut by this as evenly as
+    possible."""
     policy_learning_rate: PositiveFloat
     value_learning_rate: PositiveFloat
     warmup_iterations: NonNegative = 10
@@ -277,11 +278,6 @@ def _check_relations(config: Config) -> None:
             f"replay.capacity is {replay.capacity} transitions, less than one batch "
             f"(learner.batch_segments {learner.batch_segments} x replay.segment_length "
             f"{replay.segment_length} = {batch_transitions}): raise the capacity or lower the batch"
-        )
-    if learner.batch_segments % learner.micro_batch_segments:
-        raise UserError(
-            f"learner.batch_segments is {learner.batch_segments}, no multiple of "
-            f"learner.micro_batch_segments {learner.micro_batch_segments}"
         )
     if rollout.workers * rollout.envs_per_worker % rollout.group_size:
         raise UserError(

@@ -34,11 +34,11 @@ from gipo_vla.policies.normalization import moments
 from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
-from gipo_vla.replay.segment import OBSERVATION_PREFIX
-from gipo_vla.rollout.actor import Actor, EpisodeRecord
+from gipo_vla.rollout.actor import Actor
 from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
-from gipo_vla.rollout.groups import GroupAdvantages
+from gipo_vla.rollout.groups import EpisodeGroups, GroupAdvantages
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.rollout.records import EpisodeRecord
 from gipo_vla.rollout.task_sampler import TaskSampler
 from gipo_vla.telemetry.metrics import mean_of
 
@@ -158,13 +158,16 @@ class Pipeline:
             act_generator,
             device,
             stored_values,
-            self._group_hook() if self.credit.needs_groups else None,
-            rollout.group_size,
+            self._groups(),
         )
 
-    def _group_hook(self) -> GroupAdvantages:
+    def _groups(self) -> EpisodeGroups:
+        """Where closed segments wait, with a credit that compares episodes until their group is complete."""
+        if not self.credit.needs_groups:
+            return EpisodeGroups()
         features = policy_features(self.behaviour, self.device)
-        return GroupAdvantages(self.credit, self.plans.spec.reward_scale, self.replay, features)
+        hook = GroupAdvantages(self.credit, self.plans.spec.reward_scale, self.replay, features)
+        return EpisodeGroups(hook, self.config.rollout.group_size)
 
     def close(self) -> None:
         self.pool.close()
@@ -215,7 +218,7 @@ class Pipeline:
         copy; changes nothing before the first update, when both have the initial weights."""
         config = self.config
         self.synchronize()
-        size = config.learner.micro_batch_segments * config.replay.segment_length
+        size = self.learner.micro_batch_sizes[0] * config.replay.segment_length
         observations = self.actor.present_observations()
         own = log_ratio_floor(self.behaviour, self.policy, observations, size, config.rollout.temperature)
         return floor_metrics(torch.cat(group.gather(own.cpu())))
@@ -280,9 +283,9 @@ class Pipeline:
         normalizer = self.policy.normalizer
         if normalizer is None or self.iteration >= self.policy.normalizer_iterations:
             return
-        states = [
-            segment[f"{OBSERVATION_PREFIX}state"][: int(segment["length"])] for segment in segments
-        ] or [np.empty((0, len(normalizer.mean)), np.float32)]
+        states = [segment.observations["state"][: segment.length] for segment in segments] or [
+            np.empty((0, len(normalizer.mean)), np.float32)
+        ]
         count, total, squares = moments(torch.from_numpy(np.concatenate(states)))
         packed = group.sum_over_ranks(torch.cat([count[None], total, squares]).to(self.device))
         size = len(total)
@@ -298,7 +301,7 @@ class Pipeline:
                 self.replay.transitions,
                 len(self.replay),
                 self.pool.faults,
-                self.actor.dropped_segments,
+                self.actor.groups.dropped_segments,
                 self.credit.take_sums(),
             )
         )

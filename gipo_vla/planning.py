@@ -9,6 +9,7 @@ from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import environment_spec, rollout_environment
 from gipo_vla.config import Config
+from gipo_vla.learner.micro_batches import rank_share
 from gipo_vla.policies.base import Policy
 from gipo_vla.replay.plan import MemoryPlan, StalenessPlan, memory_plan, staleness_plan
 from gipo_vla.replay.segment import SegmentLayout, layout
@@ -35,7 +36,8 @@ def plan(config: Config, policy: Policy, spec: EnvironmentSpec, world: int) -> P
     """Sizes, staleness and memory of a run.
 
     Raises:
-        UserError: a segment is longer than an episode.
+        UserError: a segment is longer than an episode, the ranks do not divide a batch, or no batch could
+            ever be drawn.
     """
     decisions = math.ceil(spec.actions_limit / policy.chunk)
     if "landmarks" in rollout_environment(config).observations:
@@ -74,7 +76,8 @@ def plan(config: Config, policy: Policy, spec: EnvironmentSpec, world: int) -> P
 
 def _check_drawable(config: Config, memory: MemoryPlan, world: int) -> None:
     """Refuse limits under which a batch could never be drawn."""
-    needed, slots = config.learner.batch_segments // world, memory.worst // memory.per_segment
+    needed = rank_share(config.learner.batch_segments, world, "learner.batch_segments")
+    slots = memory.worst // memory.per_segment
     if slots < needed:
         raise UserError(
             f"replay.memory_limit_gb is {config.replay.memory_limit_gb:g}: room for {slots} segments of "

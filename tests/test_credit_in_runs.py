@@ -17,7 +17,6 @@ from gipo_vla.checkpoint.resume import resolve
 from gipo_vla.imitation import demonstrations
 from gipo_vla.imitation.episode import Episode
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.replay.segment import iterate
 from gipo_vla.train import train
 from tests.conftest import MakePipeline, iterations
 
@@ -104,14 +103,14 @@ def test_landmarks_are_stored_only_where_asked_for_and_change_nothing(make_pipel
         assert second["credit/fallback_share"] in (None, 1.0)
     assert "observation/landmarks" not in plain.replay.layout.fields
     held = graph.replay.contents()
-    assert held["observation/landmarks"].shape[1:] == (11, 6)
-    states = held["observation/state"][:, :, [0, 1, 2, 3, 4, 5]]
-    np.testing.assert_allclose(held["observation/landmarks"], 0.1 * states, atol=1e-6)
+    assert held.observations["landmarks"].shape[1:] == (11, 6)
+    states = held.observations["state"][:, :, [0, 1, 2, 3, 4, 5]]
+    np.testing.assert_allclose(held.observations["landmarks"], 0.1 * states, atol=1e-6)
 
 
 def group_runs(pipeline: Pipeline) -> list[int]:
     """Groups in the order of the ring, one entry for each stretch of neighbours."""
-    numbers = [int(segment["group"]) for segment in iterate(pipeline.replay.contents())]
+    numbers = [segment.group for segment in pipeline.replay.contents()]
     return [number for at, number in enumerate(numbers) if at == 0 or numbers[at - 1] != number]
 
 

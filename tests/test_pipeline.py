@@ -20,14 +20,14 @@ from gipo_vla.checkpoint import run_state
 from gipo_vla.checkpoint.resume import Start
 from gipo_vla.config import Config
 from gipo_vla.pipeline import dispatch_schedule
-from gipo_vla.replay.segment import Arrays, iterate
+from gipo_vla.replay.segment import Segment, SegmentBatch
 from gipo_vla.rollout.actor import Actor
 from gipo_vla.train import train
 from tests.conftest import MakeConfig, MakePipeline, iterations
 
 
-def segment_key(segment: Arrays) -> tuple[int, int, int]:
-    return int(segment["env"]), int(segment["episode"]), int(segment["start"])
+def segment_key(segment: Segment) -> tuple[int, int, int]:
+    return segment.env, segment.episode, segment.start
 
 
 # ----------------------------------------------------------------------------------------------- schedule
@@ -79,14 +79,14 @@ def test_what_an_iteration_collects_is_drawn_from_the_next_one_on(make_pipeline:
     drawn: list[tuple[tuple[int, int, int], int]] = []
     add, begin = pipeline.replay.add, pipeline.learner.begin
 
-    def spy_add(segment: Arrays) -> None:
+    def spy_add(segment: Segment) -> None:
         collecting_only = len(pipeline.updates_done) == 0
         inserted[segment_key(segment)] = pipeline.iteration - collecting_only
         order[-1].append(segment_key(segment))
         add(segment)
 
-    def spy_begin(segments: Arrays, iteration: int) -> Any:
-        drawn.extend((segment_key(segment), pipeline.iteration) for segment in iterate(segments))
+    def spy_begin(segments: SegmentBatch, iteration: int) -> Any:
+        drawn.extend((segment_key(segment), pipeline.iteration) for segment in segments)
         return begin(segments, iteration)
 
     pipeline.replay.add, pipeline.learner.begin = spy_add, spy_begin  # type: ignore[method-assign]
@@ -252,12 +252,12 @@ def test_group_credit_trains_on_complete_groups(make_pipeline: MakePipeline) -> 
     pipeline = make_pipeline("credit=group", "rollout.group_size=2", "env.reward=sparse", "iterations=3")
     rows = iterations(pipeline, 3)
     held = pipeline.replay.contents()
-    assert len(held["group"]) and (held["group"] >= 0).all()
+    assert len(held.group) and (held.group >= 0).all()
     outcomes: dict[int, dict[int, float]] = {}
-    for segment in iterate(held):
-        own = segment["advantages"][: int(segment["length"])]
+    for segment in held:
+        own = segment.advantages[: segment.length]
         assert len(set(own.tolist())) == 1, "an episode has one advantage"
-        outcomes.setdefault(int(segment["group"]), {})[int(segment["env"])] = float(own[0])
+        outcomes.setdefault(segment.group, {})[segment.env] = float(own[0])
     assert all(len(members) == 2 for members in outcomes.values())
     assert all(sum(members.values()) == pytest.approx(0, abs=1e-5) for members in outcomes.values())
     assert rows[-1]["loss/value"] == 0
@@ -270,11 +270,11 @@ def test_group_advantages_are_of_scaled_returns(make_pipeline: MakePipeline) -> 
     iterations(pipeline, 1)
     returns: dict[int, dict[int, float]] = {}
     advantages: dict[tuple[int, int], float] = {}
-    for segment in iterate(pipeline.replay.contents()):
-        number, env, length = int(segment["group"]), int(segment["env"]), int(segment["length"])
+    for segment in pipeline.replay.contents():
+        number, env, length = segment.group, segment.env, segment.length
         own = returns.setdefault(number, {})
-        own[env] = own.get(env, 0.0) + 0.25 * float(segment["rewards"][:length].sum())
-        advantages[number, env] = float(segment["advantages"][0])
+        own[env] = own.get(env, 0.0) + 0.25 * float(segment.rewards[:length].sum())
+        advantages[number, env] = float(segment.advantages[0])
     for number, own in returns.items():
         mean = np.mean(list(own.values()))
         for env, value in own.items():
@@ -291,7 +291,7 @@ def test_the_normaliser_learns_for_its_iterations_only(make_pipeline: MakePipeli
         counts.append(int(normalizer.count))
     assert counts == [320, 480, 480]
     # Those of the first 48 segments, each transition once.
-    states = pipeline.replay.contents()["observation/state"][:48, :-1].reshape(-1, 10)
+    states = pipeline.replay.contents().observations["state"][:48, :-1].reshape(-1, 10)
     np.testing.assert_allclose(normalizer.mean, states.mean(0, dtype=np.float64), atol=1e-5)
 
 

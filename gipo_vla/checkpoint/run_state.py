@@ -48,9 +48,10 @@ from gipo_vla.distributed import group
 from gipo_vla.learner.learner import Learner
 from gipo_vla.policies.base import Policy
 from gipo_vla.replay.ring import SegmentRing, read
-from gipo_vla.replay.segment import Arrays, iterate, oldest_version
-from gipo_vla.rollout.actor import Actor, EpisodeRecord
+from gipo_vla.replay.segment import Arrays, Segment
+from gipo_vla.rollout.actor import Actor
 from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
+from gipo_vla.rollout.records import EpisodeRecord
 from gipo_vla.rollout.task_sampler import TaskSampler
 
 if TYPE_CHECKING:
@@ -269,8 +270,9 @@ def _deal_out(folder: Path, world_before: int, envs_before: int, run: Run) -> li
     actor, learner = run.actor, run.learner
     # The totals of the run go on, on the first rank.
     if rank == 0:
-        for name in ("env_steps", "decisions", "dropped_segments"):
+        for name in ("env_steps", "decisions"):
             setattr(actor, name, sum(own[name] for own in before))
+        actor.groups.dropped_segments = sum(own["dropped_segments"] for own in before)
         actor.pool.faults = sum(own["faults"] for own in before)
     actor.version = before[0]["version"]
     played = max(plan["episode"] for own in before for plan in own["following"])
@@ -296,21 +298,21 @@ def _deal_segments(folders: Sequence[Path], replay: SegmentRing) -> int:
     Oldest first over all ranks, so that the ring's order stays that of age. A group stays on one rank and
     together: it is as old as its oldest segment.
     """
-    segments: list[Arrays] = []
+    segments: list[Segment] = []
     for own in folders:
-        segments += iterate(read(own / "replay", replay.layout))
+        segments += read(own / "replay", replay.layout)
     ages: dict[int, int] = {}
     for segment in segments:
-        number, age = int(segment["group"]), oldest_version(segment)
-        ages[number] = min(age, ages.get(number, age))
+        age = segment.oldest_version
+        ages[segment.group] = min(age, ages.get(segment.group, age))
     segments.sort(
         key=lambda segment: (
-            ages[int(segment["group"])] if segment["group"] >= 0 else oldest_version(segment),
-            int(segment["group"]),
+            ages[segment.group] if segment.group >= 0 else segment.oldest_version,
+            segment.group,
         )
     )
     for index, segment in enumerate(segments):
-        owner = int(segment["group"]) if segment["group"] >= 0 else index
+        owner = segment.group if segment.group >= 0 else index
         if owner % group.world_size() == group.rank():
             replay.add(segment)
     return len(segments)

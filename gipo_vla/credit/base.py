@@ -129,14 +129,14 @@ class CreditContext:
     """What a credit may know of the run that it serves."""
 
     spec: EnvironmentSpec
-    """With the observations that are stored."""
+    """The environment, with the observations that are stored."""
     policy: Policy
-    """The one that is trained; a credit reads its weights and never changes them."""
+    """The policy that is trained; a credit reads its weights and never changes them."""
     device: torch.device
-    """Where the policy lives."""
+    """The device of the policy."""
     seed: int
     demonstrations: ExpertChunks | None = None
-    """Where the credit's settings name some."""
+    """Decisions of an expert, where the credit's settings name some."""
 
 
 class CreditAssigner(Protocol):

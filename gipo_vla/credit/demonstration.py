@@ -58,7 +58,7 @@ class DemonstrationScorer(Scorer):
         if self.match == "state":
             self._scale = 1.0 / np.maximum(places.std(axis=0), 1e-3)
         self._places: dict[int, Tensor] = {}
-        """By task."""
+        """Demonstrated states by task."""
         self._actions: dict[int, Tensor] = {}
         for task in np.unique(demonstrations.task).tolist():
             own = demonstrations.task == task

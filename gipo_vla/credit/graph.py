@@ -59,9 +59,9 @@ class GraphSettings:
     """Metres; edge of a cell of grid and sim. 0.02 to 0.04 is usual: raise it where the merge ratio is low,
     lower it where different situations share a node."""
     clusters: int = 64
-    """Of embedding: nodes of a group, at most."""
+    """Nodes of a group, at most, with state_key=embedding."""
     embedding_dimensions: int = 8
-    """Of embedding: principal components that the clusters are made of."""
+    """Principal components that the clusters of state_key=embedding are made of."""
     edge_reward: EdgeReward = "geometric"
     """geometric: w^d, steps near success weigh most. linear: -d, all alike."""
     decay: float = 0.97
@@ -71,12 +71,12 @@ class GraphSettings:
     beta_episode: float = 1.0
     """Weight of the episode's advantage, which alone knows about states that only one episode visited."""
     outcome: Outcome = "return"
-    """What an episode is judged by, as in credit=group."""
+    """The measure that an episode is judged by, as in credit=group."""
     structure: Literal["group", "replay"] = "group"
     """replay: paths of older segments of the same task, still held, join the graph. For rare successes: then
     also a group without one has distances. Averages are always of the group's own transitions."""
     structure_transitions: int = 4096
-    """Of structure=replay: most transitions taken from there, the newest ones."""
+    """Transitions, at most, that structure=replay takes from the replay: the newest ones."""
     minimum_merge_ratio: float = 0.05
     """Share of a group's states that must coincide with another one; below it the episode's advantage gets
     all of the weight."""
@@ -129,7 +129,7 @@ class GroupGraph:
     advantages: list[NDArray[np.float64]]
     """A_graph (T,) of each episode."""
     edges: state_graph.Edges
-    """Of the group's own episodes."""
+    """Edges of the group's own episodes."""
     distances: NDArray[np.float64] | None
     """(N + 1,) to success, infinite where there is no path; None: there is no success."""
     merge_ratio: float

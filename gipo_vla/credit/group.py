@@ -57,7 +57,7 @@ class GroupSettings:
 
 
 def episode_outcome(episode: GroupEpisode, outcome: Outcome) -> float:
-    """What an episode is judged by: see ``GroupSettings.outcome``."""
+    """The measure that an episode is judged by: see ``GroupSettings.outcome``."""
     if outcome == "success_once":
         return float(episode.first_success is not None)
     return float(episode.rewards.sum(where=episode.executed_mask, dtype=np.float64))

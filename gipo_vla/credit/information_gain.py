@@ -66,7 +66,7 @@ class InformationGainSettings:
     absent. demonstration: likelihood of an expert's actions; where there are demonstrations and hardly any
     success. instruction: a vision-language model's guess of the instruction; where nothing else is known."""
     base: Literal["group", "gae"] = "group"
-    """What the gains are added to: group-relative outcomes, or GAE with its value network."""
+    """The credit that the gains are added to: group-relative outcomes, or GAE with its value network."""
     coefficient: float = 0.1
     """Weight of the gains, which are normalised step by step: their discounted sum has a standard deviation
     of up to 1 / sqrt(1 - gamma^2), 7 for 0.99 a decision. Beside GAE with a sparse reward (advantages of
@@ -74,30 +74,30 @@ class InformationGainSettings:
     gamma: float = 0.995
     """Discount of an env step, of shaping and sums alike (and of GAE)."""
     gae_lambda: float = 0.95
-    """Of base=gae: lambda of a decision."""
+    """Lambda of a decision, with base=gae."""
     clip: float = 0.2
     """Largest gain of one step, either way: one surprise of the scorer must not outweigh an episode."""
     samples_per_index: int = 8
     """Episodes of the group that must have a chunk of an index for that index to be normalised by itself."""
     outcome: Outcome = "return"
-    """Of base=group: what an episode is judged by, as in credit=group."""
+    """The measure that an episode is judged by, as in credit=group; with base=group."""
     refresh_every: int = 1
     """Iterations for which the scorer is frozen. Longer windows hold back what it learned: a belief that was
     refreshed every 5th iteration lagged behind a policy that improves (docs/results/metaworld_sparse)."""
     belief_input: Literal["landmarks", "state", "features"] = "landmarks"
-    """Of success_belief: what it looks at. landmarks: hand, objects, goal, from the simulator. state: the
-    observed one. features: the policy's, of images what its vision towers make of them."""
+    """Input of scorer=success_belief. landmarks: hand, objects and goal, from the simulator. state: the
+    observed one. features: the policy's; for images, what its vision towers make of them."""
     memory: int = 16_384
-    """Of success_belief: states of the latest episodes that it learns from, on each rank."""
+    """States of the latest episodes that scorer=success_belief learns from, on each rank."""
     training_steps: int = 10
-    """Of success_belief: steps of training at each refresh."""
+    """Training steps of scorer=success_belief at each refresh."""
     demonstrations: str | None = None
-    """Of demonstration: the ``demonstrations/`` folder of a run of ``python -m gipo_vla.sft``."""
+    """The ``demonstrations/`` folder of a run of ``python -m gipo_vla.sft``, for scorer=demonstration."""
     match: Literal["landmarks", "state"] = "state"
-    """Of demonstration: what makes two states near. landmarks must have been recorded
+    """The observation by which scorer=demonstration finds near states. landmarks must have been recorded
     (``env.observations=[state,landmarks]``)."""
     normalize: NormalizationMode = "running"
-    """Of the sum, over batches."""
+    """Normalisation of the sum over batches."""
 
     def __post_init__(self) -> None:
         scorers.get(self.scorer)  # refuses what there is not
@@ -129,7 +129,7 @@ class InformationGainSettings:
 
     @property
     def needs_landmarks(self) -> bool:
-        """Whether the environment has to be asked for them."""
+        """True where the environment has to be asked for landmarks."""
         source = {"success_belief": self.belief_input, "demonstration": self.match}
         return source.get(self.scorer) == "landmarks"
 

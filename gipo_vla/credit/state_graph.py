@@ -39,7 +39,7 @@ class Edges:
     targets: Ids
     """(E,) node entered; N for SUCCESS."""
     counts: tuple[int, ...]
-    """Of each episode: transitions up to its first success, or all of them."""
+    """Transitions of each episode up to its first success, or all of them."""
 
 
 def edges(nodes: Sequence[Ids], first_success: Sequence[int | None], success: int) -> Edges:

@@ -26,7 +26,7 @@ from scipy.linalg import eigh
 Ids = NDArray[np.int64]
 
 ROUNDS = 5
-"""Of k-means: it starts from an even spread, and nodes need not be optimal clusters."""
+"""Rounds of k-means. It starts from an even spread, and nodes need not be optimal clusters."""
 FITTED = 1024
 """Points, at most, that principal components are fitted to: every nth of them."""
 

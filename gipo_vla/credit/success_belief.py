@@ -34,7 +34,7 @@ LEARNING_RATE = 3e-3
 BATCH = 256
 """States of each rank in one step of training."""
 BINS = 10
-"""Of the expected calibration error."""
+"""Bins of the expected calibration error."""
 
 
 @register("success_belief")

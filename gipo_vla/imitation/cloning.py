@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gipo_envs.errors import UserError
 from gipo_vla.distributed import group
 from gipo_vla.imitation.examples import Batch
 from gipo_vla.imitation.settings import CloningLearnerSettings, CloningSettings
 from gipo_vla.learner import engine as engines
 from gipo_vla.learner.learner import NonFiniteError
+from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
 from gipo_vla.policies.base import Evaluation, Observations, Policy
 
@@ -53,7 +54,7 @@ class Cloner:
         policy: on its device; DeepSpeed takes over its trainable parameters.
 
     Raises:
-        UserError: the batch cannot be shared out over the ranks.
+        UserError: the number of ranks does not divide ``sft.batch_size``.
     """
 
     def __init__(
@@ -66,13 +67,10 @@ class Cloner:
         assert isinstance(policy, nn.Module)
         self.policy, self.settings, self.cloning, self.device = policy, settings, cloning, device
         self.rank, self.world = group.rank(), group.world_size()
-        per_round = cloning.micro_batch_size * self.world
-        if cloning.batch_size % per_round:
-            raise UserError(
-                f"sft.batch_size is {cloning.batch_size}, no multiple of sft.micro_batch_size "
-                f"{cloning.micro_batch_size} x {self.world} ranks"
-            )
-        self.micro_batches = cloning.batch_size // per_round
+        self.examples_per_rank = rank_share(cloning.batch_size, self.world, "sft.batch_size")
+        self.micro_batch_sizes = micro_batch_sizes(self.examples_per_rank, cloning.micro_batch_size)
+        """Examples of each micro-batch, the largest first."""
+        self.micro_batches = len(self.micro_batch_sizes)
         self.attempted = self.skipped = self.skipped_in_a_row = 0
         self.optimizer = engines.build_optimizer(
             policy,
@@ -82,7 +80,7 @@ class Cloner:
             {"policy": settings.policy_gradient_clip, "value": settings.policy_gradient_clip},
         )
         self.engine = engines.build_engine(
-            policy, self.optimizer, settings, device, cloning.micro_batch_size, self.micro_batches
+            policy, self.optimizer, settings, device, self.micro_batch_sizes[0], self.micro_batches
         )
 
     def update(self, batch: Batch) -> dict[str, float]:
@@ -120,10 +118,9 @@ class Cloner:
         return _metrics(group.sum_over_ranks(sums).tolist(), "validation")
 
     def _own_parts(self, batch: Batch) -> Iterator[Batch]:
-        size = self.cloning.micro_batch_size
-        first = self.rank * self.micro_batches * size
-        for start in range(first, first + self.micro_batches * size, size):
-            part = slice(start, start + size)
+        first = self.rank * self.examples_per_rank
+        for stop, size in zip(accumulate(self.micro_batch_sizes), self.micro_batch_sizes):
+            part = slice(first + stop - size, first + stop)
             observations = {name: array[part] for name, array in batch.observations.items()}
             yield Batch(observations, batch.actions[part], batch.valid[part])
 

@@ -113,7 +113,8 @@ class CloningSettings:
     batch_size: Positive
     """Examples (an observation and the chunk of actions that follows) in one update, over all ranks."""
     micro_batch_size: Positive
-    """Examples in one forward on one rank."""
+    """Examples in one forward of one rank, at most: its share of a batch is cut by this as evenly as
+    possible."""
     steps_per_iteration: Positive
     """Updates between two lines in metrics.jsonl, each with the loss on held-out demonstrations."""
     validation_share: Share = 0.1
@@ -190,11 +191,6 @@ class SftConfig:
     """A run folder (of sft or train), or one of its checkpoints, whose policy this run starts from."""
 
     def __post_init__(self) -> None:
-        if self.sft.batch_size % self.sft.micro_batch_size:
-            raise UserError(
-                f"sft.batch_size is {self.sft.batch_size}, no multiple of sft.micro_batch_size "
-                f"{self.sft.micro_batch_size}"
-            )
         if self.sft.settled_after is not None and self.sft.validation_share == 0:
             raise UserError(
                 f"sft.settled_after is {self.sft.settled_after} with sft.validation_share 0: there is no "

@@ -9,15 +9,16 @@ action dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gipo_vla.policies.base import Observations
-from gipo_vla.replay.segment import OBSERVATION_PREFIX, Arrays
+from gipo_vla.replay.segment import SegmentBatch
 
 
 @dataclass(frozen=True)
@@ -64,63 +65,58 @@ class MicroBatch:
         return grid
 
 
-def count_valid(segments: Arrays) -> tuple[int, int]:
+def count_valid(segments: SegmentBatch) -> tuple[int, int]:
     """Valid transitions and valid tokens of drawn segments."""
-    length, _, dims = segments["tokens"].shape[1:4]
-    mask = np.arange(length) < segments["length"][:, None]
+    length, _, dims = segments.tokens.shape[1:4]
+    mask = np.arange(length) < segments.length[:, None]
     transitions = int(mask.sum())
-    return transitions, int((segments["executed"] * mask).sum()) * dims
+    return transitions, int((segments.executed * mask).sum()) * dims
 
 
 def split(
-    segments: Arrays,
-    size: int,
+    segments: SegmentBatch,
+    sizes: Sequence[int],
     device: torch.device,
     reward_scale: float,
     version: int,
     iteration: int,
 ) -> Iterator[MicroBatch]:
-    """Cut drawn segments into micro-batches of ``size`` segments."""
-    for start in range(0, len(segments["length"]), size):
-        part = {name: array[start : start + size] for name, array in segments.items()}
-        yield _micro_batch(part, device, reward_scale, version, iteration)
+    """Cut drawn segments into micro-batches of these many segments each; see ``micro_batches``."""
+    for stop, size in zip(accumulate(sizes), sizes):
+        yield _micro_batch(segments.rows(slice(stop - size, stop)), device, reward_scale, version, iteration)
 
 
 def _micro_batch(
-    part: Arrays, device: torch.device, reward_scale: float, version: int, iteration: int
+    part: SegmentBatch, device: torch.device, reward_scale: float, version: int, iteration: int
 ) -> MicroBatch:
-    count, length, chunk, dims = part["tokens"].shape
-    mask = np.arange(length) < part["length"][:, None]
-    names = [name.removeprefix(OBSERVATION_PREFIX) for name in part if name.startswith(OBSERVATION_PREFIX)]
+    count, length, chunk, dims = part.tokens.shape
+    mask = np.arange(length) < part.length[:, None]
 
     def tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
         return torch.as_tensor(array, dtype=dtype).to(device, non_blocking=True)
 
-    def rows(name: str, dtype: torch.dtype | None = None) -> Tensor:
-        return tensor(part[name][mask], dtype)
-
     row_index, column_index = np.nonzero(mask)
-    executed_rows = part["executed"][mask]
+    executed_rows = part.executed[mask]
     token_mask = (np.arange(chunk) < executed_rows[:, None])[:, :, None].repeat(dims, axis=2)
     return MicroBatch(
         observations={
-            name: tensor(part[OBSERVATION_PREFIX + name][row_index, column_index]) for name in names
+            name: tensor(array[row_index, column_index]) for name, array in part.observations.items()
         },
-        tokens=rows("tokens", torch.int64),
-        behaviour_log_probs=rows("log_probs"),
-        behaviour_logits=rows("logits") if "logits" in part else None,
-        temperature=rows("temperature"),
+        tokens=tensor(part.tokens[mask], torch.int64),
+        behaviour_log_probs=tensor(part.log_probs[mask]),
+        behaviour_logits=tensor(part.logits[mask]) if part.logits is not None else None,
+        temperature=tensor(part.temperature[mask]),
         token_mask=tensor(token_mask),
-        lag=tensor((version - part["version"][mask]).astype(np.float32)),
-        lag_iterations=tensor((iteration - part["iteration"][mask]).astype(np.float32)),
+        lag=tensor((version - part.version[mask]).astype(np.float32)),
+        lag_iterations=tensor((iteration - part.iteration[mask]).astype(np.float32)),
         following={
-            name: tensor(part[OBSERVATION_PREFIX + name][np.arange(count), part["length"]]) for name in names
+            name: tensor(array[np.arange(count), part.length]) for name, array in part.observations.items()
         },
         mask=tensor(mask),
-        rewards=tensor(part["rewards"] * np.float32(reward_scale)),
-        executed=tensor(part["executed"], torch.int64),
-        terminated=tensor(part["terminated"]),
-        stored_values=tensor(part["values"]),
-        stored_bootstrap_values=tensor(part["bootstrap_value"]),
-        stored_advantages=tensor(part["advantages"]),
+        rewards=tensor(part.rewards * np.float32(reward_scale)),
+        executed=tensor(part.executed, torch.int64),
+        terminated=tensor(part.terminated),
+        stored_values=tensor(part.values),
+        stored_bootstrap_values=tensor(part.bootstrap_value),
+        stored_advantages=tensor(part.advantages),
     )

@@ -22,19 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gipo_envs.errors import UserError
 from gipo_vla.config import LearnerSettings
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
 from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
 from gipo_vla.distributed import group
 from gipo_vla.learner import engine as engines
 from gipo_vla.learner.batch import MicroBatch, count_valid, split
+from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
 from gipo_vla.objectives.base import ObjectiveSettings, objective_loss
 from gipo_vla.objectives.diagnostics import StalenessDiagnostics, staleness_metrics
 from gipo_vla.objectives.regularizers import RegularizerSettings, regularizer_loss
 from gipo_vla.policies.base import Evaluation, Policy
-from gipo_vla.replay.segment import Arrays
+from gipo_vla.replay.segment import SegmentBatch
 
 # Indices of the sums that one update collects over micro-batches and ranks.
 _SUMS = (
@@ -69,7 +69,7 @@ class Update:
     """Valid tokens over all ranks."""
     sums: Tensor
     moments: Tensor
-    """Of the advantages before normalisation: count, sum, sum of squares."""
+    """Count, sum and sum of squares of the advantages before normalisation."""
     observed: bool
     """The normaliser has taken in these moments already, by an extra pass."""
     lag_max: float = 0.0
@@ -85,6 +85,9 @@ class Learner:
         total_iterations: where the schedule of the learning rate ends.
         reward_scale: multiplies rewards.
         reference: frozen initial policy, for ``kl_reference``.
+
+    Raises:
+        UserError: the number of ranks does not divide ``learner.batch_segments``.
     """
 
     def __init__(
@@ -108,14 +111,10 @@ class Learner:
         self.reward_scale, self.stored_values, self.reference = reward_scale, stored_values, reference
         self.total_iterations = settings.schedule_iterations or total_iterations
         self.world = group.world_size()
-        per_round = settings.micro_batch_segments * self.world
-        if settings.batch_segments % per_round:
-            raise UserError(
-                f"learner.batch_segments is {settings.batch_segments}, no multiple of "
-                f"learner.micro_batch_segments {settings.micro_batch_segments} x {self.world} ranks"
-            )
-        self.segments_per_rank = settings.batch_segments // self.world
-        self.micro_batches = settings.batch_segments // per_round
+        self.segments_per_rank = rank_share(settings.batch_segments, self.world, "learner.batch_segments")
+        self.micro_batch_sizes = micro_batch_sizes(self.segments_per_rank, settings.micro_batch_segments)
+        """Segments of each micro-batch, the largest first."""
+        self.micro_batches = len(self.micro_batch_sizes)
         """Micro-batches an update on each rank."""
         self.attempted = 0
         """Updates begun, skipped ones included."""
@@ -128,7 +127,7 @@ class Learner:
             {"policy": settings.policy_gradient_clip, "value": settings.value_gradient_clip},
         )
         self.engine = engines.build_engine(
-            policy, self.optimizer, settings, device, settings.micro_batch_segments, self.micro_batches
+            policy, self.optimizer, settings, device, self.micro_batch_sizes[0], self.micro_batches
         )
 
     @property
@@ -138,7 +137,7 @@ class Learner:
 
     # --------------------------------------------------------------------------------------------- update
 
-    def begin(self, segments: Arrays, iteration: int) -> Update:
+    def begin(self, segments: SegmentBatch, iteration: int) -> Update:
         """Take a drawn batch (this rank's share): count it over ranks, move it, make the normaliser ready."""
         transitions, tokens = count_valid(segments)
         counts = torch.tensor([transitions, tokens], dtype=torch.int64, device=self.device)
@@ -149,7 +148,7 @@ class Learner:
             list(
                 split(
                     segments,
-                    self.settings.micro_batch_segments,
+                    self.micro_batch_sizes,
                     self.device,
                     self.reward_scale,
                     self.version,

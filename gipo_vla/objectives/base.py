@@ -62,7 +62,7 @@ SurrogateFunction = Callable[[Tensor, Tensor, Any], Surrogate]
 differentiated through. Arguments broadcast. The third argument is the objective's own settings class."""
 
 surrogates: Registry[SurrogateFunction] = Registry("objective", "objective.name")
-"""By the ``name`` of their settings classes."""
+"""The surrogates by the ``name`` of their settings classes."""
 register, get, names = surrogates.register, surrogates.get, surrogates.names
 
 

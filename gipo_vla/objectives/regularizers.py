@@ -25,7 +25,7 @@ from torch import Tensor
 from gipo_envs.errors import UserError
 
 K3_LINEAR_FROM = 5.0
-"""Log-ratio from which k3 goes on along its tangent."""
+"""Log-ratio from which k3 continues along its tangent."""
 
 KlEstimator = Literal["k3", "exact"]
 

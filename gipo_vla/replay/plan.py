@@ -73,9 +73,9 @@ class MemoryPlan:
 
     per_segment: int
     expected: int
-    """With full-length segments but the tail of every episode."""
+    """Bytes where all segments are full but the last one of every episode."""
     worst: int
-    """What the slots could grow to: the memory limit, or every segment one transition long."""
+    """Bytes that the slots could grow to: the memory limit, or every segment one transition long."""
 
 
 def memory_plan(

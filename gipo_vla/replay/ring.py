@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from gipo_envs.errors import UserError
 from gipo_vla.replay.samplers import Sampler
-from gipo_vla.replay.segment import Arrays, SegmentLayout, iterate, oldest_version
+from gipo_vla.replay.segment import Segment, SegmentBatch, SegmentLayout
 
 ROWS_AT_A_TIME = 16
 """Segments copied at once on their way to disk (a VLA's have megabytes each)."""
@@ -54,7 +53,7 @@ class SegmentRing:
             )
         self.layout, self.capacity, self.max_lag, self.sampler = layout, capacity, max_lag, sampler
         self.slots = slots
-        self._arrays = layout.allocate(slots)
+        self._held = layout.allocate(slots)
         self._versions = np.zeros(slots, np.int64)
         self._order: deque[int] = deque()
         """Slots in use, oldest first."""
@@ -68,23 +67,21 @@ class SegmentRing:
         """Segments held."""
         return len(self._order)
 
-    def add(self, segment: Arrays) -> None:
+    def add(self, segment: Segment) -> None:
         """Store a copy; over the limits the oldest segments leave."""
-        length = int(segment["length"])
-        assert 1 <= length <= self.layout.length
-        while self._order and (self.transitions + length > self.capacity or not self._free):
+        assert 1 <= segment.length <= self.layout.length
+        while self._order and (self.transitions + segment.length > self.capacity or not self._free):
             self._remove_oldest()
         slot = self._free.pop()
-        for name, array in self._arrays.items():
-            array[slot] = segment[name]
-        self._versions[slot] = oldest_version(segment)
+        self._held.put(slot, segment)
+        self._versions[slot] = segment.oldest_version
         self._order.append(slot)
-        self.transitions += length
+        self.transitions += segment.length
         self.added += 1
 
     def _remove_oldest(self) -> None:
         slot = self._order.popleft()
-        self.transitions -= int(self._arrays["length"][slot])
+        self.transitions -= int(self._held.length[slot])
         self._free.append(slot)
 
     def drawable(self, learner_version: int) -> NDArray[np.int64]:
@@ -94,8 +91,8 @@ class SegmentRing:
             return slots
         return slots[learner_version - self._versions[slots] <= self.max_lag]
 
-    def sample(self, count: int, rng: np.random.Generator, learner_version: int) -> Arrays:
-        """Draw ``count`` different segments (arrays with a leading axis, copies).
+    def sample(self, count: int, rng: np.random.Generator, learner_version: int) -> SegmentBatch:
+        """Draw ``count`` different segments (copies).
 
         Raises:
             ValueError: fewer may be drawn; ask ``drawable`` first.
@@ -103,24 +100,19 @@ class SegmentRing:
         slots = self.drawable(learner_version)
         if len(slots) < count:
             raise ValueError(f"{count} segments asked for, {len(slots)} may be drawn")
-        chosen = slots[self.sampler(len(slots), count, rng)]
-        return {name: array[chosen] for name, array in self._arrays.items()}
+        return self._held.rows(slots[self.sampler(len(slots), count, rng)])
 
-    def newest(self, task: int, transitions: int, names: Sequence[str]) -> Arrays:
-        """The newest segments of a task with at most so many valid transitions together, newest first.
-
-        Args:
-            names: of the arrays wanted (copies).
-        """
+    def newest(self, task: int, transitions: int) -> list[Segment]:
+        """The newest segments of a task with at most so many valid transitions together, newest first; views,
+        to be read before the next ``add``."""
         slots = np.fromiter(reversed(self._order), np.int64, len(self._order))
-        slots = slots[self._arrays["task"][slots] == task]
-        held = np.cumsum(self._arrays["length"][slots])
-        return {name: self._arrays[name][slots[held <= transitions]] for name in names}
+        slots = slots[self._held.task[slots] == task]
+        total = np.cumsum(self._held.length[slots])
+        return [self._held.segment(slot) for slot in slots[total <= transitions].tolist()]
 
-    def contents(self) -> Arrays:
+    def contents(self) -> SegmentBatch:
         """All segments, oldest first (copies)."""
-        slots = np.fromiter(self._order, np.int64, len(self._order))
-        return {name: array[slots] for name, array in self._arrays.items()}
+        return self._held.rows(np.fromiter(self._order, np.int64, len(self._order)))
 
     # ------------------------------------------------------------------------------------------ to disk
 
@@ -131,10 +123,10 @@ class SegmentRing:
     def held(self, copy: bool) -> HeldSegments:
         """The segments held, to be written: a copy for later, or views for now, before the ring changes."""
         slots = np.fromiter(self._order, np.int64, len(self._order))
-        arrays = self._arrays
+        segments = self._held
         if copy:
-            arrays, slots = self.contents(), np.arange(len(slots))
-        return HeldSegments(arrays, slots, self.transitions, self.added)
+            segments, slots = self.contents(), np.arange(len(slots))
+        return HeldSegments(segments, slots, self.transitions, self.added)
 
     def load(self, folder: Path) -> None:
         """Replace the contents by what ``save`` wrote; the limits stay this ring's own.
@@ -145,7 +137,7 @@ class SegmentRing:
         self._order.clear()
         self._free = list(range(self.slots - 1, -1, -1))
         self.transitions = 0
-        for segment in iterate(read(folder, self.layout)):
+        for segment in read(folder, self.layout):
             self.add(segment)
         self.added = json.loads((folder / "replay.json").read_text())["added"]
 
@@ -154,20 +146,20 @@ class SegmentRing:
 class HeldSegments:
     """What a ring held at one moment."""
 
-    arrays: Arrays
+    segments: SegmentBatch
     slots: NDArray[np.int64]
-    """Rows of ``arrays``, oldest segment first."""
+    """Rows of ``segments``, oldest first."""
     transitions: int
     added: int
 
     @property
     def bytes(self) -> int:
-        return len(self.slots) * sum(array[:1].nbytes for array in self.arrays.values())
+        return len(self.slots) * sum(array[:1].nbytes for array in self.segments.arrays().values())
 
     def save(self, folder: Path) -> None:
         """See ``SegmentRing.save``. Takes no further memory: rows are written a few at a time."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, array in self.arrays.items():
+        for name, array in self.segments.arrays().items():
             with (folder / f"{name.replace('/', '.')}.npy").open("wb") as file:
                 header = np.lib.format.header_data_from_array_1_0(array[:0])
                 header["shape"] = (len(self.slots), *array.shape[1:])
@@ -178,13 +170,13 @@ class HeldSegments:
         (folder / "replay.json").write_text(json.dumps(summary))
 
 
-def read(folder: Path, layout: SegmentLayout) -> Arrays:
+def read(folder: Path, layout: SegmentLayout) -> SegmentBatch:
     """The segments that a ring's ``save`` wrote, oldest first; read-only, read from disk as they are used.
 
     Raises:
         UserError: the files are of another layout (another policy, chunk or segment length).
     """
-    stored: Arrays = {}
+    stored = {}
     for name, field in layout.fields.items():
         path = folder / f"{name.replace('/', '.')}.npy"
         stored[name] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -193,4 +185,4 @@ def read(folder: Path, layout: SegmentLayout) -> Arrays:
                 f"{path} holds {stored[name].dtype} {stored[name].shape[1:]} a segment, this run "
                 f"{field.dtype} {field.shape}: it was written with another policy or segment length"
             )
-    return stored
+    return SegmentBatch.from_arrays(stored)

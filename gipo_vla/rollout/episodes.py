@@ -79,7 +79,7 @@ class TrainingEpisodes:
         self.spec, self.seed, self.envs, self.group_size = spec, seed, envs, group_size
         self.tasks = tasks or TaskSampler(spec.tasks)
         self._group_tasks: dict[tuple[int, int], tuple[int, int]] = {}
-        """By group and episode number, where not all members have asked yet: task, members still to ask."""
+        """Task and number of members that have yet to ask, by group and episode number."""
         # A shortened episode is no fair member of a group: its return is smaller for its length.
         self.stagger = stagger and group_size == 1
 

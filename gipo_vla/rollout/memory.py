@@ -34,11 +34,11 @@ COSTS = {
     "metaworld": WorkerCost(130_000_000, 30_000_000, 80_000_000),
     "libero": WorkerCost(700_000_000, 150_000_000, 260_000_000, tasks_kept=10),
 }
-"""By the first part of the family's name."""
+"""Costs by the first part of the family's name."""
 
 
 def worker_bytes(family: str, spec: EnvironmentSpec) -> int:
-    """Of one worker once it has played every task."""
+    """Bytes of one worker once it has played every task."""
     cost = COSTS["libero" if family.startswith("libero") else family]
     tasks = len(spec.tasks) if cost.tasks_kept is None else min(len(spec.tasks), cost.tasks_kept)
     return cost.libraries + tasks * (cost.task_with_cameras if "images" in spec.observation else cost.task)

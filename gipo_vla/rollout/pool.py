@@ -89,7 +89,7 @@ class WorkerPool:
         self.given_up: dict[int, str] = {}
         """Workers that could not be kept alive, and how they fared."""
         self._missed: set[int] = set()
-        """Those of them that were asked to step."""
+        """Workers given up that were asked to step."""
         self._processes: list[WorkerProcess] = []
         try:
             # All start at once: importing a simulator takes seconds.
@@ -306,7 +306,7 @@ class WorkerPool:
 
     def wait_ready(self) -> Arrival:
         """Results of the workers that are done; waits for the first. Workers that hung count as lost, also
-        while others go on answering."""
+        while others still answer."""
         busy = self._busy()
         done = set(self._missed)
         while busy and not done:

@@ -42,7 +42,7 @@ class WorkerSetup:
 
 
 IDLE_SECONDS = 0.02
-"""Without a request for so long, a worker looks ahead."""
+"""Seconds without a request after which a worker looks ahead."""
 
 PLAN_FIELDS = ("task", "initial_state", "seed", "step_limit", "end_on_success")
 

@@ -16,7 +16,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,12 +33,13 @@ from gipo_vla.credit import (
 )
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, ExpertChunks
 from gipo_vla.distributed import group
+from gipo_vla.learner.micro_batches import micro_batch_sizes
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.planning import Plans, plan
 from gipo_vla.policies.base import Policy
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
-from gipo_vla.replay.segment import Arrays
+from gipo_vla.replay.segment import Segment
 from gipo_vla.rollout.groups import GroupAdvantages
 
 ROLLOUTS = 64
@@ -146,9 +146,9 @@ class _Iteration:
         for episodes in self.groups:
             for segment in (segment for episode in episodes for segment in episode):
                 replay.add(segment)
-        learner = settings.learner
-        self.batches = learner.updates * (learner.batch_segments // learner.micro_batch_segments)
-        self.batch = _batch(plans, learner.micro_batch_segments)
+        sizes = micro_batch_sizes(settings.learner.batch_segments, settings.learner.micro_batch_segments)
+        self.batches = settings.learner.updates * len(sizes)
+        self.batch = _batch(plans, sizes[0])
         self.refresh_every = getattr(own, "refresh_every", 1)
         self._ask_about_groups()  # a scorer has to have learned before it costs anything
         self._end_iterations()
@@ -180,12 +180,12 @@ def _timed(action: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def _group(plans: Plans, number: int, size: int, rng: np.random.Generator) -> Sequence[list[Arrays]]:
+def _group(plans: Plans, number: int, size: int, rng: np.random.Generator) -> Sequence[list[Segment]]:
     """Episodes of one made-up group, as the segments that an actor closes."""
     return [_episode(plans, number, env, env % 4 == 0, rng) for env in range(size)]
 
 
-def _episode(plans: Plans, number: int, env: int, success: bool, rng: np.random.Generator) -> list[Arrays]:
+def _episode(plans: Plans, number: int, env: int, success: bool, rng: np.random.Generator) -> list[Segment]:
     names = [landmark.name for landmark in plans.spec.landmarks]
     walk = np.zeros((CHUNKS + 1, len(names)), np.float32)
     hand = [index for index, name in enumerate(names) if name.startswith("hand")]
@@ -193,30 +193,21 @@ def _episode(plans: Plans, number: int, env: int, success: bool, rng: np.random.
     walk[1:, hand] = rng.normal(scale=STRIDE, size=(CHUNKS, len(hand))).cumsum(axis=0)
     moves = rng.random((CHUNKS, 1)) < 0.1
     walk[1:, thing] = (moves * rng.normal(scale=STRIDE, size=(CHUNKS, len(thing)))).cumsum(axis=0)
-    segments = []
     length = plans.layout.length
-    for start in range(0, CHUNKS, length):
+    starts = range(0, CHUNKS, length)
+    batch = plans.layout.allocate(len(starts))
+    for array in batch.arrays().values():
+        array[:] = rng.random(array.shape)
+    batch.executed[:], batch.success[:] = plans.layout.chunk, False
+    batch.task[:], batch.env[:], batch.group[:] = 0, env, number
+    batch.terminated[:] = batch.truncated[:] = False
+    batch.terminated[-1], batch.truncated[-1] = success, not success
+    for index, start in enumerate(starts):
         count = min(length, CHUNKS - start)
-        segment: dict[str, Any] = {
-            name: rng.random(field.shape).astype(field.dtype) for name, field in plans.layout.fields.items()
-        }
-        last = start + count == CHUNKS
-        segment["observation/landmarks"][: count + 1] = walk[start : start + count + 1]
-        segment["executed"][:] = plans.layout.chunk
-        segment["success"][:] = False
-        segment["success"][count - 1, -1] = success and last
-        for name, value in (
-            ("length", count),
-            ("terminated", success and last),
-            ("truncated", last and not success),
-            ("task", 0),
-            ("env", env),
-            ("start", start),
-            ("group", number),
-        ):
-            segment[name] = np.asarray(value, plans.layout.fields[name].dtype)
-        segments.append(segment)
-    return segments
+        batch.start[index], batch.length[index] = start, count
+        batch.observations["landmarks"][index, : count + 1] = walk[start : start + count + 1]
+    batch.success[-1, batch.length[-1] - 1, -1] = success
+    return list(batch)
 
 
 def _batch(plans: Plans, segments: int) -> CreditBatch:

@@ -38,22 +38,24 @@ def run(ranks: int, folder: Path) -> Path:
 
 
 @pytest.mark.medium
-def test_two_ranks_are_two_micro_batches(tmp_path: Path) -> None:
+def test_the_number_of_ranks_changes_no_gradient(tmp_path: Path) -> None:
+    """4 segments by a bound of 2: one rank with two micro-batches, or two ranks with one each. 6 segments:
+    one rank with three of 2, or two ranks with one of 2 and one of 1 each."""
     one, two = run(1, tmp_path / "one"), run(2, tmp_path / "two")
-    for stage in (1, 2):
+    for case in ("1-4", "1-6", "2-4", "2-6"):
         # After two updates the first moments are the clipped gradients, to rounding ...
-        early = [load_file(folder / f"early-{stage}.safetensors") for folder in (one, two)]
+        early = [load_file(folder / f"early-{case}.safetensors") for folder in (one, two)]
         assert early[0].keys() == early[1].keys()
         for name, tensor in early[0].items():
             scale = float(tensor.abs().max())
             torch.testing.assert_close(early[1][name], tensor, rtol=0, atol=2e-5 * scale, msg=name)
         # ... and the weights stay together (Adam magnifies rounding where gradients are about 0).
-        late = [load_file(folder / f"late-{stage}.safetensors") for folder in (one, two)]
+        late = [load_file(folder / f"late-{case}.safetensors") for folder in (one, two)]
         for name, tensor in late[0].items():
             if name.startswith("weight/"):
                 torch.testing.assert_close(late[1][name], tensor, rtol=0, atol=2e-4, msg=name)
         assert late[0]["step/policy"] == late[1]["step/policy"] == 4
-        rows = [json.loads((folder / f"metrics-{stage}.json").read_text()) for folder in (one, two)]
+        rows = [json.loads((folder / f"metrics-{case}.json").read_text()) for folder in (one, two)]
         for first, second in zip(*rows, strict=True):
             assert first.keys() == second.keys()
             for name, value in first.items():
@@ -63,6 +65,7 @@ def test_two_ranks_are_two_micro_batches(tmp_path: Path) -> None:
 @pytest.mark.medium
 def test_two_ranks_train_from_beginning_to_end(tmp_path: Path, tiny_overrides: tuple[str, ...]) -> None:
     overrides = (*tiny_overrides, f"run_dir={tmp_path / 'run'}", "rollout.envs_per_worker=2", "iterations=3")
+    overrides += ("learner.micro_batch_segments=4", "learner.batch_segments=6")  # above a rank's share of 3
     torchrun(2, "-m", "gipo_vla.train", *overrides, "learner.device=cpu", "eval.every_env_steps=200")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [1, 2, 3]

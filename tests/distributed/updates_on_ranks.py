@@ -2,11 +2,13 @@
 
     python -m torch.distributed.run --nproc-per-node=N updates_on_ranks.py FOLDER
 
-Rank 0 writes what the updates led to, for both ZeRO stages; every rank checks what it alone can see.
+Rank 0 writes what the updates led to, for both ZeRO stages and both sizes of batch; every rank checks what it
+alone can see.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -25,35 +27,38 @@ from gipo_vla.learner.learner import Learner
 from gipo_vla.objectives.gipo import GipoSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
-from gipo_vla.replay.segment import Arrays, layout
+from gipo_vla.replay.segment import SegmentBatch, layout
 
 CPU = torch.device("cpu")
-SEGMENTS, LENGTH, CHUNK, BINS = 4, 5, 3, 8
+LENGTH, CHUNK, BINS = 5, 3, 8
+BATCHES = (4, 6)
+"""Segments of a global batch. By a bound of 2 two ranks cut them into 2 and into 2 + 1, one rank into 2 + 2
+and into 2 + 2 + 2."""
 
 
-def make_batch(seed: int) -> Arrays:
+def make_batch(segments: int, seed: int) -> SegmentBatch:
     """A global batch with unequal numbers of valid tokens in its halves."""
     spec = make_spec(EnvironmentSettings("point_reach", "reach"))
     rng = np.random.default_rng(seed)
-    batch: Arrays = {}
+    batch = {}
     for name, field in layout(spec, LENGTH, CHUNK, 2, BINS).fields.items():
-        batch[name] = rng.normal(size=(SEGMENTS, *field.shape)).astype(field.dtype)
+        batch[name] = rng.normal(size=(segments, *field.shape)).astype(field.dtype)
     batch["tokens"] = rng.integers(0, BINS, batch["tokens"].shape).astype(np.uint8)
     batch["log_probs"] = rng.normal(-2, 0.3, batch["log_probs"].shape).astype(np.float32)
-    batch["length"] = np.array([5, 4, 1, 2], np.int32)
+    batch["length"] = np.array([5, 4, 3, 1, 2, 1][:segments], np.int32)
     batch["executed"] = rng.integers(1, CHUNK + 1, batch["executed"].shape).astype(np.int32)
     batch["temperature"][:] = 1.0
     batch["version"][:] = batch["iteration"][:] = 0
-    return batch
+    return SegmentBatch.from_arrays(batch)
 
 
-def make_learner(stage: int) -> Learner:
+def make_learner(stage: int, segments: int) -> Learner:
     torch.manual_seed(0)
     spec = make_spec(EnvironmentSettings("point_reach", "reach"))
     policy = MlpPolicy(MlpSettings(hidden=(12,), bins=BINS, chunk=CHUNK), spec)
     settings = LearnerSettings(
         updates=1,
-        batch_segments=SEGMENTS,
+        batch_segments=segments,
         micro_batch_segments=2,
         policy_learning_rate=1e-2,
         value_learning_rate=1e-2,
@@ -76,11 +81,11 @@ def make_learner(stage: int) -> Learner:
     )
 
 
-def update(learner: Learner, batch: Arrays) -> dict[str, float]:
+def update(learner: Learner, batch: SegmentBatch) -> dict[str, float]:
     """One update on this rank's share of a global batch."""
-    share = SEGMENTS // group.world_size()
-    own = {name: array[group.rank() * share :][:share] for name, array in batch.items()}
-    update = learner.begin(own, 1)
+    share = learner.segments_per_rank
+    first = group.rank() * share
+    update = learner.begin(batch.rows(slice(first, first + share)), 1)
     for index in range(learner.micro_batches):
         learner.micro_step(update, index)
     return learner.end(update)
@@ -99,24 +104,25 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     group.start(CPU)
     check_reductions()
-    for stage in (1, 2):
-        learner = make_learner(stage)
-        rows = [update(learner, make_batch(seed)) for seed in range(2)]
+    for stage, segments in itertools.product((1, 2), BATCHES):
+        learner = make_learner(stage, segments)
+        rows = [update(learner, make_batch(segments, seed)) for seed in range(2)]
         gradients = learner.optimizer_tensors()
-        spoiled = make_batch(2)
-        spoiled["rewards"][-1, 0, 0] = np.nan  # of the last rank alone
+        spoiled = make_batch(segments, 2)
+        spoiled.rewards[-1, 0, 0] = np.nan  # of the last rank alone
         rows.append(update(learner, spoiled))
         assert rows[-1] == {"learner/skipped": 1.0} and learner.version == 2, "skipped on all ranks alike"
-        rows += [update(learner, make_batch(seed)) for seed in (3, 4)]
+        rows += [update(learner, make_batch(segments, seed)) for seed in (3, 4)]
         after = learner.optimizer_tensors()
         assert len(set(group.gather(json.dumps(rows)))) == 1, "metrics are the same on every rank"
         for name, tensor in after.items():
             for other in group.gather(tensor):
                 assert torch.equal(tensor, other), f"{name} differs between ranks"
         if group.rank() == 0:
-            save_file(gradients, folder / f"early-{stage}.safetensors")
-            save_file(after, folder / f"late-{stage}.safetensors")
-            (folder / f"metrics-{stage}.json").write_text(json.dumps(rows))
+            case = f"{stage}-{segments}"
+            save_file(gradients, folder / f"early-{case}.safetensors")
+            save_file(after, folder / f"late-{case}.safetensors")
+            (folder / f"metrics-{case}.json").write_text(json.dumps(rows))
     group.stop()
 
 

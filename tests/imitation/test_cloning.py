@@ -11,6 +11,7 @@ import torch
 
 from gipo_envs import EnvironmentSettings, make_spec
 from gipo_envs.errors import UserError
+from gipo_vla.distributed import group
 from gipo_vla.imitation.cloning import Cloner, cloning_losses
 from gipo_vla.imitation.examples import Batch
 from gipo_vla.imitation.settings import CloningLearnerSettings, CloningSettings
@@ -85,7 +86,7 @@ def test_padding_counts_for_nothing() -> None:
     assert log_probs.grad.flatten().tolist() == [-1.0, -1.0, -1.0, 0.0]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4, 6])
+@pytest.mark.parametrize("micro_batch", [1, 4, 5, 6, 11, 99])
 def test_the_cut_into_micro_batches_changes_no_update(make_cloner: MakeCloner, micro_batch: int) -> None:
     """Although their valid tokens differ in number. (Adam divides tiny gradients by their own size, and their
     rounding with them, unless its epsilon is large.)"""
@@ -140,6 +141,9 @@ def test_updates_without_finite_loss_are_skipped_and_end_the_run(make_cloner: Ma
         cloner.update(broken)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(process_group: None) -> None:
-    with pytest.raises(UserError, match=r"sft\.batch_size is 12, no multiple of sft\.micro_batch_size 5"):
-        Cloner(make_policy(), LEARNER, replace(CLONING, micro_batch_size=5), torch.device("cpu"))
+def test_a_batch_that_ranks_cannot_share_is_refused(
+    process_group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "world_size", lambda: 5)
+    with pytest.raises(UserError, match=r"sft\.batch_size is 12, which 5 ranks .* cannot share equally"):
+        Cloner(make_policy(), LEARNER, CLONING, torch.device("cpu"))

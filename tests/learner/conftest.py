@@ -19,13 +19,13 @@ from gipo_vla.learner.learner import Learner
 from gipo_vla.objectives.gipo import GipoSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
-from gipo_vla.replay.segment import Arrays, SegmentLayout, layout
+from gipo_vla.replay.segment import SegmentBatch, SegmentLayout, layout
 
 CPU = torch.device("cpu")
 LENGTH, CHUNK, BINS = 5, 3, 8
 
 MakeLearner = Callable[..., Learner]
-MakeBatch = Callable[..., Arrays]
+MakeBatch = Callable[..., SegmentBatch]
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +54,9 @@ def make_batch(segment_layout: SegmentLayout, make_policy: Callable[..., MlpPoli
     """``make_batch(count, seed)``: segments of several lengths and endings, acted by another policy; what
     stands at padding is garbage, so that whoever looks at it is found out."""
 
-    def make(count: int = 4, seed: int = 0, version: int = 0) -> Arrays:
+    def make(count: int = 4, seed: int = 0, version: int = 0) -> SegmentBatch:
         rng = np.random.default_rng(seed)
-        batch: Arrays = {}
+        batch = {}
         for name, field in segment_layout.fields.items():
             if field.dtype.kind == "f":
                 batch[name] = rng.normal(size=(count, *field.shape)).astype(field.dtype)
@@ -86,7 +86,7 @@ def make_batch(segment_layout: SegmentLayout, make_policy: Callable[..., MlpPoli
         for name in ("rewards", "log_probs", "values", "advantages"):
             batch[name][padding] = np.nan
         batch["executed"][padding] = 99
-        return batch
+        return SegmentBatch.from_arrays(batch)
 
     return make
 
@@ -137,7 +137,7 @@ def make_learner(process_group: None, make_policy: Callable[..., MlpPolicy]) -> 
 def update() -> Callable[..., dict[str, float]]:
     """``update(learner, batch)``: one whole update; its metrics."""
 
-    def run(learner: Learner, batch: Arrays, iteration: int = 3) -> dict[str, float]:
+    def run(learner: Learner, batch: SegmentBatch, iteration: int = 3) -> dict[str, float]:
         own = learner.begin(batch, iteration)
         for index in range(learner.micro_batches):
             learner.micro_step(own, index)

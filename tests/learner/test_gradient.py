@@ -14,10 +14,10 @@ from gipo_vla.credit.group import GroupSettings
 from gipo_vla.learner.learner import Learner
 from gipo_vla.objectives.no_clip import NoClipSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
-from gipo_vla.replay.segment import Arrays
+from gipo_vla.replay.segment import SegmentBatch
 
 MakeLearner = Callable[..., Learner]
-MakeBatch = Callable[..., Arrays]
+MakeBatch = Callable[..., SegmentBatch]
 RunUpdate = Callable[..., dict[str, float]]
 Weights = Callable[[Learner], dict[str, torch.Tensor]]
 
@@ -35,24 +35,26 @@ def gradients(learner: Learner) -> dict[str, torch.Tensor]:
     }
 
 
-def naive_gradients(policy: Any, batch: Arrays, gamma: float, lam: float, scale: float) -> dict[str, Any]:
+def naive_gradients(
+    policy: Any, batch: SegmentBatch, gamma: float, lam: float, scale: float
+) -> dict[str, Any]:
     """The same gradient from loops over segments, transitions and tokens: No-Clip, Huber, GAE."""
     policy_terms, value_terms, tokens, transitions = [], [], 0, 0
-    for n in range(len(batch["length"])):
-        length = int(batch["length"][n])
+    for n in range(len(batch.length)):
+        length = int(batch.length[n])
         # One row more than there are transitions: the observation that follows (its token does not matter).
-        tokens_taken = batch["tokens"][n].astype(np.int64)[[*range(length), 0]]
+        tokens_taken = batch.tokens[n].astype(np.int64)[[*range(length), 0]]
         out = policy.evaluate(
-            {"state": torch.from_numpy(batch["observation/state"][n][: length + 1])},
+            {"state": torch.from_numpy(batch.observations["state"][n][: length + 1])},
             torch.from_numpy(tokens_taken),
             torch.full((length + 1,), 1.6),
         )
         values = out.values.tolist()
-        after = 0.0 if batch["terminated"][n] else values[length]
+        after = 0.0 if batch.terminated[n] else values[length]
         advantage = 0.0
         for t in reversed(range(length)):
-            executed = int(batch["executed"][n, t])
-            reward = sum(gamma**i * scale * float(batch["rewards"][n, t, i]) for i in range(executed))
+            executed = int(batch.executed[n, t])
+            reward = sum(gamma**i * scale * float(batch.rewards[n, t, i]) for i in range(executed))
             delta = reward + gamma**executed * after - values[t]
             advantage = delta + gamma**executed * lam * advantage
             after = values[t]
@@ -60,7 +62,7 @@ def naive_gradients(policy: Any, batch: Arrays, gamma: float, lam: float, scale:
             value_terms.append(0.5 * error**2 if error.item() <= 1 else error - 0.5)
             for i in range(executed):
                 for d in range(2):
-                    log_ratio = out.log_probs[t, i, d] - float(batch["log_probs"][n, t, i, d])
+                    log_ratio = out.log_probs[t, i, d] - float(batch.log_probs[n, t, i, d])
                     policy_terms.append(-torch.exp(log_ratio) * advantage)
                     tokens += 1
             transitions += 1
@@ -83,7 +85,7 @@ def test_is_that_of_the_naive_loops(
 ) -> None:
     """Sum over valid tokens by their number; padding and actions that were not executed count nowhere."""
     batch = make_batch(2)
-    assert batch["length"].tolist() == [2, 1] and (batch["executed"][:, 0] < 3).any()
+    assert batch.length.tolist() == [2, 1] and (batch.executed[:, 0] < 3).any()
     learner = make_learner(
         objective=NoClipSettings(),
         credit=GaeSettings(gamma=0.9, gae_lambda=0.8, normalize="none"),
@@ -108,7 +110,7 @@ def test_segments_of_full_length_too(
     make_learner: MakeLearner, make_batch: MakeBatch, make_policy: Any, update: RunUpdate
 ) -> None:
     batch = make_batch(5, seed=3)
-    assert batch["length"].tolist() == [5, 4, 3, 2, 1]
+    assert batch.length.tolist() == [5, 4, 3, 2, 1]
     learner = make_learner(
         objective=NoClipSettings(),
         normalize="none",
@@ -132,16 +134,17 @@ def test_does_not_depend_on_the_cut_into_micro_batches(
 ) -> None:
     learners = [
         make_learner(
-            batch_segments=6,
-            micro_batch_segments=size,
+            batch_segments=5,
+            micro_batch_segments=most,
             normalize=normalize,
             zero_stage=zero_stage,
             regularizers=RegularizerSettings(entropy_coefficient=0.01, kl_behaviour_coefficient=0.1),
         )
-        for size in (6, 3, 2, 1)
+        for most in (5, 4, 2, 1)
     ]
+    assert [own.micro_batch_sizes for own in learners] == [(5,), (3, 2), (2, 2, 1), (1,) * 5]
     for number in range(3):
-        batch = make_batch(6, seed=number)
+        batch = make_batch(5, seed=number)
         metrics = [update(learner, batch) for learner in learners]
         if number == 0:
             for learner in learners[1:]:
@@ -161,7 +164,7 @@ def test_does_not_depend_on_the_order_of_the_segments(
 ) -> None:
     batch, learners = make_batch(4), [make_learner(micro_batch_segments=2, **NO_CLIPPING) for _ in range(2)]
     update(learners[0], batch)
-    update(learners[1], {name: array[[2, 0, 3, 1]] for name, array in batch.items()})
+    update(learners[1], batch.rows(np.array([2, 0, 3, 1])))
     assert_close(gradients(learners[1]), gradients(learners[0]), 1e-5)
 
 
@@ -211,7 +214,7 @@ def test_values_come_from_the_training_forward(
         monkeypatch.setattr(policy, method, counted)
     batch = make_batch(4)
     update(learner, batch)
-    assert batch["length"].tolist() == [4, 3, 2, 1]
+    assert batch.length.tolist() == [4, 3, 2, 1]
     assert forwards == [7, 3] * 2 and valued == [2] * 4, "the very first batch also sets the statistics"
     forwards.clear(), valued.clear()
     update(learner, batch)
@@ -223,9 +226,9 @@ def test_stored_values_are_used_where_asked_for(
     make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, weights: Weights
 ) -> None:
     batch, changed = make_batch(), make_batch()
-    mask = np.arange(5) < changed["length"][:, None]
-    changed["values"][mask] += 1.0
-    changed["bootstrap_value"] += 1.0
+    mask = np.arange(5) < changed.length[:, None]
+    changed.values[mask] += 1.0
+    changed.bootstrap_value[:] += 1.0
     for stored in (False, True):
         learners = [make_learner(stored_values=stored) for _ in range(2)]
         update(learners[0], batch)
@@ -266,7 +269,8 @@ def test_an_exact_kl_uses_the_stored_logits(
     settings = RegularizerSettings(kl_behaviour_coefficient=0.1, kl_behaviour="exact")
     first = update(make_learner(regularizers=settings), make_batch())
     batch = make_batch()
-    batch["logits"] = batch["logits"] * np.float16(0.5)
+    assert batch.logits is not None
+    batch.logits[:] *= np.float16(0.5)
     second = update(make_learner(regularizers=settings), batch)
     assert first["policy/kl_behaviour"] > 0
     assert first["policy/kl_behaviour"] != pytest.approx(second["policy/kl_behaviour"], rel=1e-3)

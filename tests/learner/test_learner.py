@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,21 @@ import pytest
 import torch
 
 from gipo_envs.errors import UserError
+from gipo_vla.distributed import group
 from gipo_vla.learner.batch import count_valid, split
 from gipo_vla.learner.learner import Learner, NonFiniteError
-from gipo_vla.replay.segment import Arrays
+from gipo_vla.replay.segment import SegmentBatch
 
 MakeLearner = Callable[..., Learner]
-MakeBatch = Callable[..., Arrays]
+MakeBatch = Callable[..., SegmentBatch]
 RunUpdate = Callable[..., dict[str, float]]
 Weights = Callable[[Learner], dict[str, torch.Tensor]]
 
 
-def spoil(batch: Arrays, value: float = np.nan) -> Arrays:
+def spoil(batch: SegmentBatch, value: float = np.nan) -> SegmentBatch:
     """The same batch with one reward that is not a number."""
-    batch = {name: array.copy() for name, array in batch.items()}
-    batch["rewards"][0, 0, 0] = value
+    batch = deepcopy(batch)
+    batch.rewards[0, 0, 0] = value
     return batch
 
 
@@ -148,41 +150,57 @@ def test_saved_tensors_are_copies(
     assert_same_weights(tensors, before)
 
 
-def test_batches_that_cannot_be_shared_out_are_refused(make_learner: MakeLearner) -> None:
-    with pytest.raises(UserError, match=r"learner\.batch_segments is 5.*micro_batch_segments 2"):
-        make_learner(batch_segments=5, micro_batch_segments=2)
+def test_batches_that_ranks_cannot_share_are_refused(
+    make_learner: MakeLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"learner\.batch_segments is 5, which 2 ranks .* cannot share"):
+        make_learner(batch_segments=5)
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, (1, 1, 1)), (2, (2, 1)), (3, (3,)), (32, (3,))])
+def test_a_share_is_cut_by_the_bound(
+    make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, most: int, sizes: tuple[int, ...]
+) -> None:
+    learner = make_learner(batch_segments=3, micro_batch_segments=most)
+    assert learner.micro_batch_sizes == sizes
+    assert learner.engine.gradient_accumulation_steps() == learner.micro_batches == len(sizes)
+    assert learner.engine.train_micro_batch_size_per_gpu() == sizes[0]
+    begun = learner.begin(make_batch(3), 3)
+    assert tuple(len(batch.mask) for batch in begun.micro_batches) == sizes
+    assert update(learner, make_batch(3))["learner/skipped"] == 0 and learner.engine.global_steps == 1
 
 
 def test_valid_tokens_are_counted(make_batch: MakeBatch) -> None:
     batch = make_batch(4)
-    expected = sum(int(batch["executed"][n, : batch["length"][n]].sum()) for n in range(4))
+    expected = sum(int(batch.executed[n, : batch.length[n]].sum()) for n in range(4))
     assert count_valid(batch) == (10, 2 * expected)
 
 
 def test_micro_batches_hold_the_valid_transitions_in_order(make_batch: MakeBatch) -> None:
     batch = make_batch(4)
-    parts = list(split(batch, 2, torch.device("cpu"), 0.5, version=9, iteration=4))
+    parts = list(split(batch, (2, 2), torch.device("cpu"), 0.5, version=9, iteration=4))
     assert [len(part.mask) for part in parts] == [2, 2]
     row = 0
     for part_number, part in enumerate(parts):
         row = 0
         for n in range(2):
             segment = 2 * part_number + n
-            length = int(batch["length"][segment])
+            length = int(batch.length[segment])
             assert part.mask[n].tolist() == [t < length for t in range(5)]
-            following = batch["observation/state"][segment, length]
+            following = batch.observations["state"][segment, length]
             np.testing.assert_array_equal(part.following["state"][n], following)
             for t in range(length):
                 np.testing.assert_array_equal(
-                    part.observations["state"][row], batch["observation/state"][segment, t]
+                    part.observations["state"][row], batch.observations["state"][segment, t]
                 )
-                np.testing.assert_array_equal(part.tokens[row], batch["tokens"][segment, t])
-                np.testing.assert_array_equal(part.behaviour_log_probs[row], batch["log_probs"][segment, t])
-                executed = int(batch["executed"][segment, t])
+                np.testing.assert_array_equal(part.tokens[row], batch.tokens[segment, t])
+                np.testing.assert_array_equal(part.behaviour_log_probs[row], batch.log_probs[segment, t])
+                executed = int(batch.executed[segment, t])
                 assert part.token_mask[row].tolist() == [[i < executed] * 2 for i in range(3)]
                 assert (part.lag[row], part.lag_iterations[row]) == (9, 3)
                 row += 1
-            np.testing.assert_array_equal(part.rewards[n, :length], batch["rewards"][segment, :length] / 2)
+            np.testing.assert_array_equal(part.rewards[n, :length], batch.rewards[segment, :length] / 2)
         assert len(part.tokens) == row
         grid = part.grid(torch.arange(1.0, row + 1))
         assert grid[part.mask].tolist() == list(range(1, row + 1)) and not grid[~part.mask].any()
@@ -193,8 +211,8 @@ def test_metrics_describe_the_update(
 ) -> None:
     learner = make_learner(micro_batch_segments=2, normalize="exact")
     batch = make_batch()
-    batch["version"][:] = -np.arange(4)[:, None]
-    batch["iteration"][:] = 3 - np.arange(4)[:, None]
+    batch.version[:] = -np.arange(4)[:, None]
+    batch.iteration[:] = 3 - np.arange(4)[:, None]
     metrics = update(learner, batch, iteration=3)
     # Lengths 4, 3, 2, 1 and lags 0, 1, 2, 3.
     assert metrics["staleness/lag_iterations_mean"] == pytest.approx((3 + 4 + 3) / 10)

@@ -23,6 +23,7 @@ from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.numerical_floor import log_ratio_floor
 from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, build
 from gipo_vla.policies.openvla_oft.benchmark import synthetic_observations
+from gipo_vla.replay.segment import SegmentBatch
 from tests.learner import vla
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def dtypes(module: nn.Module) -> dict[str, torch.dtype]:
     return {name: parameter.dtype for name, parameter in module.named_parameters()}
 
 
-def run(learner: Learner, segments: vla.Arrays) -> dict[str, float]:
+def run(learner: Learner, segments: SegmentBatch) -> dict[str, float]:
     update = learner.begin(segments, 1)
     for index in range(learner.micro_batches):
         learner.micro_step(update, index)
@@ -128,7 +129,7 @@ def test_an_update_that_is_not_finite_is_skipped(learner: Learner) -> None:
     assert run(learner, vla.segments(own))["learner/skipped"] == 0
     before = {name: p.detach().clone() for name, p in learner.policy.named_parameters()}  # type: ignore[attr-defined]
     spoiled = vla.segments(own, seed=1)
-    spoiled["log_probs"][0, 0, 0, 0] = np.nan
+    spoiled.log_probs[0, 0, 0, 0] = np.nan
     assert run(learner, spoiled) == {"learner/skipped": 1.0}
     assert learner.version == 1
     for name, parameter in learner.policy.named_parameters():  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from gipo_envs.protocol import EnvironmentSpec
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings
 from gipo_vla.policies.openvla_oft.benchmark import synthetic_spec
 from gipo_vla.policies.value_heads import ValueHeadSettings
-from gipo_vla.replay.segment import Arrays, layout
+from gipo_vla.replay.segment import Arrays, SegmentBatch, layout
 
 ARCHITECTURE = Architecture(
     image_size=28,
@@ -50,7 +50,7 @@ def segments(
     slots: int = 4,
     seed: int = 0,
     store_logits: bool = False,
-) -> Arrays:
+) -> SegmentBatch:
     """Segments of these lengths, acted by nobody."""
     rng = np.random.default_rng(seed)
     fields = layout(spec(of), slots, of.chunk, 3, 256, store_logits=store_logits).fields
@@ -68,4 +68,4 @@ def segments(
     made["length"] = np.array(lengths, np.int32)
     made["executed"][:] = of.chunk
     made["temperature"][:] = 1.6
-    return made
+    return SegmentBatch.from_arrays(made)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from gipo_envs import EnvironmentSettings, make_spec
-from gipo_vla.replay.segment import Arrays, SegmentLayout, layout
+from gipo_vla.replay.segment import Segment, SegmentBatch, SegmentLayout, layout
 
-MakeSegment = Callable[..., Arrays]
+MakeSegment = Callable[..., Segment]
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,9 @@ def small_layout() -> SegmentLayout:
 def make_segment(small_layout: SegmentLayout) -> MakeSegment:
     """``make_segment(number, length, version)``: every number in it is drawn from ``number``."""
 
-    def make(number: int, length: int, version: int = 0) -> Arrays:
+    def make(number: int, length: int, version: int = 0) -> Segment:
         rng = np.random.default_rng(number)
-        segment: Arrays = {}
+        segment = {}
         for name, field in small_layout.fields.items():
             segment[name] = rng.integers(0, 2, field.shape).astype(field.dtype)
             if field.dtype.kind == "f":
@@ -35,6 +35,6 @@ def make_segment(small_layout: SegmentLayout) -> MakeSegment:
         segment["version"][:] = 10**9  # padding: must not count as a version
         segment["version"][:length] = version
         segment["episode"] = np.asarray(number, np.int64)
-        return segment
+        return SegmentBatch.from_arrays({name: array[None] for name, array in segment.items()}).segment(0)
 
     return make

@@ -32,7 +32,7 @@ def simulated_lags(
             if len(ring.drawable(version)) >= batch:
                 chosen = ring.sample(batch, rng, version)
                 if iteration > iterations // 2:
-                    lags += (version - chosen["version"][:, 0]).tolist()
+                    lags += (version - chosen.version[:, 0]).tolist()
                     drawn += batch
             version += 1
         for number, v in enumerate(acted):
@@ -82,4 +82,4 @@ def test_memory_of_full_and_cut_segments(small_layout: SegmentLayout) -> None:
 
 def test_bytes_are_those_of_the_arrays(small_layout: SegmentLayout) -> None:
     arrays = small_layout.allocate(3)
-    assert sum(array.nbytes for array in arrays.values()) == 3 * small_layout.bytes_per_segment
+    assert sum(array.nbytes for array in arrays.arrays().values()) == 3 * small_layout.bytes_per_segment

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from gipo_envs.errors import UserError
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
-from gipo_vla.replay.segment import Arrays, SegmentLayout, iterate, oldest_version
+from gipo_vla.replay.segment import Segment, SegmentLayout
 
 PLENTY = 10**9
 
@@ -23,30 +25,29 @@ class NaiveReplay:
 
     def __init__(self, capacity: int, slots: int, max_lag: int | None) -> None:
         self.capacity, self.slots, self.max_lag = capacity, slots, max_lag
-        self.segments: list[Arrays] = []
+        self.segments: list[Segment] = []
 
     def transitions(self) -> int:
-        return sum(int(segment["length"]) for segment in self.segments)
+        return sum(segment.length for segment in self.segments)
 
-    def add(self, segment: Arrays) -> None:
-        self.segments.append({name: array.copy() for name, array in segment.items()})
+    def add(self, segment: Segment) -> None:
+        self.segments.append(deepcopy(segment))
         while self.transitions() > self.capacity or len(self.segments) > self.slots:
             del self.segments[0]
 
     def drawable(self, version: int) -> list[int]:
         return [
-            int(segment["episode"])
+            segment.episode
             for segment in self.segments
-            if self.max_lag is None or version - min(segment["version"][: segment["length"]]) <= self.max_lag
+            if self.max_lag is None or version - min(segment.version[: segment.length]) <= self.max_lag
         ]
 
 
 def assert_same(ring: SegmentRing, naive: NaiveReplay) -> None:
     assert len(ring) == len(naive.segments)
     assert ring.transitions == naive.transitions()
-    for held, expected in zip(iterate(ring.contents()), naive.segments, strict=True):
-        for name, array in expected.items():
-            np.testing.assert_array_equal(held[name], array, err_msg=name)
+    for held, expected in zip(ring.contents(), naive.segments, strict=True):
+        np.testing.assert_equal(asdict(held), asdict(expected))
 
 
 operations = st.lists(
@@ -93,7 +94,7 @@ def test_the_ring_is_the_naive_list(
             segment = make_segment(number, first, second)
             ring.add(segment)
             naive.add(segment)
-            segment["rewards"][:] = np.nan  # the ring holds a copy
+            segment.rewards[:] = np.nan  # the ring holds a copy
         elif operation == "reload":
             folder = tmp_path_factory.mktemp("replay")
             ring.save(folder)
@@ -108,13 +109,12 @@ def test_the_ring_is_the_naive_list(
                     ring.sample(first, rng, second)
                 continue
             drawn = ring.sample(first, rng, second)
-            numbers = drawn["episode"].tolist()
+            numbers = drawn.episode.tolist()
             assert len(set(numbers)) == first and set(numbers) <= set(allowed)
-            held = {int(segment["episode"]): segment for segment in naive.segments}
-            for own in iterate(drawn):
-                for name, array in held[int(own["episode"])].items():
-                    np.testing.assert_array_equal(own[name], array, err_msg=name)
-            for array in drawn.values():
+            held = {segment.episode: segment for segment in naive.segments}
+            for own in drawn:
+                np.testing.assert_equal(asdict(own), asdict(held[own.episode]))
+            for array in drawn.arrays().values():
                 array.fill(0)  # a batch is the caller's: this must change nothing held
         assert_same(ring, naive)
 
@@ -126,8 +126,8 @@ def fill(ring: SegmentRing, make_segment, count: int, length: int = 4) -> None: 
 
 def test_the_oldest_transition_decides_the_lag(small_layout: SegmentLayout, make_segment) -> None:  # type: ignore[no-untyped-def]
     segment = make_segment(0, 3)
-    segment["version"][:3] = [7, 5, 6]
-    assert oldest_version(segment) == 5
+    segment.version[:3] = [7, 5, 6]
+    assert segment.oldest_version == 5
     ring = SegmentRing(small_layout, 100, PLENTY, samplers.uniform, max_lag=2)
     ring.add(segment)
     assert len(ring.drawable(7)) == 1, "a lag of exactly max_lag may be drawn"
@@ -138,14 +138,14 @@ def test_every_drawable_segment_is_drawn_and_no_other(small_layout: SegmentLayou
     ring = SegmentRing(small_layout, 100, PLENTY, samplers.uniform, max_lag=4)
     fill(ring, make_segment, 10)
     batch = ring.sample(5, np.random.default_rng(0), 9)
-    assert sorted(batch["episode"].tolist()) == [5, 6, 7, 8, 9]
+    assert sorted(batch.episode.tolist()) == [5, 6, 7, 8, 9]
 
 
 def test_the_same_generator_draws_the_same_batch(small_layout: SegmentLayout, make_segment) -> None:  # type: ignore[no-untyped-def]
     for sampler in (samplers.uniform, samplers.recency(0.25)):
         ring = SegmentRing(small_layout, 100, PLENTY, sampler)
         fill(ring, make_segment, 20)
-        first, second = (ring.sample(6, np.random.default_rng(3), 20)["episode"] for _ in range(2))
+        first, second = (ring.sample(6, np.random.default_rng(3), 20).episode for _ in range(2))
         np.testing.assert_array_equal(first, second)
 
 
@@ -184,7 +184,7 @@ def test_loading_into_a_smaller_ring_keeps_the_newest(
     smaller = SegmentRing(small_layout, 12, PLENTY, samplers.uniform)
     fill(smaller, make_segment, 2)  # what it held before goes
     smaller.load(tmp_path)
-    assert smaller.contents()["episode"].tolist() == [7, 8, 9]
+    assert smaller.contents().episode.tolist() == [7, 8, 9]
     assert smaller.transitions == 12
 
 

@@ -14,6 +14,7 @@ from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
 from gipo_vla.replay.segment import layout
 from gipo_vla.rollout.actor import Actor
 from gipo_vla.rollout.episodes import TrainingEpisodes
+from gipo_vla.rollout.groups import EpisodeGroups
 from gipo_vla.rollout.pool import WorkerPool
 
 MakePool = Callable[..., WorkerPool]
@@ -83,8 +84,7 @@ def make_actor(make_pool: MakePool) -> MakeActor:
             generator,
             torch.device("cpu"),
             store_values,
-            on_group,
-            group_size,
+            EpisodeGroups(on_group, group_size),
         )
 
     return make

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections import defaultdict
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -14,63 +16,63 @@ import torch
 
 from gipo_envs import make
 from gipo_vla.policies.base import Policy
-from gipo_vla.replay.segment import OBSERVATION_PREFIX, Arrays
+from gipo_vla.replay.segment import Segment
 from gipo_vla.rollout.actor import Actor
 
 MakeActor = Callable[..., Actor]
 
 
-def collect(actor: Actor, vector_steps: int, ready: bool = False) -> list[Arrays]:
+def collect(actor: Actor, vector_steps: int, ready: bool = False) -> list[Segment]:
     for _ in range(vector_steps):
         actor.advance(ready)
     actor.finish()
     return actor.take_segments()
 
 
-def by_episode(segments: list[Arrays]) -> dict[tuple[int, int], list[Arrays]]:
+def by_episode(segments: list[Segment]) -> dict[tuple[int, int], list[Segment]]:
     """Segments of each (env, episode), in order; only those whose end is there are complete."""
     episodes = defaultdict(list)
     for segment in segments:
-        episodes[int(segment["env"]), int(segment["episode"])].append(segment)
-    return {key: sorted(own, key=lambda segment: int(segment["start"])) for key, own in episodes.items()}
+        episodes[segment.env, segment.episode].append(segment)
+    return {key: sorted(own, key=lambda segment: segment.start) for key, own in episodes.items()}
 
 
-def is_complete(episode: list[Arrays]) -> bool:
-    return bool(episode[-1]["terminated"] or episode[-1]["truncated"])
+def is_complete(episode: list[Segment]) -> bool:
+    return bool(episode[-1].terminated or episode[-1].truncated)
 
 
-def rows(segment: Arrays, name: str) -> np.ndarray:
-    return segment[name][: int(segment["length"])]
+def rows(segment: Segment, name: str) -> np.ndarray:
+    return getattr(segment, name)[: segment.length]
 
 
-def check_episode(actor: Actor, key: tuple[int, int], episode: list[Arrays]) -> None:
+def check_episode(actor: Actor, key: tuple[int, int], episode: list[Segment]) -> None:
     """Play the stored tokens again in an environment of our own."""
     plan = actor.pool.episodes.plan(*key)  # type: ignore[attr-defined]
     environment = make(actor.pool.settings)
     observation = environment.reset(plan.initial_state, plan.seed, plan.task, plan.step_limit)
     at = 0
     for number, segment in enumerate(episode):
-        length = int(segment["length"])
-        assert int(segment["start"]) == at and (int(segment["task"]), int(segment["group"])) == (
+        length = segment.length
+        assert segment.start == at and (segment.task, segment.group) == (
             plan.task,
             plan.group,
         )
         assert length == actor.layout.length or (number == len(episode) - 1 and is_complete(episode))
         for row in range(length):
             for name, array in observation.items():
-                np.testing.assert_array_equal(segment[OBSERVATION_PREFIX + name][row], array)
-            tokens = torch.from_numpy(segment["tokens"][row][None].astype(np.int64))
+                np.testing.assert_array_equal(segment.observations[name][row], array)
+            tokens = torch.from_numpy(segment.tokens[row][None].astype(np.int64))
             result = environment.step_chunk(actor.policy.decode(tokens)[0].numpy())
             for name in ("rewards", "success", "executed"):
-                np.testing.assert_array_equal(segment[name][row], getattr(result, name))
+                np.testing.assert_array_equal(getattr(segment, name)[row], getattr(result, name))
             observation = result.observation
             last = number == len(episode) - 1 and row == length - 1
             assert (result.terminated or result.truncated) == (last and is_complete(episode))
         for name, array in observation.items():  # what follows; of this episode, never of the next one
-            np.testing.assert_array_equal(segment[OBSERVATION_PREFIX + name][length], array)
+            np.testing.assert_array_equal(segment.observations[name][length], array)
         ended = number == len(episode) - 1 and is_complete(episode)
-        assert bool(segment["terminated"]) == (ended and result.terminated)
-        assert bool(segment["truncated"]) == (ended and result.truncated)
+        assert segment.terminated == (ended and result.terminated)
+        assert segment.truncated == (ended and result.truncated)
         at += length
 
 
@@ -94,7 +96,7 @@ def test_segments_are_the_episodes(make_actor: MakeActor, arguments: dict[str, A
     complete = [key for key, episode in episodes.items() if is_complete(episode)]
     assert len(complete) >= actor.pool.envs
     if arguments.get("reward") == "sparse":
-        assert any(episodes[key][-1]["terminated"] for key in complete), "seen a termination"
+        assert any(episodes[key][-1].terminated for key in complete), "seen a termination"
     for key, episode in episodes.items():
         check_episode(actor, key, episode)
     # Records and counters say the same.
@@ -106,9 +108,9 @@ def test_segments_are_the_episodes(make_actor: MakeActor, arguments: dict[str, A
         assert record.success_once == any(rows(segment, "success").any() for segment in episodes[key])
         executed = sum(int(rows(segment, "executed").sum()) for segment in episodes[key])
         assert record.env_steps == executed * actor.pool.spec.action_repeat
-        assert record.task == int(episodes[key][0]["task"])
+        assert record.task == episodes[key][0].task
     assert actor.decisions == 50 * actor.pool.envs
-    transitions = sum(int(segment["length"]) for own in episodes.values() for segment in own)
+    transitions = sum(segment.length for own in episodes.values() for segment in own)
     assert transitions + int(actor._position.sum()) == actor.decisions, "every decision is in some segment"
 
 
@@ -125,24 +127,31 @@ def test_success_at_end_is_that_of_the_last_step(make_actor: MakeActor) -> None:
 def test_padding_is_zero(make_actor: MakeActor) -> None:
     """Also where an earlier, longer segment of the same environment had stood."""
     actor = make_actor(length=5, step_limit=7, chunk=1, store_logits=True)
-    short = [segment for segment in collect(actor, 40) if segment["length"] == 2]
+    short = [segment for segment in collect(actor, 40) if segment.length == 2]
     assert len(short) >= 8
     for segment in short:
+        arrays = {name: array[0] for name, array in actor.layout.stack([segment]).arrays().items()}
         for name, field in actor.layout.fields.items():
             if field.shape:
-                used = 2 + name.startswith(OBSERVATION_PREFIX)
-                assert not segment[name][used:].any(), name
+                used = 2 + name.startswith("observation/")
+                assert not arrays[name][used:].any(), name
         for name in ("observation/state", "log_probs", "logits", "rewards"):
-            assert segment[name][:2].any(), name
+            assert arrays[name][:2].any(), name
 
 
-def test_fields_have_the_layout(make_actor: MakeActor) -> None:
-    actor = make_actor(store_logits=True, step_limit=7)
+@pytest.mark.parametrize("store_logits", [True, False])
+def test_fields_have_the_layout(make_actor: MakeActor, store_logits: bool) -> None:
+    actor = make_actor(store_logits=store_logits, step_limit=7)
     for segment in collect(actor, 12):
-        assert set(segment) == set(actor.layout.fields)
+        assert (segment.logits is None) == (not store_logits)
+        named = {f"observation/{name}": array for name, array in segment.observations.items()}
+        assert {name for name in actor.layout.fields if name.startswith("observation/")} == set(named)
         for name, field in actor.layout.fields.items():
-            array = np.asarray(segment[name])
-            assert (array.shape, array.dtype) == (field.shape, field.dtype), name
+            value = named[name] if name in named else getattr(segment, name)
+            if field.shape:
+                assert (value.shape, value.dtype) == (field.shape, field.dtype), name
+            else:
+                assert type(value) in (int, bool, float) and np.array(value, field.dtype) == value, name
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.6])
@@ -165,42 +174,39 @@ def test_log_probs_are_those_of_the_version_that_acted(make_actor: MakeActor, te
         segments += actor.take_segments()
     mixed = 0
     for segment in segments:
-        length = int(segment["length"])
+        length = segment.length
         mixed += len(set(rows(segment, "version").tolist())) > 1
         assert (rows(segment, "temperature") == np.float32(temperature)).all()
         np.testing.assert_array_equal(rows(segment, "version"), 3 * rows(segment, "iteration"))
         for row in range(length):
             observation = {
-                name: torch.from_numpy(segment[OBSERVATION_PREFIX + name][row][None])
+                name: torch.from_numpy(segment.observations[name][row][None])
                 for name in actor.layout.observation_names
             }
-            tokens = torch.from_numpy(segment["tokens"][row][None].astype(np.int64))
-            policy = policies[int(segment["version"][row])]
+            tokens = torch.from_numpy(segment.tokens[row][None].astype(np.int64))
+            policy = policies[int(segment.version[row])]
             out = policy.evaluate(observation, tokens, torch.tensor([temperature]))
-            np.testing.assert_allclose(segment["log_probs"][row], out.log_probs[0], atol=1e-5)
-            np.testing.assert_allclose(segment["values"][row], out.values[0], atol=1e-5)
-            np.testing.assert_allclose(segment["logits"][row], out.logits[0], atol=5e-3)  # type: ignore[index]
+            np.testing.assert_allclose(segment.log_probs[row], out.log_probs[0], atol=1e-5)
+            np.testing.assert_allclose(segment.values[row], out.values[0], atol=1e-5)
+            np.testing.assert_allclose(segment.logits[row], out.logits[0], atol=5e-3)  # type: ignore[index]
     assert mixed
 
 
 def test_bootstrap_values_are_of_the_observation_that_follows(make_actor: MakeActor) -> None:
     actor = make_actor(length=4, step_limit=10, store_values=True)
     segments = collect(actor, 30)
-    assert {bool(segment["truncated"]) for segment in segments} == {True, False}
+    assert {segment.truncated for segment in segments} == {True, False}
     for segment in segments:
         following = {
-            name: torch.from_numpy(segment[OBSERVATION_PREFIX + name][int(segment["length"])][None])
+            name: torch.from_numpy(segment.observations[name][segment.length][None])
             for name in actor.layout.observation_names
         }
-        np.testing.assert_allclose(segment["bootstrap_value"], actor.policy.value(following)[0], atol=1e-5)
+        np.testing.assert_allclose(segment.bootstrap_value, actor.policy.value(following)[0], atol=1e-5)
 
 
 def test_segments_come_in_environment_order(make_actor: MakeActor) -> None:
     actor = make_actor(length=3, step_limit=7, workers=3)
-    keys = [
-        (int(segment["env"]), int(segment["episode"]), int(segment["start"]))
-        for segment in collect(actor, 30)
-    ]
+    keys = [(segment.env, segment.episode, segment.start) for segment in collect(actor, 30)]
     assert keys == sorted(keys) and len(keys) == len(set(keys)) and len(keys) > 30
     assert actor.take_segments() == []
 
@@ -211,15 +217,16 @@ def test_serving_what_is_ready_makes_whole_episodes_too(make_actor: MakeActor) -
     assert sum(is_complete(episode) for episode in episodes.values()) > 6
     for key, episode in episodes.items():
         check_episode(actor, key, episode)
-    transitions = sum(int(segment["length"]) for own in episodes.values() for segment in own)
+    transitions = sum(segment.length for own in episodes.values() for segment in own)
     assert transitions + int(actor._position.sum()) == actor.decisions
 
 
-def assert_same_segments(first: list[Arrays], second: list[Arrays]) -> None:
+def assert_same_segments(first: list[Segment], second: list[Segment]) -> None:
     assert len(first) == len(second) > 0
     for one, other in zip(first, second, strict=True):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+        assert one.observations.keys() == other.observations.keys()
+        for field in dataclasses.fields(Segment):
+            np.testing.assert_equal(getattr(one, field.name), getattr(other, field.name), err_msg=field.name)
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
@@ -234,18 +241,18 @@ def test_a_saved_state_continues_to_the_bit(make_actor: MakeActor, group_size: i
     arrays, values = actor.state()
     arrays = {name: array.copy() for name, array in arrays.items()}
     assert arrays["position"].any(), "with open segments"
-    records = list(actor._episodes)
+    records = list(actor.records._ended)
     expected = collect(actor, 30)
 
     restored = make_actor(**arguments | {"seed": 99})  # everything that differs comes from the state
     restored.pool.next_plan = actor.pool.next_plan
     restored.load_state(arrays, values)
     assert (restored.version, restored.iteration) == (5, 2)
-    assert restored._episodes == records
+    assert restored.records._ended == records
     assert_same_segments(collect(restored, 30), expected)
     assert restored.take_episodes() == actor.take_episodes()
-    for name in ("env_steps", "decisions", "dropped_segments"):
-        assert getattr(restored, name) == getattr(actor, name)
+    for name in ("env_steps", "decisions", "groups.dropped_segments"):
+        assert attrgetter(name)(restored) == attrgetter(name)(actor)
 
 
 def test_a_state_survives_json_and_safetensors(make_actor: MakeActor, tmp_path: Any) -> None:
@@ -282,11 +289,11 @@ def number_members(episodes: Any) -> None:
     """Writes 1, 2, ... as the advantage of the group's episodes."""
     for number, episode in enumerate(episodes, start=1):
         for segment in episode:
-            segment["advantages"][: int(segment["length"])] = number
+            segment.advantages[: segment.length] = number
 
 
 def test_groups_are_released_whole_and_in_order(make_actor: MakeActor) -> None:
-    released: list[list[list[Arrays]]] = []
+    released: list[list[list[Segment]]] = []
 
     def on_group(episodes: Any) -> None:
         released.append(list(episodes))
@@ -298,27 +305,27 @@ def test_groups_are_released_whole_and_in_order(make_actor: MakeActor) -> None:
     segments, lengths = [], set()
     for _ in range(12):
         taken = collect(actor, 10)
-        groups = [int(segment["group"]) for segment in taken]
+        groups = [segment.group for segment in taken]
         assert groups == sorted(groups)
         segments += taken
     assert len(released) >= 4
     for episodes in released:
-        assert len(episodes) == 4 and len({int(own[0]["group"]) for own in episodes}) == 1
-        environments = [int(own[0]["env"]) for own in episodes]
+        assert len(episodes) == 4 and len({own[0].group for own in episodes}) == 1
+        environments = [own[0].env for own in episodes]
         assert environments == sorted(set(environments)) and environments[0] % 4 == 0
-        starts = {own[0]["observation/state"][0].tobytes() for own in episodes}
+        starts = {own[0].observations["state"][0].tobytes() for own in episodes}
         assert len(starts) == 1, "one initial state"
         for own in episodes:
             assert is_complete(own)
-            check_episode(actor, (int(own[0]["env"]), int(own[0]["episode"])), own)
-        lengths.add(tuple(sum(int(segment["length"]) for segment in own) for own in episodes))
+            check_episode(actor, (own[0].env, own[0].episode), own)
+        lengths.add(tuple(sum(segment.length for segment in own) for own in episodes))
     assert any(len(set(own)) > 1 for own in lengths), "members end at different times"
     # What is handed over is what the groups hold, with their advantages, and nothing of open groups.
     assert len(segments) == sum(len(own) for episodes in released for own in episodes)
     for segment in segments:
-        length, member = int(segment["length"]), int(segment["env"]) % 4
-        assert (segment["advantages"][:length] == member + 1).all()
-        assert not segment["advantages"][length:].any()
+        length, member = segment.length, segment.env % 4
+        assert (segment.advantages[:length] == member + 1).all()
+        assert not segment.advantages[length:].any()
 
 
 def test_a_group_that_lost_a_member_is_dropped(make_actor: MakeActor) -> None:
@@ -329,20 +336,20 @@ def test_a_group_that_lost_a_member_is_dropped(make_actor: MakeActor) -> None:
         workers=2,
         envs_per_worker=3,
         group_size=2,  # environments 2 and 3 are one group, in two workers
-        on_group=lambda episodes: released.append(int(episodes[0][0]["group"])),
+        on_group=lambda episodes: released.append(episodes[0][0].group),
     )
     collect(actor, 6)
     os.kill(actor.pool.process_ids[0], signal.SIGKILL)
     segments = collect(actor, 40)
     lost = {0, 1}  # the groups of environments 0 to 3, first episode
     assert not lost & set(released) and 2 in released
-    assert set(released) == {int(segment["group"]) for segment in segments}
+    assert set(released) == {segment.group for segment in segments}
     counts = defaultdict(set)
     for segment in segments:
-        counts[int(segment["group"])].add(int(segment["env"]))
+        counts[segment.group].add(segment.env)
     assert all(len(environments) == 2 for environments in counts.values())
     # One closed and one open segment in each of 0, 1, 2; in 3 the closed one and the two that came after.
-    assert actor.dropped_segments == 3 * 2 + 3
+    assert actor.groups.dropped_segments == 3 * 2 + 3
 
 
 # ------------------------------------------------------------------------------------------------- faults
@@ -355,14 +362,14 @@ def test_losing_a_worker_costs_its_open_segments_only(make_actor: MakeActor) -> 
             own.advance()
     os.kill(actor.pool.process_ids[0], signal.SIGKILL)
     segments, expected = collect(actor, 30), collect(plain, 30)
-    untouched = [[segment for segment in own if segment["env"] >= 2] for own in (segments, expected)]
+    untouched = [[segment for segment in own if segment.env >= 2] for own in (segments, expected)]
     assert_same_segments(*untouched)
-    assert actor.dropped_segments == 2 and actor.pool.faults == 1
+    assert actor.groups.dropped_segments == 2 and actor.pool.faults == 1
     assert actor.decisions == plain.decisions
     episodes = by_episode(segments)
     for env in (0, 1):
         assert not is_complete(episodes[env, 0]), "what was closed before stays"
-        assert [int(segment["start"]) for segment in episodes[env, 1]] == [0, 4, 8], "then a new episode"
+        assert [segment.start for segment in episodes[env, 1]] == [0, 4, 8], "then a new episode"
     for key, episode in episodes.items():
         check_episode(actor, key, episode)
     records = {(record.env, record.episode) for record in actor.take_episodes()}

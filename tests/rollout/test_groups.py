@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput, GroupEpisode
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
-from gipo_vla.replay.segment import Arrays
+from gipo_vla.replay.segment import Segment
 from gipo_vla.rollout.actor import Actor
 from gipo_vla.rollout.groups import GroupAdvantages
 
@@ -44,15 +44,15 @@ class Numbering(CreditAssigner):
         raise NotImplementedError
 
 
-def double(observations: Arrays) -> np.ndarray:
+def double(observations: Mapping[str, np.ndarray]) -> np.ndarray:
     return 2 * observations["state"]
 
 
 @pytest.fixture
-def collected(make_actor: MakeActor) -> Callable[..., tuple[Numbering, list[Arrays], SegmentRing]]:
+def collected(make_actor: MakeActor) -> Callable[..., tuple[Numbering, list[Segment], SegmentRing]]:
     """``collected(older_transitions)``: three complete groups of two episodes, as segments."""
 
-    def collect(older_transitions: int = 0) -> tuple[Numbering, list[Arrays], SegmentRing]:
+    def collect(older_transitions: int = 0) -> tuple[Numbering, list[Segment], SegmentRing]:
         credit, hooks = Numbering(older_transitions), []
         actor = make_actor(
             length=4,
@@ -67,7 +67,7 @@ def collected(make_actor: MakeActor) -> Callable[..., tuple[Numbering, list[Arra
         if older_transitions:
             credit.inputs = ("landmarks",)  # type: ignore[misc]
         hooks.append(GroupAdvantages(credit, 0.5, ring, double))
-        segments: list[Arrays] = []
+        segments: list[Segment] = []
         for _ in range(3):
             for _ in range(10):
                 actor.advance()
@@ -86,14 +86,13 @@ def test_segments_become_episodes(collected: Any) -> None:
     assert len(credit.groups) == 3 and all(len(group) == 2 for group in credit.groups)
     for group in credit.groups:
         for env, episode in enumerate(group):
-            own = [s for s in segments if s["group"] == episode.group and s["env"] == env]
-            assert [int(s["length"]) for s in own] == [4, 4, 2]
-            rewards = np.concatenate([s["rewards"][: int(s["length"])] for s in own])
+            own = [s for s in segments if s.group == episode.group and s.env == env]
+            assert [s.length for s in own] == [4, 4, 2]
+            rewards = np.concatenate([s.rewards[: s.length] for s in own])
             np.testing.assert_array_equal(episode.rewards, rewards * np.float32(0.5))
             assert len(episode) == 10 and not episode.terminated
             states = np.concatenate(
-                [s["observation/state"][: int(s["length"])] for s in own]
-                + [own[-1]["observation/state"][[2]]]
+                [s.observations["state"][: s.length] for s in own] + [own[-1].observations["state"][[2]]]
             )
             assert states.shape == (11, 10)
             np.testing.assert_array_equal(episode.observations["features"], 2 * states)
@@ -104,9 +103,9 @@ def test_segments_become_episodes(collected: Any) -> None:
 def test_advantages_are_written_where_their_transitions_are(collected: Any) -> None:
     _, segments, _ = collected()
     for segment in segments:
-        length, start = int(segment["length"]), int(segment["start"])
-        np.testing.assert_array_equal(segment["advantages"][:length], start + np.arange(length))
-        assert not segment["advantages"][length:].any()
+        length, start = segment.length, segment.start
+        np.testing.assert_array_equal(segment.advantages[:length], start + np.arange(length))
+        assert not segment.advantages[length:].any()
 
 
 def test_older_segments_are_those_held_of_the_task_the_newest(collected: Any) -> None:
@@ -114,17 +113,16 @@ def test_older_segments_are_those_held_of_the_task_the_newest(collected: Any) ->
     # None are held when the first group closes; 20 transitions then; of 40 the newest 2 + 4 + 4 + 2 + 4 + 4
     # and 2, since 4 more would be above 25.
     assert [sum(len(piece) for piece in older) for older in credit.older] == [0, 20, 22]
-    newest = [segment for segment in segments if segment["group"] == 1]
+    newest = [segment for segment in segments if segment.group == 1]
     pieces = {piece.observations["landmarks"].tobytes() for piece in credit.older[2]}
     for segment in newest:
-        assert segment["observation/landmarks"][: int(segment["length"]) + 1].tobytes() in pieces
+        assert segment.observations["landmarks"][: segment.length + 1].tobytes() in pieces
     assert all(set(piece.observations) == {"landmarks"} for piece in credit.older[2])
     assert len(ring) == 18
 
 
 def test_the_ring_hands_out_the_newest_of_a_task(collected: Any) -> None:
     _, _, ring = collected()
-    found = ring.newest(0, 10, ["length", "start", "group"])
-    assert found["length"].tolist() == [2, 4, 4] and set(found) == {"length", "start", "group"}
-    assert found["start"].tolist() == [8, 4, 0] and set(found["group"].tolist()) == {2}
-    assert len(ring.newest(1, 100, ["length"])["length"]) == 0
+    found = ring.newest(0, 10)
+    assert [(s.length, s.start, s.group) for s in found] == [(2, 8, 2), (4, 4, 2), (4, 0, 2)]
+    assert ring.newest(1, 100) == []
