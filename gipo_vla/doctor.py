@@ -5,7 +5,7 @@ wandb, versions. Prints a table for people, with what to install for each failur
 stdout. Exit status 0 if training on state observations would work, else 1. Takes some ten seconds and
 downloads nothing.
 
-What could crash or hang (drivers, simulators, DeepSpeed) is tried in processes of its own.
+What could crash or hang (drivers, simulators, DeepSpeed) is tried in a process of its own.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from gipo_envs.errors import UserError
-from gipo_vla import cli
+from pydantic import ConfigDict, Field
+from rich.table import Table
+
+from gipo_envs.errors import UserError, nearest
+from gipo_vla import cli, options
+from gipo_vla.telemetry.console import console
 
 State = Literal["ok", "note", "failed"]
 PROBE_TIMEOUT = 120.0
@@ -57,28 +62,37 @@ class Check:
     """Training on state observations does not work without it."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """What to look at."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
+
+    assets: Annotated[str | None, Field(alias="env.assets")] = None
+    """Folder of LIBERO's assets. Default: the variable LIBERO_ASSETS."""
+    probe: str | None = None
+    """Try only this, in this process: deepspeed, opengl, metaworld or libero."""
+
+
 def main(arguments: Sequence[str]) -> int:
-    overrides = cli.handle_common_flags(arguments, "train", __doc__ or "")
-    if overrides is None:
+    parsed = options.parse(arguments, Options, __doc__ or "")
+    if parsed is None:
         return 0
-    for text in overrides:
-        key, _, value = text.partition("=")
-        if key == "env.assets" and value:
-            os.environ["LIBERO_ASSETS"] = value
-        elif key == "probe" and value in PROBES:  # this program, called by itself
-            print(json.dumps(PROBES[value]()))
-            return 0
-        else:
-            raise UserError(f"{text!r}: doctor takes env.assets=FOLDER and nothing else")
-    return examine()
+    own, rest = parsed
+    if rest:
+        raise UserError(f"{rest[0]!r}: doctor takes env.assets=FOLDER and nothing else")
+    if own.assets:
+        os.environ["LIBERO_ASSETS"] = own.assets
+    if own.probe is None:
+        return examine()
+    if own.probe not in PROBES:
+        raise UserError(f"probe={own.probe}: there is no such probe; {nearest(own.probe, PROBES)}")
+    print(PROBES[own.probe]())
+    return 0
 
 
 def examine() -> int:
     """Run every check, print what they found, and return the exit status."""
-    from rich.table import Table
-
-    from gipo_vla.telemetry.console import console
-
     table = Table(title=f"gipo_vla doctor: {platform.platform()}, Python {platform.python_version()}")
     for title in ("", "", "seconds", "", "what to do"):
         table.add_column(title, justify="right" if title == "seconds" else "left", overflow="fold")
@@ -114,40 +128,37 @@ def check_python() -> Finding:
 
 def check_versions() -> Finding:
     """What pyproject.toml requires is there, and what is there has the version that the tests run with."""
-    installed = {
-        _normal(distribution.name): distribution.version
-        for distribution in importlib.metadata.distributions()
-    }
-    if missing := [name for name in _required() if _normal(name) not in installed]:
+    if missing := [name for name in _required() if _installed(name) is None]:
         return Finding("failed", f"missing: {', '.join(missing)}", "./scripts/setup.sh")
-    compared = {name: pin for name, pin in _pins() if name in installed}
+    compared = [(name, found, pin) for name, pin in _pins() if (found := _installed(name))]
     differing = [
-        f"{name} {installed[name]} (tested: {pin})"
-        for name, pin in compared.items()
-        if installed[name].split("+")[0] != pin
+        f"{name} {found} (tested: {pin})" for name, found, pin in compared if found.split("+")[0] != pin
     ]
     if differing:
         return Finding("note", "; ".join(differing), "./scripts/setup.sh installs the tested versions")
     return Finding("ok", f"{len(compared)} packages in the tested versions")
 
 
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def _required() -> list[str]:
-    """Distributions that this one requires, without extras."""
+    """Return the distributions that this one requires, without extras."""
     lines = importlib.metadata.requires("gipo-vla") or []
     return [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line]
 
 
 def _pins() -> Iterator[tuple[str, str]]:
-    """Tested versions; an installed wheel has no constraints.txt, and then there is nothing to compare."""
+    """Yield tested versions; an installed wheel has no constraints.txt, and nothing is compared."""
     path = Path(__file__).parents[1] / "constraints.txt"
     for line in path.read_text().splitlines() if path.is_file() else ():
-        name, separator, version = line.partition("==")
+        name, separator, pin = line.partition("==")
         if separator:
-            yield _normal(name), version.strip()
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+            yield name.strip(), pin.strip()
 
 
 def check_torch() -> Finding:
@@ -171,13 +182,9 @@ def check_gpus() -> Finding:
             for properties in [torch.cuda.get_device_properties(index)]
         ]
         return Finding("ok", f"{len(names)}: {', '.join(sorted(set(names)))}")
-    if (
-        shutil.which("nvidia-smi")
-        and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
-    ):
-        remedy = (
-            f"install a build of torch for CUDA (this is {torch.__version__}) and unset CUDA_VISIBLE_DEVICES"
-        )
+    driver = shutil.which("nvidia-smi")
+    if driver and subprocess.run([driver, "-L"], capture_output=True).returncode == 0:
+        remedy = f"install torch for CUDA (this is {torch.__version__}) and unset CUDA_VISIBLE_DEVICES"
         return Finding("note", "there are NVIDIA GPUs, but torch cannot use them", remedy)
     return Finding(
         "note", "none: training runs on the CPU", "OpenVLA-OFT 7B needs GPUs, small policies do not"
@@ -238,7 +245,7 @@ def check_wandb() -> Finding:
 
 
 def _probe(name: str, remedy: str) -> Finding:
-    """Run ``PROBES[name]`` apart; it returns a finding's fields."""
+    """Run ``PROBES[name]`` apart; the last line that it prints is what it found."""
     program = [sys.executable, "-m", "gipo_vla.doctor", f"probe={name}"]
     try:
         result = subprocess.run(
@@ -246,16 +253,16 @@ def _probe(name: str, remedy: str) -> Finding:
         )
     except subprocess.TimeoutExpired:
         return Finding("failed", f"did not end within {PROBE_TIMEOUT:.0f} s", remedy)
-    lines = result.stdout.strip().splitlines()
-    if result.returncode or not lines:
+    said = result.stderr if result.returncode else result.stdout
+    last = (said.strip().splitlines() or [f"ended with status {result.returncode}"])[-1]
+    if result.returncode or not result.stdout.strip():
         # A UserError's line says itself what to do.
-        last = (result.stderr.strip().splitlines() or [f"ended with status {result.returncode}"])[-1]
         return Finding("failed", last.removeprefix("error: "), "" if result.returncode == 2 else remedy)
-    return Finding(**json.loads(lines[-1]))
+    return Finding("ok", last)
 
 
-def probe_deepspeed() -> dict[str, Any]:
-    """One update of the small policy through the engine that every run trains with."""
+def probe_deepspeed() -> str:
+    """Make one update of the small policy through the engine that every run trains with."""
     began = time.perf_counter()
     import torch
 
@@ -279,15 +286,14 @@ def probe_deepspeed() -> dict[str, Any]:
     engine.step()
     changed = any(not torch.equal(old, new) for old, new in zip(before, policy.parameters()))
     group.stop()
-    version = importlib.metadata.version("deepspeed")
+    engine_version = f"deepspeed {version('deepspeed')} on {device.type}"
     if not changed:
-        return asdict(Finding("failed", f"deepspeed {version} on {device.type} makes no updates"))
-    detail = f"deepspeed {version} on {device.type}: up in {started:.1f} s, one update made"
-    return asdict(Finding("ok", detail))
+        raise UserError(f"{engine_version} makes no updates")
+    return f"{engine_version}: up in {started:.1f} s, one update made"
 
 
-def probe_opengl() -> dict[str, Any]:
-    """A picture of a small MuJoCo model."""
+def probe_opengl() -> str:
+    """Draw a picture of a small MuJoCo model."""
     import mujoco
 
     from gipo_envs import gl, rendering
@@ -307,13 +313,14 @@ def probe_opengl() -> dict[str, Any]:
         frame = rendering.shared().render(model, data, "sphere", camera, 256, 256, "default")
         times.append(time.perf_counter() - began)
     red = frame[128, 128, 0] > 100 and frame[128, 128, 1] < 90 and frame[2, 2, 0] < 50
+    if not red:
+        raise UserError(f"{backend} draws a wrong picture")
     device = gl.egl_device() if backend == "egl" else None
     where = "" if device is None else f", GPU {device}"
-    detail = f"{backend}{where} ({reason}): a 256 x 256 frame in {min(times) * 1e3:.1f} ms"
-    return asdict(Finding("ok" if red else "failed", detail if red else f"{backend} draws a wrong picture"))
+    return f"{backend}{where} ({reason}): a 256 x 256 frame in {min(times) * 1e3:.1f} ms"
 
 
-def probe_metaworld() -> dict[str, Any]:
+def probe_metaworld() -> str:
     import numpy as np
 
     from gipo_envs import EnvironmentSettings, make
@@ -325,10 +332,10 @@ def probe_metaworld() -> dict[str, Any]:
     began = time.perf_counter()
     environment.step_chunk(np.zeros((PROBE_STEPS, 4), np.float32))
     rate = PROBE_STEPS / (time.perf_counter() - began)
-    return asdict(Finding("ok", f"reach-v3 made in {made:.1f} s, {rate:,.0f} env steps a second on one core"))
+    return f"reach-v3 made in {made:.1f} s, {rate:,.0f} env steps a second on one core"
 
 
-def probe_libero() -> dict[str, Any]:
+def probe_libero() -> str:
     import numpy as np
 
     from gipo_envs import CameraSettings, EnvironmentSettings, gl, make
@@ -355,13 +362,12 @@ def probe_libero() -> dict[str, Any]:
     began = time.perf_counter()
     environment.observe()
     frames = f", two frames in {(time.perf_counter() - began) * 1e3:.0f} ms" if len(observations) > 1 else ""
-    detail = (
+    return (
         f"libero_spatial 0 made in {made:.1f} s, {rate:,.0f} env steps a second{frames}; assets in {folder}"
     )
-    return asdict(Finding("ok", detail))
 
 
-PROBES: dict[str, Callable[[], dict[str, Any]]] = {
+PROBES: dict[str, Callable[[], str]] = {
     "deepspeed": probe_deepspeed,
     "opengl": probe_opengl,
     "metaworld": probe_metaworld,

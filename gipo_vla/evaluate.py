@@ -5,11 +5,10 @@
     python -m gipo_vla.evaluate checkpoint=runs/my-run env.task=reach-v3 out=reach.json
     python -m gipo_vla.evaluate experiment=... policy.checkpoint=FOLDER     a published OpenVLA-OFT checkpoint
 
-``checkpoint`` is a run folder of train or sft (its newest usable checkpoint is taken) or one checkpoint's
-folder. The settings are those of the run; any of them can be overridden. Without it, what is evaluated is
-``policy.checkpoint``, or ``init_from``, as an experiment or the command line names it: where a training run
-would start. Initial states are held out from training and the same for every policy. Prints a table, and one
-line of JSON (evaluation.json's) on stdout.
+The settings are those of the run; any of them can be overridden. Without ``checkpoint``, the command
+evaluates the policy that a training run would start from: ``policy.checkpoint`` or ``init_from``, as an
+experiment or the command line names it. Initial states are held out from training and the same for every
+policy. Prints a table, and one line of JSON (the content of evaluation.json) on stdout.
 
 A policy with a continuous head is evaluated greedily only: it has nothing to sample from.
 """
@@ -18,37 +17,52 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict
 
 from gipo_envs import gl, needs_opengl
 from gipo_envs.errors import UserError
-from gipo_vla import cli
+from gipo_vla import cli, options
 from gipo_vla.assembly import environment_spec, named_run, policy_at
+from gipo_vla.config import Config
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.evaluation import summary, video
 from gipo_vla.evaluation.episodes import play
-from gipo_vla.imitation.settings import AnyRun
+from gipo_vla.imitation.settings import AnyRun, SftConfig
 from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.telemetry.console import console
 
-OWN_KEYS = ("checkpoint", "out", "video")
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate, and where to write."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
+
+    checkpoint: str | None = None
+    """A run folder of train or sft, of which the newest usable checkpoint is taken, or a checkpoint's
+    folder."""
+    out: Path | None = None
+    """File to write the JSON to as well."""
+    video: Path | None = None
+    """MP4 file for a video of the first episodes."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    overrides = cli.handle_common_flags(arguments, "train", __doc__ or "")
-    if overrides is None:
+    parsed = options.parse(arguments, Options, __doc__ or "", Config, SftConfig)
+    if parsed is None:
         return 0
-    own = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in OWN_KEYS}
-    rest = [text for text in overrides if text.partition("=")[0] not in OWN_KEYS]
-    settings, checkpoint = named_run(own.get("checkpoint"), rest)
-    evaluation = evaluate(settings, checkpoint, Path(own["video"]) if own.get("video") else None)
+    own, overrides = parsed
+    settings, checkpoint = named_run(own.checkpoint, overrides)
+    evaluation = evaluate(settings, checkpoint, own.video)
     console.print(summary.table(evaluation))
-    if own.get("out"):
-        Path(own["out"]).write_text(json.dumps(evaluation, indent=2) + "\n")
+    if own.out:
+        own.out.write_text(json.dumps(evaluation, indent=2) + "\n")
     print(json.dumps(evaluation))
     return 0
 

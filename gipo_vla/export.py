@@ -3,49 +3,60 @@
     python -m gipo_vla.export checkpoint=RUN_DIR out=FOLDER
     python -m gipo_vla.export experiment=libero_spatial_oft7b policy.checkpoint=PATH out=FOLDER
 
-``checkpoint`` is a run folder of train or sft (its newest usable checkpoint is taken) or one checkpoint's
-folder. Without one, what a run of the settings would start from is written (an adapter merged, say; also one
-with a continuous head). The folder written holds merged weights that the original evaluation scripts load,
-the adapter in peft's format, the statistics, tokenizer and small heads, and in files of its own what the
-published layout has no place for.
+Without ``checkpoint``, the policy that a run of the settings would start from is written (for instance with
+an adapter merged; a continuous head is written too). The folder holds merged weights that the original
+evaluation scripts load, the adapter in peft's format, the statistics, tokenizer and small heads, and in files
+of its own what the published layout has no place for.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic import ConfigDict
 from torch import nn
 
 from gipo_envs.errors import UserError
-from gipo_vla import cli
+from gipo_vla import cli, options
 from gipo_vla.assembly import environment_spec, named_run, policy_at
+from gipo_vla.config import Config
 from gipo_vla.telemetry.console import console
 
 if TYPE_CHECKING:
     from gipo_vla.policies.openvla_oft import ExportSummary
 
-OWN_KEYS = ("checkpoint", "out")
+
+@dataclass(frozen=True)
+class Options:
+    """What to write, and where."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
+
+    checkpoint: str | None = None
+    """A run folder of train or sft, of which the newest usable checkpoint is taken, or a checkpoint's
+    folder."""
+    out: Path | None = None
+    """New or empty folder to write to. Required."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    overrides = cli.handle_common_flags(arguments, "train", __doc__ or "")
-    if overrides is None:
+    parsed = options.parse(arguments, Options, __doc__ or "", Config)
+    if parsed is None:
         return 0
-    own = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in OWN_KEYS}
-    rest = [text for text in overrides if text.partition("=")[0] not in OWN_KEYS]
-    if not own.get("out"):
+    own, overrides = parsed
+    if own.out is None:
         raise UserError("out is missing: give checkpoint=RUN_DIR out=FOLDER")
-    if own.get("checkpoint") and rest:
-        raise UserError(f"{rest[0]}: with checkpoint=RUN_DIR the settings are that run's own")
-    settings, checkpoint = named_run(own.get("checkpoint"), rest)
+    if own.checkpoint and overrides:
+        raise UserError(f"{overrides[0]}: with checkpoint=RUN_DIR the settings are that run's own")
+    settings, checkpoint = named_run(own.checkpoint, overrides)
     policy = policy_at(settings, environment_spec(settings), torch.device("cpu"), checkpoint)
-    summary = export_policy(policy, own["out"])
-    console.print(f"written to {own['out']}", soft_wrap=True)
+    summary = export_policy(policy, own.out)
+    console.print(f"written to {own.out}", soft_wrap=True)
     print(json.dumps(asdict(summary), default=str))
     return 0
 

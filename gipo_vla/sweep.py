@@ -10,15 +10,6 @@ of PPO) is left out for it. Every job is checked before the first one starts. Jo
 ``sweep_dir``; the same command goes on with what is not finished, after Ctrl-C, after a crash, or with values
 added. Jobs that fail do not stop the others.
 
-    sweep_dir=DIR       where (default: sweeps/<experiment>-<what is varied>)
-    jobs=N              side by side (default: as many as cores and GPUs feed)
-    launch=torchrun     each job under torchrun, with nproc_per_node=N ranks
-    sample=N            draw N combinations instead of the grid, each with every seed; sample_seed=0
-    part=1/4            only the first quarter of the jobs
-    keep=DIR            copy settings, metrics and evaluation of finished jobs there, fit for committing
-    seconds_per_job=S   for the estimate, until a job has finished
-    dry_run=true        check, list and estimate; start nothing
-
 Report on it with ``python -m gipo_vla.report SWEEP_DIR``. docs/sweeps.md has more.
 """
 
@@ -31,21 +22,25 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from gipo_vla import cli
+from gipo_vla import cli, config, options
 from gipo_vla.sweeping import folders, jobs, progress, resources
 from gipo_vla.sweeping.estimate import Estimate, estimate
 from gipo_vla.sweeping.folders import KEPT_DATA, SweepFolder
 from gipo_vla.sweeping.jobs import Job, JobList
 from gipo_vla.sweeping.process import Command, train_command
 from gipo_vla.sweeping.runner import Outcome, Runner, Status
-from gipo_vla.sweeping.settings import SweepSettings, default_sweep_dir, load, split
+from gipo_vla.sweeping.settings import OWN_KEYS, SweepSettings, default_sweep_dir, load, split
 from gipo_vla.telemetry.console import console
 
 
 def main(arguments: Sequence[str]) -> int:
-    flags = [argument for argument in arguments if argument.startswith("--")]
-    own, overrides = split([argument for argument in arguments if argument not in flags])
-    if cli.handle_common_flags([*flags, *own], "sweep", __doc__ or "") is None:
+    usage = f"{__doc__}\nOptions:\n{options.describe(SweepSettings, OWN_KEYS)}"
+    own, rest = split(arguments)
+    if "--cfg" in rest:
+        print(config.to_yaml(load(own, [text for text in rest if text != "--cfg"])))
+        return 0
+    overrides = cli.handle_common_flags(rest, "sweep", usage)
+    if overrides is None:
         return 0
     sweep = Sweep(load(own, overrides))
     sweep.show()
@@ -84,7 +79,7 @@ class Sweep:
         return [job for job in self.chosen if not self.folder.finished(job)]
 
     def cost(self) -> Estimate:
-        """Of the jobs that are not finished."""
+        """Return the cost of the jobs that are not finished."""
         return estimate(self.folder, self.listed.jobs, self.left, self.settings.seconds_per_job)
 
     def show(self) -> None:
@@ -95,7 +90,7 @@ class Sweep:
     def run(self, command: Command | None = None) -> int:
         """Run what is left, keep what is finished, print the results; the exit status."""
         began = time.monotonic()
-        self.folder.write_list(self.listed.jobs)
+        self.folder.write_list(self.listed)
         left = self.left
         ranks = self.settings.ranks if self.settings.launch == "torchrun" else None
         lines = progress.ProgressLines(
@@ -130,12 +125,13 @@ class Sweep:
             return
         for outcome in outcomes:
             done = self.folder.finished(outcome.job)
-            if done is not None:
+            if done is not None and not self.folder.kept(outcome.job, self.keep):
                 folders.keep(outcome.job, done, self.keep, self.settings.keep_rows)
+        self.folder.write_list(self.listed, self.keep)
         console.print(f"small data of finished jobs: {self.keep}", soft_wrap=True)
 
     def summary(self) -> dict[str, object]:
-        """The line for programs: what is planned."""
+        """Return the line for programs: what is planned."""
         cost = self.cost()
         seconds = cost.wall_seconds(self.at_once)
         return {
@@ -151,7 +147,7 @@ class Sweep:
 
 
 def results(outcomes: Sequence[Outcome]) -> dict[str, object]:
-    """The line for programs: what became of the jobs."""
+    """Return the line for programs: what became of the jobs."""
     counts = Counter(one.status for one in outcomes)
     failed = [one for one in outcomes if one.status is Status.FAILED]
     return {

@@ -17,8 +17,8 @@ ENVIRONMENTS = Path(gipo_envs.__file__).parent
 # From top to bottom; imports go down only. What stands in one line may import each other.
 ROOMS = (
     ("train", "sft", "evaluate", "sweep", "report", "export", "doctor", "benchmark", "demo", "__main__"),
-    ("session", "startup", "training_benchmark"),  # what train.py and benchmark.py are made of
-    ("studies", "reporting", "sweeping"),
+    ("session", "startup"),  # what train.py is made of
+    ("benchmarks", "studies", "reporting", "sweeping"),
     ("pipeline", "planning", "assembly", "memory"),
     ("imitation",),
     ("evaluation",),
@@ -30,7 +30,7 @@ ROOMS = (
     ("objectives",),
     ("policies",),
     # The typed settings are made of the settings classes of the rooms above; everybody may read them.
-    ("config", "composing", "cli", "telemetry", "distributed", "registry", "configs"),
+    ("config", "composing", "cli", "options", "telemetry", "distributed", "registry", "configs"),
 )
 LEVEL = {room: level for level, line in enumerate(ROOMS) for room in line}
 SETTINGS_OF = {"credit", "objectives", "policies"}

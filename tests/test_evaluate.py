@@ -1,4 +1,4 @@
-"""``gipo_vla.evaluate`` and ``gipo_vla.benchmark`` through their own commands."""
+"""``gipo_vla.evaluate`` as a command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from gipo_vla.checkpoint.resume import Start
 from gipo_vla.train import train
-from tests.conftest import MakeConfig
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +69,3 @@ def test_a_damaged_checkpoint_is_refused_by_name(run_folder: Path, tmp_path: Pat
     done = command("gipo_vla.evaluate", f"checkpoint={copy}")
     assert done.returncode == 2
     assert "policy.safetensors" in done.stderr
-
-
-@pytest.mark.medium
-def test_rollout_benchmark_ends_with_one_line_of_json() -> None:
-    done = command("gipo_vla.benchmark", "rollout", "repeats=1", "seconds=0.5", "rollout.envs_per_worker=4")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["pool_ratio"] > 0
-    assert result["rollout_ratio"] > 0
-    assert result["task"] == "button-press-v3"
-
-
-def test_which_benchmark_must_be_said(make_config: MakeConfig) -> None:
-    done = command("gipo_vla.benchmark", "rolout")
-    assert done.returncode == 2
-    assert "nearest: rollout" in done.stderr

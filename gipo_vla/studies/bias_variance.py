@@ -29,10 +29,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ConfigDict
 
 from gipo_envs.errors import UserError
-from gipo_vla import cli
+from gipo_vla import cli, options
 from gipo_vla.reporting.table import show, write_csv
 from gipo_vla.studies import bias_variance_figures
 from gipo_vla.studies.bias_variance_tables import (
@@ -45,13 +49,15 @@ from gipo_vla.studies.bias_variance_tables import (
 from gipo_vla.studies.gradient_moments import BEHAVIOURS, SAMPLES, TARGETS, all_moments
 from gipo_vla.telemetry.console import console
 
-USAGE = """
-usage: python -m gipo_vla.studies.bias_variance [out=PATH]
 
-Exact bias, variance and MSE of the objectives' gradients in a 2 x 2 grid; seconds on a CPU.
-Writes PNG and CSV files to PATH (runs/bias_variance) and one line of JSON to stdout.
-"""
-DEFAULT_OUT = Path("runs/bias_variance")
+@dataclass(frozen=True)
+class Options:
+    """Where to write."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
+
+    out: Path = Path("runs/bias_variance")
+    """Folder for the PNG and CSV files."""
 
 
 def run(folder: Path) -> dict[str, object]:
@@ -80,14 +86,13 @@ def run(folder: Path) -> dict[str, object]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the study and print what it found."""
-    if "--help" in arguments:
-        print(USAGE.strip())
+    parsed = options.parse(arguments, Options, __doc__ or "")
+    if parsed is None:
         return 0
-    folder = DEFAULT_OUT
-    for argument in arguments:
-        if not argument.startswith("out=") or len(argument) == 4:
-            raise UserError(f"{argument!r} is not known: the only setting is out=PATH")
-        folder = Path(argument[4:]).expanduser()
+    own, rest = parsed
+    if rest:
+        raise UserError(f"{rest[0]!r} is not known: the only option is out=PATH")
+    folder = own.out.expanduser()
     summary = run(folder)
     show(for_console(all_moments()))
     for line in finding(all_moments()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -10,9 +9,6 @@ from statistics import median
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.sweeping.folders import SweepFolder, read_json
 from gipo_vla.sweeping.jobs import Job
-
-CLUSTER = 100
-"""Slots of the cluster in the printed estimate."""
 
 
 @dataclass(frozen=True)
@@ -22,63 +18,53 @@ class Estimate:
     jobs: int
     env_steps: int
     seconds: float | None
-    """Of wall time, one job after the other, with as many side by side as the rate was measured with; None:
+    """Wall time, one job after the other, with as many side by side as the rate was measured with; None:
     nothing is known."""
     source: str
     """Where the rate comes from."""
 
     def wall_seconds(self, at_once: int) -> float | None:
-        """With so many side by side: a job is not divided."""
+        """Return the wall time with so many jobs side by side; a job is not divided."""
         if self.seconds is None or not self.jobs:
             return self.seconds
-        rounds = -(-self.jobs // at_once)
-        return rounds * self.seconds / self.jobs
+        return -(-self.jobs // at_once) * self.seconds / self.jobs
 
 
 def estimate(
     folder: SweepFolder, every: Sequence[Job], left: Sequence[Job], seconds_per_job: float | None
 ) -> Estimate:
-    """Cost of the jobs in ``left``.
+    """Return the cost of the jobs in ``left``.
 
     Args:
         every: all jobs of the sweep; finished ones among them give the rate, in seconds an env step.
         seconds_per_job: the hint that counts while none is finished.
     """
     env_steps = sum(job.env_steps for job in left)
-    rates = _measured_rates(folder, every)
-    if rates:
-        return Estimate(
-            len(left), env_steps, env_steps * median(rates), f"measured on {len(rates)} finished jobs"
-        )
-    if seconds_per_job is not None:
-        hint = f"seconds_per_job={seconds_per_job:g}"
-        return Estimate(len(left), env_steps, seconds_per_job * len(left), hint)
-    return Estimate(len(left), env_steps, None, "unknown until a job has finished")
-
-
-def _measured_rates(folder: SweepFolder, jobs: Sequence[Job]) -> list[float]:
-    """Seconds an env step of each finished job, over all its sessions where they are on record."""
     spent = folder.seconds()
     rates = []
-    for job in jobs:
-        done = folder.finished(job)
-        if done is None:
+    for job in every:
+        if (done := folder.finished(job)) is None:
             continue
         finished = read_json(RunFolder(done).finished)
+        # Over all sessions, where they are on record.
         seconds = spent.get(job.digest) or finished.get("session_seconds")
         if seconds and finished.get("env_steps"):
             rates.append(float(seconds) / finished["env_steps"])
-    return rates
-
-
-UNITS = (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48), ("days", 86400, math.inf))
-"""Name, length in seconds, and the number of them from which the next is used."""
+    total, source = None, "unknown until a job has finished"
+    if rates:
+        total, source = env_steps * median(rates), f"measured on {len(rates)} finished jobs"
+    elif seconds_per_job is not None:
+        total, source = seconds_per_job * len(left), f"seconds_per_job={seconds_per_job:g}"
+    return Estimate(len(left), env_steps, total, source)
 
 
 def duration(seconds: float | None) -> str:
-    """``45 s``, ``12 min``, ``4.5 h``, ``9.3 days``."""
+    """Return ``45 s``, ``12 min``, ``4.5 h`` or ``9.3 days``."""
     if seconds is None:
         return "unknown"
-    count, unit = next((seconds / length, name) for name, length, until in UNITS if seconds / length < until)
-    digits = 1 if unit in ("h", "days") and count < 10 else 0
-    return f"{count:,.{digits}f} {unit}"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    count, unit = (seconds / 3600, "h") if seconds < 48 * 3600 else (seconds / 86400, "days")
+    return f"{count:,.{1 if count < 10 else 0}f} {unit}"

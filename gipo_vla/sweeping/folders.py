@@ -1,7 +1,7 @@
 """What is done, what is half done, and keeping what is worth keeping.
 
     SWEEP/
-      sweep.json          every job and its overrides
+      sweep.json          what was varied, and every job with its overrides
       launches.jsonl      a line whenever a job starts or ends
       JOB/                a run folder, with log.txt beside the run's own files
 
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from gipo_vla import config
 from gipo_vla.checkpoint.resume import differences
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting.runs import thin
-from gipo_vla.sweeping.jobs import DIGEST_LENGTH, Job
+from gipo_vla.sweeping.jobs import DIGEST_LENGTH, Job, JobList
 from gipo_vla.telemetry.metrics import read_json_lines
 
 KEPT_DATA = Path("docs/results/data")
@@ -46,23 +47,32 @@ class SweepFolder:
     def __init__(self, path: Path, kept: Sequence[Path] = ()) -> None:
         self.path = path
         self._runs = _by_digest(path)
-        self._kept = [_by_digest(place) for place in kept]
+        self._kept = {place: _by_digest(place) for place in kept}
 
     def run(self, job: Job) -> RunFolder:
-        """Where a job runs, or would."""
+        """Return where a job runs, or would."""
         return RunFolder(self._runs.get(job.digest, self.path / job.name))
 
     def finished(self, job: Job) -> Path | None:
-        """The folder that holds a job's results; None if it is not done."""
-        kept = [place[job.digest] for place in self._kept if job.digest in place]
+        """Return the folder that holds a job's results; None if the job is not done."""
+        kept = [place[job.digest] for place in self._kept.values() if job.digest in place]
         for folder in (self.run(job).path, *kept):
             if RunFolder(folder).finished.exists():
                 return folder
         return None
 
-    def started(self, job: Job) -> bool:
-        """Whether there is something of a job to go on with."""
-        return self.run(job).holds_run()
+    def kept(self, job: Job, place: Path) -> bool:
+        """Whether a job's small data lies in a folder, under whatever name the job had then."""
+        folder = self._kept[place].get(job.digest)
+        return folder is not None and RunFolder(folder).finished.exists()
+
+    def success(self, job: Job) -> float | None:
+        """Return the success of a finished job on held-out initial states."""
+        done = self.finished(job)
+        if done is None or not RunFolder(done).evaluation.exists():
+            return None
+        value = read_json(RunFolder(done).evaluation).get("success_once")
+        return None if value is None else float(value)
 
     def check(self, jobs: Iterable[Job]) -> None:
         """Raise a UserError if a folder holds a run of other settings than its job has today.
@@ -71,7 +81,8 @@ class SweepFolder:
         """
         for job in jobs:
             folder = RunFolder(self.finished(job) or self.run(job).path)
-            if not folder.config.exists() or _recorded_digest(folder) == config.digest(job.settings):
+            recorded = read_json(folder.finished).get("config_digest") if folder.finished.exists() else None
+            if not folder.config.exists() or recorded == config.digest(job.settings):
                 continue
             changes = differences(config.from_yaml(folder.config), job.settings)
             if changes:
@@ -80,21 +91,38 @@ class SweepFolder:
                     "it away, or choose another sweep_dir"
                 )
 
-    def write_list(self, jobs: Sequence[Job]) -> None:
-        """Write sweep.json.
+    def write_list(self, listed: JobList, place: Path | None = None) -> None:
+        """Write sweep.json, here or in another folder.
+
+        Jobs that an earlier, wider command listed stay in it as long as their folders are there.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        listed = [{"name": job.name, "overrides": job.arguments} for job in jobs]
+        place = place or self.path
+        file = place / "sweep.json"
+        jobs: list[dict[str, Any]] = [
+            {"name": job.name, "overrides": job.arguments, "factors": job.factors} for job in listed.jobs
+        ]
+        new = {job.digest for job in listed.jobs}
+        for row in read_json(file)["jobs"] if file.exists() else ():
+            if row["name"][-DIGEST_LENGTH:] not in new and (place / row["name"]).is_dir():
+                jobs.append(row)
+        factors: dict[str, list[Any]] = {key: [] for key in listed.factors}
+        for row in jobs:
+            for key, value in row.get("factors", {}).items():
+                if value not in factors.setdefault(key, []):
+                    factors[key].append(value)
+        text = json.dumps({"factors": factors, "arms": listed.arms, "jobs": jobs}, indent=1) + "\n"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            temporary = self.path / f".sweep.{os.getpid()}.tmp"  # parts of one sweep start together
-            temporary.write_text(json.dumps({"jobs": listed}, indent=1) + "\n")
-            temporary.replace(self.path / "sweep.json")
+            place.mkdir(parents=True, exist_ok=True)
+            temporary = place / f".sweep.{os.getpid()}.tmp"  # parts of one sweep start together
+            temporary.write_text(text)
+            temporary.replace(file)
         except OSError as error:
+            name = "sweep_dir" if place == self.path else "keep"
             raise UserError(
-                f"sweep_dir={self.path} cannot be written ({error.strerror}): choose another sweep_dir"
+                f"{name}={place} cannot be written ({error.strerror}): choose another {name}"
             ) from error
 
     def record(self, job: Job, event: str, **facts: Any) -> None:
@@ -104,31 +132,22 @@ class SweepFolder:
             file.write(json.dumps(row) + "\n")
 
     def seconds(self) -> dict[str, float]:
-        """Wall time of each job over all its launches that ended, by digest."""
-        spent: dict[str, float] = {}
+        """Return the wall time of each job over all its launches that ended, by digest."""
+        spent: defaultdict[str, float] = defaultdict(float)
         for row in read_json_lines(self.path / "launches.jsonl"):
-            if "seconds" in row:
-                digest = str(row["job"])[-DIGEST_LENGTH:]
-                spent[digest] = spent.get(digest, 0.0) + row["seconds"]
-        return spent
+            spent[str(row["job"])[-DIGEST_LENGTH:]] += row.get("seconds", 0.0)
+        return {digest: seconds for digest, seconds in spent.items() if seconds}
 
 
 def _by_digest(place: Path) -> dict[str, Path]:
+    """Return the folders of a folder by the digests that their names end with."""
     if not place.is_dir():
         return {}
     return {path.name[-DIGEST_LENGTH:]: path for path in sorted(place.iterdir()) if path.is_dir()}
 
 
-def _recorded_digest(folder: RunFolder) -> str | None:
-    """The settings' digest that a finished run wrote down."""
-    if not folder.finished.exists():
-        return None
-    digest = read_json(folder.finished).get("config_digest")
-    return str(digest) if digest else None
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a run's.
+    """Read a JSON object of a run.
 
     Raises:
         UserError: it is none.

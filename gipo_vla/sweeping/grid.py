@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 
@@ -24,8 +24,8 @@ REPLICATE = "seed"
 
 
 def combinations(settings: SweepSettings) -> list[Combination]:
-    """Every combination of the sweep; whole replicates follow each other, so that the part of a sweep that is
-    done first compares everything with everything.
+    """Return every combination of the sweep; whole replicates follow each other, so that the part of a sweep
+    that is done first compares everything with everything.
 
     Raises:
         UserError: an override that cannot be read, a key given twice, an interval without ``sample``.
@@ -43,16 +43,22 @@ def combinations(settings: SweepSettings) -> list[Combination]:
 
 
 def varied_keys(settings: SweepSettings) -> list[str]:
-    """Keys that take more than one value, arms first, in the order given and the seed last."""
-    seen: dict[str, set[str]] = {}
-    listed: set[str] = set()
-    for text in (*(text for arm in settings.arms for text in arm), *settings.overrides):
-        parameter = parse(text)
-        seen.setdefault(parameter.key, set()).update(parameter.values)
-        if parameter.interval:
-            listed.add(parameter.key)
-    keys = [key for key, values in seen.items() if len(values) > 1 or key in listed]
-    return sorted(keys, key=lambda key: key == REPLICATE)
+    """Return the keys that list more than one value, arms first, in the order given and the seed last."""
+    values: dict[str, set[object]] = {}
+    for text in (*chain(*settings.arms), *settings.overrides):
+        one = parse(text)
+        ends = (one.interval.low, one.interval.high) if one.interval else one.values
+        values.setdefault(one.key, set()).update(ends)
+    return sorted((key for key, own in values.items() if len(own) > 1), key=REPLICATE.__eq__)
+
+
+def factor_keys(settings: SweepSettings) -> list[str]:
+    """Return the keys in which jobs may differ: those varied, and those that only some arms set."""
+    varied = varied_keys(settings)
+    arms = [{key_of(text) for text in arm} for arm in settings.arms]
+    listed = dict.fromkeys(key_of(text) for text in (*chain(*settings.arms), *settings.overrides))
+    own = [key for key in listed if key in varied or 0 < sum(key in arm for arm in arms) < len(arms)]
+    return sorted(own, key=REPLICATE.__eq__)
 
 
 def _parameters(overrides: Sequence[str]) -> list[Parameter]:
@@ -87,7 +93,7 @@ def _sampled(parameters: Sequence[Parameter], count: int, sample_seed: int) -> l
 
 
 def _draw(parameter: Parameter, sample_seed: int, number: int) -> str:
-    """Draw ``number`` of a key: the same whatever else is sampled, and however many are drawn."""
+    """Return draw ``number`` of a key: the same whatever else is sampled, and however many are drawn."""
     key = int.from_bytes(hashlib.sha256(parameter.key.encode()).digest()[:8], "big")
     rng = np.random.default_rng([sample_seed, number, key])
     if parameter.interval:

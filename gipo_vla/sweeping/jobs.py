@@ -20,7 +20,7 @@ from gipo_vla.composing import MISSING, compose_yaml, groups
 from gipo_vla.config import SESSION_KEYS, Config
 from gipo_vla.planning import vector_steps
 from gipo_vla.replay.plan import StalenessPlan, staleness_plan
-from gipo_vla.sweeping.grid import Combination, combinations, varied_keys
+from gipo_vla.sweeping.grid import Combination, combinations, factor_keys, varied_keys
 from gipo_vla.sweeping.settings import SweepSettings, key_of
 from gipo_vla.sweeping.values import canonical, meaning
 
@@ -38,18 +38,20 @@ class Job:
     """One run of a sweep."""
 
     name: str
-    """Of its folder: words for people, then ``digest``."""
+    """Name of its folder: words for people, then ``digest``."""
     digest: str
-    """Of its overrides, in any order and notation; identifies the job."""
+    """Digest of its overrides, in any order and notation; identifies the job."""
     overrides: Overrides
     settings: Config
     env_steps: int
-    """Of the whole run."""
+    """Env steps of the whole run."""
     staleness: StalenessPlan
+    factors: Mapping[str, Any]
+    """Value of each setting in ``JobList.factors`` that the job has."""
 
     @property
     def arguments(self) -> list[str]:
-        """For the command of a run."""
+        """Arguments for the command of a run."""
         return [f"{key}={value}" for key, value in self.overrides]
 
 
@@ -59,6 +61,10 @@ class JobList:
 
     jobs: tuple[Job, ...]
     varied: tuple[str, ...]
+    """Keys that list more than one value: what folders are named by."""
+    factors: tuple[str, ...]
+    """Keys in which jobs may differ: those varied, and those that some arms set and others leave alone."""
+    arms: tuple[tuple[str, ...], ...]
     collapsed: int
     """Combinations that became the same job as another when settings that do not apply were left out."""
     left_out: tuple[str, ...]
@@ -74,16 +80,21 @@ def plan(settings: SweepSettings) -> JobList:
     if not settings.overrides and not settings.arms:
         raise UserError("say what to run: key=value,value for a grid, or sweep=NAME (see --help)")
     every = combinations(settings)
-    varied = varied_keys(settings)
+    varied, factors = varied_keys(settings), factor_keys(settings)
     applicable = _Applicable(every, settings)
     jobs: dict[str, Job] = {}
     for combination in every:
         overrides = applicable.of(combination)
         digest = digest_of(overrides)
         if digest not in jobs:
-            jobs[digest] = _job(overrides, digest, varied, settings.ranks)
+            jobs[digest] = _job(overrides, digest, varied, factors, settings.ranks)
     return JobList(
-        tuple(jobs.values()), tuple(varied), len(every) - len(jobs), tuple(sorted(applicable.left_out))
+        tuple(jobs.values()),
+        tuple(varied),
+        tuple(factors),
+        settings.arms,
+        len(every) - len(jobs),
+        tuple(sorted(applicable.left_out)),
     )
 
 
@@ -151,40 +162,44 @@ def _has(options: Overrides, key: str) -> bool:
 # --------------------------------------------------------------------------------------------- one job each
 
 
-def _job(overrides: Overrides, digest: str, varied: Sequence[str], ranks: int) -> Job:
+def _job(overrides: Overrides, digest: str, varied: Sequence[str], factors: Sequence[str], ranks: int) -> Job:
     try:
         settings = _settings(overrides)
         env_steps, staleness = _predict(settings, ranks)
     except UserError as error:
         said = ", ".join(f"{key}={value}" for key, value in overrides if key_of(key) in varied)
         raise UserError(f"{error} (in the job {said})" if said else str(error)) from error
-    words = name_words({key_of(key): value for key, value in overrides}, varied) or settings.experiment
-    return Job(f"{words}-{digest}", digest, overrides, settings, env_steps, staleness)
+    given = {key_of(key): value for key, value in overrides}
+    words = name_words(given, varied) or settings.experiment
+    values = _factor_values(given, factors, settings)
+    return Job(f"{words}-{digest}", digest, overrides, settings, env_steps, staleness, values)
+
+
+def _factor_values(given: Mapping[str, str], factors: Sequence[str], settings: Config) -> dict[str, Any]:
+    """Return the values of the factors: as given, else as the job's settings have them."""
+    every = OmegaConf.create(config.to_dict(settings))
+    values = {}
+    for key in factors:
+        if key in given:
+            values[key] = meaning(key, given[key])
+            continue
+        value = OmegaConf.select(every, f"{key}.name" if _is_option(key) else key, default=MISSING)
+        if value is not MISSING:
+            values[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return values
 
 
 def _settings(overrides: Overrides) -> Config:
-    """What ``config.load`` gives for the same overrides, without composing anew where that can be avoided."""
+    """Return what ``config.load`` gives for the same overrides, without composing anew for every job."""
     options = _options(overrides)
-    values = OmegaConf.to_container(_base(options))
+    values = _base(options).copy()
     for key, text in overrides:
         if _is_option(key):
             continue
-        value = meaning(key_of(key), text)
-        if not _has(options, key) or isinstance(value, dict) or not _put(values, key, value):
-            # Unknown, added, or merged: Hydra knows how, or what to say.
+        if not _has(options, key):  # added, or unknown: Hydra knows how, or what to say
             return config.load("train", [f"{key}={text}" for key, text in overrides])
+        OmegaConf.update(values, key, meaning(key, text))
     return config.from_dict(values)
-
-
-def _put(values: Any, key: str, value: Any) -> bool:
-    """Set a dotted key in nested mappings; False where there is none to set it in."""
-    *path, last = key.split(".")
-    for part in path:
-        values = values.get(part) if isinstance(values, dict) else None
-    if not isinstance(values, dict):
-        return False
-    values[last] = value
-    return True
 
 
 def _predict(settings: Config, ranks: int) -> tuple[int, StalenessPlan]:

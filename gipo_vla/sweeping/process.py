@@ -23,7 +23,6 @@ import psutil
 from gipo_vla.sweeping.folders import LOG
 from gipo_vla.sweeping.jobs import Job
 
-TAIL_BYTES = 64 * 1024
 _ERROR_LINE = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 _RANK = re.compile(r"^\[rank\d+\]: ?")
 
@@ -103,7 +102,7 @@ class JobProcess:
         self._log = folder / LOG
         self._log_begins = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = psutil.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -137,40 +136,29 @@ class JobProcess:
         the ranks are asked, and it leaves after them.
         """
         self.stopping = True
-        ranks = self._ranks()
-        for rank in ranks:
+        ranks = self._children() if self._launcher else []
+        for process in ranks or [self._process]:
             with suppress(psutil.Error):
-                rank.terminate()
-        if not ranks:
-            self._process.terminate()
-
-    def _ranks(self) -> list[psutil.Process]:
-        if not self._launcher:
-            return []
-        with suppress(psutil.Error):
-            return psutil.Process(self.pid).children()
-        return []
+                process.terminate()
 
     def kill(self) -> None:
         """End it and everything that it started, at once."""
         self.stopping = True
-        tree: list[psutil.Process] = []
-        with suppress(psutil.Error):
-            own = psutil.Process(self.pid)
-            tree = [own, *own.children(recursive=True)]
-        for process in tree:
+        for process in [self._process, *self._children(recursive=True)]:
             with suppress(psutil.Error):
                 process.kill()
+
+    def _children(self, recursive: bool = False) -> list[psutil.Process]:
+        with suppress(psutil.Error):
+            return list(self._process.children(recursive))
+        return []
 
     def problem(self, status: int) -> str:
         """Why it failed, in one line."""
         if status < 0:
             name = signal.Signals(-status).name
             return f"killed by {name}" + (" (out of memory?)" if -status == signal.SIGKILL else "")
-        with self._log.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_begins, size - TAIL_BYTES))
-            text = log.read().decode(errors="replace")
+        text = self._log.read_bytes()[self._log_begins :].decode(errors="replace")
         return telling_line(text) or f"exit status {status}, and nothing in {self._log}"
 
 

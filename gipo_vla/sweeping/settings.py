@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
+from omegaconf import OmegaConf
 from pydantic import ConfigDict, Field
 
-from gipo_envs.errors import UserError, nearest
-from gipo_vla import config
-from gipo_vla.composing import compose_yaml, groups
+from gipo_envs.errors import UserError
+from gipo_vla import options
+from gipo_vla.composing import compose_yaml
 from gipo_vla.config import Config
 
 Positive = Annotated[int, Field(gt=0)]
 
-GROUP = "sweep"
-"""The config group of ready-made sweeps."""
 FORBIDDEN = ("run_dir", "resume")
 """Settings of a run that the sweep itself gives to each job."""
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """See configs/sweep.yaml for what each is for."""
+    """What a sweep runs, and how."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     overrides: tuple[str, ...] = ()
+    """Settings of the runs, as on the command line: key=value, or key=value,value for a grid."""
     ready_made: tuple[str, ...] = ()
-    """Overrides of the ready-made sweep as written, of which ``overrides`` has what the command line left."""
+    """Overrides of the ready-made sweep as written; ``overrides`` has what the command line left of them."""
     arms: tuple[tuple[str, ...], ...] = ()
+    """Settings that go together: each arm is a list of overrides, and the grid is made once for each."""
+    sweep: str | None = None
+    """Ready-made sweep, a file in configs/sweep/. What the command line gives replaces what stands there."""
     sweep_dir: str | None = None
+    """Folder for the run folders of the jobs. Default: sweeps/<experiment>-<what is varied>."""
     jobs: Positive | None = None
+    """Jobs side by side. Default: as many as cores and GPUs feed."""
     launch: Literal["process", "torchrun"] = "process"
+    """torchrun: each job runs under torchrun."""
     nproc_per_node: Positive | None = None
+    """launch=torchrun: ranks of a job."""
     sample: Positive | None = None
+    """Draw so many combinations instead of making the grid, and run each with every seed."""
     sample_seed: Annotated[int, Field(ge=0)] = 0
+    """sample: the seed of the draws."""
     part: str | None = None
+    """One part of the jobs: 2/6 is the second sixth."""
     keep: str | None = None
+    """Folder to copy settings, metrics and evaluation of finished jobs to, fit for committing. Jobs whose
+    data is there count as finished."""
     keep_rows: Annotated[int, Field(ge=2)] | None = None
+    """keep: at most so many lines of each metrics.jsonl, evenly spread. Default: all."""
     seconds_per_job: Annotated[float, Field(gt=0)] | None = None
+    """How long a job takes, for the estimate, until one has finished."""
     dry_run: bool = False
+    """Check, list and estimate; start nothing."""
+
+    def __post_init__(self) -> None:
+        if self.nproc_per_node is not None and self.launch != "torchrun":
+            raise UserError(f"nproc_per_node={self.nproc_per_node} needs launch=torchrun")
+        number, _, of = (self.part or "1/1").partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise UserError(f"part={self.part}: write which of how many, from part=1/4 to part=4/4")
 
     @property
     def ranks(self) -> int:
@@ -50,59 +72,44 @@ class SweepSettings:
         return (self.nproc_per_node or 1) if self.launch == "torchrun" else 1
 
     def slice_of(self, jobs: int) -> slice:
-        """The jobs that ``part`` selects: parts follow each other, so the first part of a grid is its first
+        """Return the jobs that ``part`` selects. Parts follow each other: the first one has the first
         seeds."""
-        if self.part is None:
-            return slice(0, jobs)
-        number, of = (int(text) for text in self.part.split("/"))
+        number, of = map(int, (self.part or "1/1").split("/"))
         return slice((number - 1) * jobs // of, number * jobs // of)
 
 
-_OF_THE_RUNS = ("overrides", "ready_made", "arms")
-OWN_KEYS = tuple(field.name for field in fields(SweepSettings) if field.name not in _OF_THE_RUNS)
-_PATHS = ("sweep_dir", "keep")
+OWN_KEYS = tuple(field.name for field in fields(SweepSettings))[3:]
+"""What the command line may set: all but the overrides."""
 
 
 def key_of(override: str) -> str:
-    """``objective.sigma`` of ``+objective.sigma=0.5``."""
+    """Return ``objective.sigma`` of ``+objective.sigma=0.5``."""
     return override.partition("=")[0].lstrip("+~")
 
 
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments for the sweep, and overrides for its runs.
+def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the sweep's own settings as key -> text, and the overrides for its runs.
 
     Raises:
         UserError: a top-level key that is neither.
     """
-    own, rest = [], []
-    for text in arguments:
-        key = key_of(text)
+    for key in map(key_of, arguments):
         if key in FORBIDDEN:
             raise UserError(
                 f"{key} is set by the sweep, for every job its own: choose its place with sweep_dir="
             )
-        if key in (GROUP, *OWN_KEYS):
-            own.append(text)
-        elif "." not in key and "=" in text and key not in _top_level():
-            raise UserError(f"unknown setting {key!r}; {nearest(key, (*OWN_KEYS, GROUP, *_top_level()))}")
-        else:
-            rest.append(text)
-    return own, rest
+    return options.split(arguments, OWN_KEYS, options.settings_names([Config]))
 
 
-def _top_level() -> tuple[str, ...]:
-    """Top-level keys of a run, groups among them."""
-    return (*(field.name for field in fields(Config)), *(name for name in groups() if name != GROUP))
-
-
-def load(own: Sequence[str], overrides: Sequence[str]) -> SweepSettings:
-    """Compose configs/sweep.yaml; the command line's overrides replace those of a ready-made sweep.
+def load(own: Mapping[str, str], overrides: Sequence[str]) -> SweepSettings:
+    """Return the settings of a command line, on top of those of the ready-made sweep that it names.
 
     Raises:
         UserError: whatever is wrong with the sweep's own settings.
     """
-    values = compose_yaml("sweep", [_quoted(text) for text in own])
-    settings = _checked(values)
+    named = [f"sweep={own['sweep']}"] if "sweep" in own else []
+    ready_made = cast(dict[str, Any], OmegaConf.to_container(compose_yaml("sweep", named)))
+    settings = options.checked({**ready_made, **own}, SweepSettings)
     given = {key_of(text) for text in overrides}
     of_arms = {key_of(text) for arm in settings.arms for text in arm}
     if given & of_arms:
@@ -114,29 +121,6 @@ def load(own: Sequence[str], overrides: Sequence[str]) -> SweepSettings:
     return replace(settings, overrides=(*left, *overrides), ready_made=settings.overrides)
 
 
-def _quoted(text: str) -> str:
-    """A path, safe from Hydra's grammar."""
-    key, _, value = text.partition("=")
-    if key in _PATHS and value and value != "null" and value[0] not in "'\"":
-        return f"{key}='{value}'"
-    return text
-
-
-def _checked(values: Any) -> SweepSettings:
-    settings = config.typed(values, SweepSettings)
-    if settings.nproc_per_node is not None and settings.launch != "torchrun":
-        raise UserError(f"nproc_per_node={settings.nproc_per_node} needs launch=torchrun")
-    if settings.part is not None:
-        _check_part(settings.part)
-    return settings
-
-
-def _check_part(part: str) -> None:
-    number, _, of = part.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise UserError(f"part={part}: write which of how many, from part=1/4 to part=4/4")
-
-
 def default_sweep_dir(experiment: str, varied: Sequence[str]) -> Path:
-    """Decided by what is varied, not by its values: more seeds go to the same folder."""
+    """Return a folder that depends on what is varied, not on its values: more seeds go to the same folder."""
     return Path("sweeps") / "-".join([experiment, *(key.rpartition(".")[2] for key in varied)])

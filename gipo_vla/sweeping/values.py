@@ -22,7 +22,7 @@ from gipo_vla.composing import PATH_KEYS
 from gipo_vla.sweeping.settings import key_of
 
 SIGNIFICANT_DIGITS = 4
-"""Of sampled numbers: enough for any search, and short enough for a folder's name."""
+"""Digits of sampled numbers: enough for any search, and short enough for a folder's name."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Interval:
     """Whole numbers, both ends included."""
 
     def draw(self, rng: np.random.Generator) -> str:
-        """A value, as an override has it."""
+        """Return a value as an override has it."""
         low, high = (math.log(self.low), math.log(self.high)) if self.logarithmic else (self.low, self.high)
         value = rng.uniform(low, high)
         value = min(max(math.exp(value) if self.logarithmic else value, self.low), self.high)
@@ -52,12 +52,8 @@ class Parameter:
     prefix: str
     """``+`` or ``++``, as given."""
     values: tuple[str, ...]
-    """As texts that stand behind ``key=``."""
+    """Texts that stand behind ``key=``."""
     interval: Interval | None = None
-
-    @property
-    def varied(self) -> bool:
-        return self.interval is not None or len(self.values) > 1
 
 
 def parse(text: str) -> Parameter:
@@ -70,7 +66,7 @@ def parse(text: str) -> Parameter:
     before, separator, value = text.partition("=")
     if text.startswith("~") or not separator:
         raise UserError(f"{text!r} is not an override of a sweep: write key=value or key=value,value")
-    prefix = before[: len(before) - len(key)]
+    prefix = before.removesuffix(key)
     if key in PATH_KEYS and value[:1] not in ("'", '"'):
         return Parameter(key, prefix, tuple(value.split(",")))
     parsed = _parse(text)
@@ -118,22 +114,12 @@ def _interval(text: str, found: Any) -> Interval:
 
 @cache
 def meaning(key: str, value: str) -> Any:
-    """The value that a text behind ``key=`` stands for."""
+    """Return the value that a text behind ``key=`` stands for."""
     if key in PATH_KEYS and value[:1] not in ("'", '"'):
         return None if value == "null" else value
     return _parse(f"{key}={value}").value()
 
 
 def canonical(key: str, value: str) -> str:
-    """A value's meaning as text, the same for ``1e-3`` and ``0.001``."""
-    return json.dumps(_as_floats(meaning(key, value)), sort_keys=True)
-
-
-def _as_floats(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, list):
-        return [_as_floats(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _as_floats(item) for key, item in value.items()}
-    return value
+    """Return a value's meaning as text, the same for ``1e-3`` and ``0.001``, for ``1`` and ``1.0``."""
+    return json.dumps(json.loads(json.dumps(meaning(key, value)), parse_int=float), sort_keys=True)

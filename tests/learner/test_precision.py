@@ -22,7 +22,6 @@ from gipo_vla.policies.base import copy_trainable
 from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.numerical_floor import log_ratio_floor
 from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, build
-from gipo_vla.policies.openvla_oft.benchmark import synthetic_observations
 from gipo_vla.replay.segment import SegmentBatch
 from tests.learner import vla
 
@@ -100,7 +99,7 @@ def test_the_forward_computes_in_bfloat16(policy: OpenVlaOftPolicy) -> None:
                 {name: (out[0] if isinstance(out, tuple) else out).dtype}
             )
         )
-    policy.act(synthetic_observations(vla.spec(policy.settings), 2, CPU), 1.0)
+    policy.act(vla.trial(policy.settings).observations(2), 1.0)
     assert set(seen.values()) == {torch.bfloat16} and len(seen) == 3
 
 
@@ -161,7 +160,7 @@ def test_the_floor_is_that_of_the_arithmetic(learner: Learner) -> None:
     assert isinstance(policy, OpenVlaOftPolicy)
     twin = policy.twin()
     run(learner, vla.segments(policy.settings))
-    observations = synthetic_observations(vla.spec(policy.settings), 6, CPU)
+    observations = vla.trial(policy.settings).observations(6)
     assert log_ratio_floor(twin, policy, observations, 6, 1.6).max() > 0, "two versions, before the copy"
     copy_trainable(policy, twin)
     assert log_ratio_floor(twin, policy, observations, 6, 1.6).max() == 0, "the same batch, the same numbers"
@@ -174,7 +173,7 @@ def test_the_floor_sees_a_learner_of_another_dtype() -> None:
     policy = build(own, vla.spec(own), CPU, torch.bfloat16)
     other = build(own, vla.spec(own), CPU, torch.float32)
     copy_trainable(policy, other)
-    observations = synthetic_observations(vla.spec(own), 4, CPU)
+    observations = vla.trial(own).observations(4)
     assert log_ratio_floor(policy, other, observations, 4, 1.6).max() > 1e-5
     assert log_ratio_floor(policy, policy, observations, 4, 1.6).max() == 0
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from gipo_envs.protocol import EnvironmentSpec
+from gipo_vla.benchmarks.policy import Trial
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings
-from gipo_vla.policies.openvla_oft.benchmark import synthetic_spec
 from gipo_vla.policies.value_heads import ValueHeadSettings
 from gipo_vla.replay.segment import Arrays, SegmentBatch, layout
 
@@ -41,7 +42,11 @@ def settings(**changes: Any) -> OpenVlaOftSettings:
 
 
 def spec(of: OpenVlaOftSettings) -> EnvironmentSpec:
-    return synthetic_spec(of.architecture.image_size, of.images or 1, 8 if of.proprio else None, 3)
+    return trial(of).spec
+
+
+def trial(of: OpenVlaOftSettings) -> Trial:
+    return Trial(of, torch.device("cpu"), act_batch=1, micro_batch=1, temperature=1.6, action_size=3)
 
 
 def segments(

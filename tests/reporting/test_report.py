@@ -162,7 +162,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(tmp_path: Path) -> None:
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main(["--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: python -m gipo_vla.report DIR")
+    assert "python -m gipo_vla.report DIR" in capsys.readouterr().out
 
 
 def test_text_is_escaped() -> None:

@@ -27,8 +27,7 @@ def make_sweep(tmp_path: Path, tiny_overrides: tuple[str, ...], monkeypatch: pyt
         own, overrides = split(arguments)
         given = {text.partition("=")[0] for text in overrides}
         tiny = [text for text in tiny_overrides if text.partition("=")[0] not in given]
-        if not any(text.startswith("sweep_dir=") for text in own):
-            own.append(f"sweep_dir={tmp_path / 'sweep'}")
+        own.setdefault("sweep_dir", str(tmp_path / "sweep"))
         return Sweep(load(own, [*tiny, *overrides]))
 
     return make

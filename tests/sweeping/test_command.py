@@ -105,7 +105,7 @@ def test_a_finished_sweep_needs_only_its_small_data(
     from tests.sweeping.test_folders import pretend
 
     monkeypatch.chdir(tmp_path)
-    planned = sweep.Sweep(sweep.load([f"sweep_dir={tmp_path / 'sweep'}"], [*TINY, "seed=0,1"]))
+    planned = sweep.Sweep(sweep.load({"sweep_dir": str(tmp_path / "sweep")}, [*TINY, "seed=0,1"]))
     for job in planned.chosen:
         pretend(job, tmp_path / "docs" / "results" / "data" / "sweep" / job.name)
     monkeypatch.setattr(JobProcess, "__init__", lambda *_: pytest.fail("a job was started"))

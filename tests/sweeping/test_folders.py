@@ -42,7 +42,7 @@ def test_finished_and_started_jobs_are_told_apart(make_sweep: MakeSweep, tmp_pat
     pretend(jobs[1], tmp_path / "sweep" / jobs[1].name, finished=False)
     folder = SweepFolder(tmp_path / "sweep")
     assert [folder.finished(job) is not None for job in jobs] == [True, False, False]
-    assert [folder.started(job) for job in jobs] == [True, True, False]
+    assert [folder.run(job).holds_run() for job in jobs] == [True, True, False]
     assert [job.digest for job in make_sweep("seed=0,1,2").left] == [jobs[1].digest, jobs[2].digest]
 
 
@@ -100,6 +100,54 @@ def test_kept_metrics_may_be_thinned(make_sweep: MakeSweep, tmp_path: Path) -> N
     lines = (tmp_path / "kept" / job.name / "metrics.jsonl").read_text().splitlines()
     numbers = [json.loads(line)["iteration"] for line in lines]
     assert (len(numbers), numbers[0], numbers[-1]) == (10, 1, 50)
+
+
+def test_the_list_says_what_was_varied(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    """Also to who asks a part of it again, and in what is kept."""
+    path, kept = tmp_path / "sweep", tmp_path / "kept"
+    every = make_sweep("replay.capacity=640,1280", "objective=gipo,ppo", "seed=0")
+    for place in (None, kept):
+        every.folder.write_list(every.listed, place)
+    whole = json.loads((path / "sweep.json").read_text())
+    assert (kept / "sweep.json").read_bytes() == (path / "sweep.json").read_bytes()
+    assert whole["factors"] == {"replay.capacity": [640, 1280], "objective": ["gipo", "ppo"]}
+    assert whole["arms"] == []
+    assert whole["jobs"][1] == {
+        "name": every.chosen[1].name,
+        "overrides": every.chosen[1].arguments,
+        "factors": {"replay.capacity": 640, "objective": "ppo"},
+    }
+    for job in every.chosen:
+        pretend(job, path / job.name)
+    part = make_sweep("replay.capacity=640", "objective=ppo,sapo", "seed=0")
+    part.folder.write_list(part.listed)
+    again = json.loads((path / "sweep.json").read_text())
+    assert len(again["jobs"]) == 5
+    assert again["factors"] == {"objective": ["ppo", "sapo", "gipo"], "replay.capacity": [640, 1280]}
+
+
+def test_a_list_of_an_earlier_version_is_read(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    old = {"jobs": [{"name": "other-0123456789", "overrides": ["seed=9"]}]}
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(old))
+    (tmp_path / "sweep" / "other-0123456789").mkdir()
+    sweep = make_sweep("seed=0,1")
+    sweep.folder.write_list(sweep.listed)
+    read = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert read["jobs"][-1] == old["jobs"][0] and read["factors"] == {"seed": [0, 1]}
+
+
+def test_a_job_is_kept_once_whatever_its_name(
+    make_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words before the digest change as a sweep grows."""
+    arguments = ("seed=0", f"keep={tmp_path / 'kept'}")
+    (job,) = make_sweep(*arguments).chosen
+    pretend(job, tmp_path / "kept" / f"fewer-words-{job.digest}")
+    pretend(job, tmp_path / "sweep" / job.name)
+    assert make_sweep(*arguments).run() == 0
+    names = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert names == [f"fewer-words-{job.digest}", "sweep.json"]
 
 
 def test_a_job_is_reserved_once(make_sweep: MakeSweep, tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_other_groups_collapse_too() -> None:
 
 def test_a_ready_made_sweep_can_be_narrowed_to_one_option() -> None:
     """Its sigma is for an option that is gone; the jobs are those of the whole sweep."""
-    whole = plan(load(["sweep=paper_metaworld_small_rates"], []))
-    part = plan(load(["sweep=paper_metaworld_small_rates"], ["objective=ppo"]))
+    whole = plan(load({"sweep": "paper_metaworld_small_rates"}, []))
+    part = plan(load({"sweep": "paper_metaworld_small_rates"}, ["objective=ppo"]))
     ppo = {job.digest for job in whole.jobs if job.settings.objective.name == "ppo"}
     assert {job.digest for job in part.jobs} == ppo
     assert part.left_out == ("objective.sigma", "objective.sigma_neg_ratio")
@@ -65,7 +65,7 @@ def test_a_ready_made_sweep_can_be_narrowed_to_one_option() -> None:
 
 def test_what_is_given_beside_a_ready_made_sweep_must_apply() -> None:
     with pytest.raises(UserError, match=r"objective\.sigma"):
-        plan(load(["sweep=paper_metaworld_small_rates"], ["objective=ppo", "objective.sigma=0.5"]))
+        plan(load({"sweep": "paper_metaworld_small_rates"}, ["objective=ppo", "objective.sigma=0.5"]))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,26 @@ def test_growing_a_sweep_keeps_its_jobs() -> None:
 
 def test_equal_jobs_are_one() -> None:
     assert len(jobs_of("learner.policy_learning_rate=1e-3,0.001", "seed=1")) == 1
+
+
+def test_factors_are_what_jobs_may_differ_in() -> None:
+    """With options that lack a setting, and with arms that leave to the defaults what others set."""
+    listed = plan(SweepSettings(overrides=tiny("objective=gipo,ppo", "objective.sigma=0.5,1.0", "seed=0")))
+    assert listed.factors == ("objective", "objective.sigma")
+    assert [dict(job.factors) for job in listed.jobs] == [
+        {"objective": "gipo", "objective.sigma": 0.5},
+        {"objective": "gipo", "objective.sigma": 1.0},
+        {"objective": "ppo"},
+    ]
+    arms = (("credit=group",), ("credit=group", "credit.normalize=running"), ("replay.capacity=1280",))
+    common = ("rollout.envs_per_worker=8", "rollout.group_size=8", "seed=1,0")
+    listed = plan(SweepSettings(overrides=tiny(*common)[:-3] + common, arms=arms))
+    assert listed.factors == ("credit", "credit.normalize", "replay.capacity", "seed")
+    assert [tuple(job.factors.values()) for job in listed.jobs[:3]] == [
+        ("group", "none", 640, 1),
+        ("group", "running", 640, 1),
+        ("gae", "running", 1280, 1),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ predictions

@@ -12,7 +12,7 @@ from gipo_vla.sweeping.settings import SweepSettings, default_sweep_dir, load, s
 
 def test_arguments_are_split() -> None:
     own, rest = split(["jobs=3", "seed=0,1", "sweep_dir=/a b/c", "objective.sigma=1", "+replay.max_lag=5"])
-    assert own == ["jobs=3", "sweep_dir=/a b/c"]
+    assert own == {"jobs": "3", "sweep_dir": "/a b/c"}
     assert rest == ["seed=0,1", "objective.sigma=1", "+replay.max_lag=5"]
     settings = load(own, rest)
     assert (settings.jobs, settings.sweep_dir, settings.overrides) == (3, "/a b/c", tuple(rest))
@@ -41,7 +41,7 @@ def test_mistakes_are_named(arguments: list[str], named: str) -> None:
 
 
 def test_the_command_line_replaces_what_a_ready_made_sweep_has() -> None:
-    settings = load(["sweep=paper_metaworld_small", "jobs=1"], ["seed=5"])
+    settings = load({"sweep": "paper_metaworld_small", "jobs": "1"}, ["seed=5"])
     assert "seed=5" in settings.overrides
     assert sum(text.startswith("seed=") for text in settings.overrides) == 1
     assert settings.sweep_dir == "sweeps/paper_metaworld_small"
@@ -64,22 +64,22 @@ def test_values_do_not_change_the_default_folder() -> None:
 @pytest.mark.parametrize("name", groups()["sweep"])
 def test_every_ready_made_sweep_is_valid(name: str) -> None:
     """One seed and, where there are many, the first tasks: the whole grid is the same over and over."""
-    settings = load([f"sweep={name}"], ["seed=22"])
+    settings = load({"sweep": name}, ["seed=22"])
     listed = jobs.plan(settings) if name != "paper_metaworld" else jobs.plan(_one_task(settings))
     assert listed.jobs
 
 
 def _one_task(settings: SweepSettings) -> SweepSettings:
     overrides = [text for text in settings.overrides if not text.startswith("env.task=")]
-    return load([], [*overrides, "env.task=coffee-pull-v3"])
+    return load({}, [*overrides, "env.task=coffee-pull-v3"])
 
 
 def test_the_papers_grid() -> None:
-    settings = load(["sweep=paper_metaworld"], [])
+    settings = load({"sweep": "paper_metaworld"}, [])
     every = {text.partition("=")[0]: text.partition("=")[2].split(",") for text in settings.overrides}
     assert len(every["env.task"]) == 10
     assert every["seed"] == ["22", "64", "99", "234", "360"]
-    listed = jobs.plan(_one_task(load(["sweep=paper_metaworld"], ["seed=22"])))
+    listed = jobs.plan(_one_task(load({"sweep": "paper_metaworld"}, ["seed=22"])))
     assert len(listed.jobs) == 8 * 2  # settings x regimes
     lags = sorted({job.staleness.mean_lag_iterations for job in listed.jobs})
     assert lags[0] <= 2
@@ -88,9 +88,9 @@ def test_the_papers_grid() -> None:
 
 
 def test_the_small_grid_and_its_learning_rates() -> None:
-    grid = jobs.plan(load(["sweep=paper_metaworld_small"], []))
+    grid = jobs.plan(load({"sweep": "paper_metaworld_small"}, []))
     assert len(grid.jobs) == 4 * 3 * 3 * 2
-    rates = jobs.plan(load(["sweep=paper_metaworld_small_rates"], []))
+    rates = jobs.plan(load({"sweep": "paper_metaworld_small_rates"}, []))
     assert len(rates.jobs) == 4 * 3 * 2
     for listed in (grid, rates):
         lags = sorted({job.staleness.mean_lag_iterations for job in listed.jobs})

@@ -31,7 +31,6 @@ from gipo_vla.sweeping.values import Interval, canonical, parse
 def test_lists(text: str, key: str, values: tuple[str, ...]) -> None:
     parameter = parse(text)
     assert (parameter.key, parameter.values, parameter.interval) == (key, values, None)
-    assert parameter.varied == (len(values) > 1)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +44,7 @@ def test_lists(text: str, key: str, values: tuple[str, ...]) -> None:
     ],
 )
 def test_intervals(text: str, interval: Interval) -> None:
-    parameter = parse(text)
-    assert parameter.interval == interval
-    assert parameter.varied
+    assert parse(text).interval == interval
 
 
 @pytest.mark.parametrize(

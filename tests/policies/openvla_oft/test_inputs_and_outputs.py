@@ -17,11 +17,8 @@ from gipo_envs.errors import UserError
 from gipo_envs.metaworld.instructions import INSTRUCTIONS
 from gipo_vla.export import export_policy
 from gipo_vla.policies.lora import LoraSettings
-from gipo_vla.policies.memory_plan import Workload
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings
 from gipo_vla.policies.openvla_oft.action_tokens import centres_of_tokens, tokens_of
-from gipo_vla.policies.openvla_oft.benchmark import benchmark_policy
-from gipo_vla.policies.openvla_oft.flops import forward_flops, train_flops
 from gipo_vla.policies.openvla_oft.images import PixelNormalizer
 from gipo_vla.policies.openvla_oft.prompt import pad_prompts, prompt_ids, read_tokenizer, realign
 from gipo_vla.policies.openvla_oft.tiny_tokenizer import VOCABULARY, tiny_tokenizer
@@ -119,35 +116,6 @@ def test_configs_are_valid_and_say_what_the_defaults_say() -> None:
     for config in ("openvla_oft_7b", "openvla_oft_tiny"):
         written = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
         assert set(written) == {field.name for field in dataclasses.fields(OpenVlaOftSettings)}
-
-
-def test_7b_operations_per_sample() -> None:
-    """Sums over the matrices of one and two images at a prompt of 30 tokens."""
-    every = LoraSettings(towers=("vision", "projector", "language_model"))
-    settings = OpenVlaOftSettings(random_weights=True, lora=every)
-    for images, forward in ((1, 4.9e12), (2, 8.8e12)):
-        workload = Workload(1, images=images)
-        assert forward_flops(settings, workload) == pytest.approx(forward, rel=0.01)
-        assert train_flops(settings, workload) == pytest.approx(2 * forward, rel=0.01)
-        again = dataclasses.replace(settings, activation_checkpointing=True)
-        assert train_flops(again, workload) == pytest.approx(3 * forward, rel=0.01)
-
-
-def test_benchmark_reports_all_figures(tiny_settings: OpenVlaOftSettings) -> None:
-    result = benchmark_policy(
-        tiny_settings,
-        device="cpu",
-        dtype=torch.float32,
-        act_batch=4,
-        micro_batch=2,
-        seconds=0.05,
-        action_size=4,
-    )
-    assert result.decisions_per_second > 0 and result.samples_per_second > 0
-    assert 0 < result.act_peak_share < 1.5 and 0 < result.train_peak_share < 1.5
-    assert result.peak_memory_bytes > result.planned_memory_bytes > 0
-    assert result.numerical_floor["float32"]["max"] <= 1e-4
-    assert result.tokens_per_sample == 16 + 19 + 16 + 1
 
 
 @pytest.mark.parametrize(

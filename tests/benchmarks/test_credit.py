@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gipo_vla import benchmark
-from gipo_vla.studies import credit_cost
+from gipo_vla.benchmarks import credit
 
 
 @pytest.mark.medium
@@ -17,13 +17,13 @@ from gipo_vla.studies import credit_cost
 def test_every_credit_is_measured_and_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_overrides: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(credit_cost, "ROLLOUTS", 16)
-    monkeypatch.setattr(credit_cost, "CHUNKS", 24)
-    monkeypatch.setattr(credit_cost, "GROUPINGS", {"2 groups of 8": 8, "1 group of 16": 16})
+    monkeypatch.setattr(credit, "ROLLOUTS", 16)
+    monkeypatch.setattr(credit, "CHUNKS", 24)
+    monkeypatch.setattr(credit, "GROUPINGS", {"2 groups of 8": 8, "1 group of 16": 16})
     assert benchmark.main(["credit", *tiny_overrides, "rollout.envs_per_worker=8", "repeats=1"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["benchmark"] == "credit" and printed["iteration_seconds"] > 0
-    assert set(printed["share"]) == set(credit_cost.CREDITS)
+    assert set(printed["share"]) == set(credit.CREDITS)
     for own in printed["milliseconds"].values():
         assert set(own) == {"2 groups of 8", "1 group of 16"} and min(own.values()) > 0
 
@@ -40,7 +40,7 @@ def test_rollouts_end_where_they_should(make_config: Callable[..., Any]) -> None
     spec = environment_spec(settings)
     policy = build_policy(settings, spec, torch.device("cpu"))
     plans = plan(settings, policy, spec, 1)
-    group = credit_cost._group(plans, 0, 8, np.random.default_rng(0))
+    group = credit._group(plans, 0, 8, np.random.default_rng(0))
     assert [sum(int(s["length"]) for s in own) for own in group] == [64] * 8
     assert [bool(own[-1]["terminated"]) for own in group] == [True, False, False, False] * 2
     assert sum(int(s["success"].sum()) for own in group for s in own) == 2

@@ -1,35 +1,30 @@
-"""What a training run's speed and memory are on this machine: ``python -m gipo_vla.benchmark training``.
+"""How fast a training run is on this machine, and how much memory it takes.
 
-The run's own pipeline, with its workers, replay, learner and behaviour twin, on weights that may be random.
-The learner is timed alone, on batches drawn from the replay; then whole iterations, in which collection and
-updates share the machine; then the copy of the trained tensors to the twin. What was used is put beside what
-``gipo_vla.memory`` planned.
+The measured pipeline is that of the run, with its workers, replay, learner and behaviour twin; weights may be
+random. The learner is timed alone, on batches drawn from the replay; then whole iterations, in which
+collection and updates share the machine; then the copy of the trained tensors to the twin. The memory that
+was used is put beside what ``gipo_vla.memory`` planned.
 """
 
 from __future__ import annotations
 
-import resource
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from rich.table import Table
 
-from gipo_envs import gl, needs_opengl, recorded
+from gipo_envs import gl, needs_opengl
 from gipo_vla.assembly import build_policy, environment_spec
+from gipo_vla.benchmarks import Options
+from gipo_vla.benchmarks.timing import device_name, resident_bytes, timed
 from gipo_vla.config import Config
 from gipo_vla.distributed import group
 from gipo_vla.memory import RankMemory, machine_limits, plan_rank, print_table, refuse_what_cannot_fit
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.planning import plan
-from gipo_vla.rollout.episodes import TrainingEpisodes
-from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.telemetry.console import console
 
 GIB = 2**30
@@ -44,12 +39,12 @@ class TrainingBenchmark:
     ranks: int
     task: str
     updates_timed: int
-    """In the learner alone, and again in whole iterations."""
+    """Updates timed in the learner alone, and again in whole iterations."""
     samples_per_update: float
     learner_samples_per_second: float
     """Updates alone: forward, backward, reduction, optimiser step."""
     samples_per_second: float
-    """End to end: of updates, while the simulators step and the twin acts."""
+    """End to end: samples of updates, while the simulators step and the twin acts."""
     env_steps_per_second: float
     decisions_per_second: float
     synchronize_seconds: float
@@ -62,18 +57,15 @@ class TrainingBenchmark:
     """Largest resident set of the training process, which on a CPU holds the policy."""
     process_bytes_planned: int
     worker_bytes: int
-    """Of all workers of a rank, without what they share."""
+    """Memory of all workers of a rank, without what they share."""
     worker_bytes_planned: int
     numerical_floor: dict[str, float]
     """See ``policies.numerical_floor``."""
 
 
-def benchmark_training(settings: Config, rounds: int) -> TrainingBenchmark:
-    """Make a run's iterations and measure them.
-
-    Args:
-        rounds: iterations timed, and as many times the iteration's updates for the learner alone; one more of
-            each warms up.
+def run(settings: Config, options: Options) -> dict[str, Any]:
+    """Make a run's iterations and measure them: ``options.rounds`` iterations, and as many times the updates
+    of an iteration for the learner alone; one more of each warms up.
 
     Raises:
         UserError: settings and machine do not go together, as in training.
@@ -91,9 +83,12 @@ def benchmark_training(settings: Config, rounds: int) -> TrainingBenchmark:
         policy = build_policy(settings, spec, device, reinforced=True)
         pipeline = Pipeline(settings, policy, plan(settings, policy, spec, group.world_size()), device)
         try:
-            return _measure(settings, pipeline, memory, rounds)
+            figures = _measure(settings, pipeline, memory, options.rounds)
         finally:
             pipeline.close()
+        if group.rank() == 0:
+            _show(figures)
+    return asdict(figures)
 
 
 def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: int) -> TrainingBenchmark:
@@ -102,12 +97,12 @@ def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: i
     pipeline.actor.finish()
     learner_rates = []
     for _ in range(rounds):
-        samples, seconds = _timed(lambda: _updates_alone(pipeline, updates), device)
+        samples, seconds = timed(lambda: _updates_alone(pipeline, updates), device)
         learner_rates.append(samples / seconds)
     pipeline.synchronize()
     steps_before, decisions_before = pipeline.actor.env_steps, pipeline.actor.decisions
-    _, seconds = _timed(lambda: [pipeline.run_iteration() for _ in range(rounds)], device)
-    copies = [_timed(pipeline.synchronize, device)[1] for _ in range(SYNCHRONIZATIONS)]
+    _, seconds = timed(lambda: [pipeline.run_iteration() for _ in range(rounds)], device)
+    copies = [timed(pipeline.synchronize, device)[1] for _ in range(SYNCHRONIZATIONS)]
     world = group.world_size()
     held = pipeline.replay.held(copy=False).bytes
     on_gpu = device.type == "cuda"
@@ -116,7 +111,7 @@ def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: i
     # CUDA's own libraries are in no allocator's count.
     planned = memory.policy.total - memory.policy.overhead if memory.policy and on_gpu else None
     return TrainingBenchmark(
-        device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        device=device_name(device),
         ranks=world,
         task=pipeline.plans.spec.tasks[0],
         updates_timed=rounds * updates,
@@ -129,7 +124,7 @@ def _measure(settings: Config, pipeline: Pipeline, memory: RankMemory, rounds: i
         synchronized_bytes=sum(p.numel() * p.element_size() for p in trained),
         device_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
         device_bytes_planned=planned,
-        process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        process_bytes=resident_bytes(),
         process_bytes_planned=memory.host - memory.workers - memory.replay + held,
         worker_bytes=sum(psutil.Process(pid).memory_full_info().uss for pid in pipeline.pool.process_ids),
         worker_bytes_planned=memory.workers,
@@ -150,22 +145,7 @@ def _updates_alone(pipeline: Pipeline, count: int) -> int:
     return samples
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What a call returns, and the seconds until the device has done it."""
-    _wait_for(device)
-    began = time.perf_counter()
-    result = call()
-    _wait_for(device)
-    return result, time.perf_counter() - began
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def print_figures(figures: TrainingBenchmark) -> None:
-    """The figures for people, on stderr."""
+def _show(figures: TrainingBenchmark) -> None:
     table = Table(title=f"training: {figures.task}, {figures.ranks} rank(s) on {figures.device}")
     for name in ("", "measured", "planned"):
         table.add_column(name, justify="right" if name else "left")
@@ -189,32 +169,3 @@ def print_figures(figures: TrainingBenchmark) -> None:
     floor = figures.numerical_floor
     table.add_row("numerical floor", f"|log rho| mean {floor['mean']:.1e}, max {floor['max']:.1e}", "")
     console.print(table)
-
-
-def record(settings: Config, folder: Path, frames: int) -> dict[str, Any]:
-    """Record what an environment shows under random actions, for ``env=recorded``.
-
-    Raises:
-        UserError: the environment cannot be made here.
-    """
-    spec = environment_spec(settings)
-    if needs_opengl(settings.env):
-        gl.choose()
-    rollout, chunk = settings.rollout, settings.policy.chunk
-    episodes = TrainingEpisodes(spec, settings.seed, rollout.workers * rollout.envs_per_worker)
-    rng = np.random.default_rng(settings.seed)
-    seen: dict[str, list[np.ndarray]] = {name: [] for name in spec.observation if name != "task"}
-    with WorkerPool(
-        settings.env, spec, rollout.workers, rollout.envs_per_worker, chunk, episodes.following
-    ) as pool:
-        pool.begin(episodes.first(range(pool.envs)))
-        while sum(map(len, next(iter(seen.values())))) < frames:
-            for name, parts in seen.items():
-                parts.append(pool.arrays[f"observation/{name}"].copy())
-            pool.dispatch(rng.uniform(-1, 1, pool.arrays["actions"].shape).astype(np.float32))
-            pool.wait()
-    arrays = {name: np.concatenate(parts)[:frames] for name, parts in seen.items()}
-    recorded.write(folder, spec, arrays)
-    size = sum(array.nbytes for array in arrays.values())
-    console.print(f"{frames} observations, {size / 2**20:.1f} MiB, are in {folder}", soft_wrap=True)
-    return {"benchmark": "record", "folder": str(folder), "frames": frames, "bytes": size}

@@ -1,9 +1,9 @@
-"""What credit costs: milliseconds of each credit for 64 rollouts of 64 chunks, beside a whole iteration.
+"""Milliseconds that each credit takes for 64 rollouts of 64 chunks, beside a whole iteration.
 
-A credit's time in one iteration is that of everything it is asked: joining segments into episodes,
+The time of a credit in one iteration is that of everything it is asked: joining segments into episodes,
 ``on_group`` for every group, its share of ``end_iteration``, and ``on_batch`` for every micro-batch of every
 update. The iteration beside it is a real one of the configured experiment with as many decisions, measured in
-the same process; its own updates are left as they are, so that it is rather too short than too long.
+the same process; its updates are left as they are, so that it is rather too short than too long.
 
 The rollouts are made up: the hand walks at random from one place, an object moves along now and then, a
 quarter of the rollouts succeeds in its last step. 8 groups of 8 are the usual case, one group of 64 the
@@ -12,15 +12,19 @@ largest.
 
 from __future__ import annotations
 
+import itertools
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from rich.table import Table
 
 from gipo_vla.assembly import build_policy, environment_spec, policy_features
+from gipo_vla.benchmarks import Options
+from gipo_vla.benchmarks.timing import timed
 from gipo_vla.config import Config
 from gipo_vla.credit import (
     AnyCreditSettings,
@@ -41,6 +45,7 @@ from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.replay.segment import Segment
 from gipo_vla.rollout.groups import GroupAdvantages
+from gipo_vla.telemetry.console import console
 
 ROLLOUTS = 64
 CHUNKS = 64
@@ -64,45 +69,63 @@ CREDITS: dict[str, AnyCreditSettings] = {
 }
 
 
-@dataclass(frozen=True)
-class CreditCost:
-    """Median seconds."""
-
-    iteration: float
-    """Of a whole iteration with as many decisions."""
-    credits: dict[str, dict[str, float]]
-    """Credit -> grouping -> what it takes of one iteration."""
+Medians = dict[str, dict[str, float]]
+"""Credit -> grouping -> median seconds in one iteration."""
 
 
-def measure(settings: Config, repeats: int) -> CreditCost:
-    """Measure the iteration, then all credits in turn, ``repeats`` times."""
+def run(settings: Config, options: Options) -> dict[str, Any]:
+    """Measure the iteration, then all credits in turn, ``options.repeats`` times, with groups of the usual
+    size and with one of all rollouts."""
+    torch.set_num_threads(settings.learner.threads)
     device = torch.device("cpu")
     with group.joined(device):
-        iteration = _iteration_seconds(settings, repeats, device)
+        iteration = _iteration_seconds(settings, options.repeats, device)
     spec = environment_spec(settings)
     policy = build_policy(settings, spec, device)
     asking = replace(settings, credit=GraphSettings(), rollout=replace(settings.rollout, group_size=8))
     plans = plan(asking, policy, spec, 1)
-    seconds: dict[str, dict[str, list[float]]] = {}
-    runs = {
-        (name, grouping): _Iteration(own, settings, plans, policy, size)
-        for name, own in CREDITS.items()
-        for grouping, size in GROUPINGS.items()
+    cases = {
+        (name, grouping): _Iteration(CREDITS[name], settings, plans, policy, GROUPINGS[grouping])
+        for name, grouping in itertools.product(CREDITS, GROUPINGS)
     }
-    for _ in range(repeats):
-        for (name, grouping), run in runs.items():
-            seconds.setdefault(name, {}).setdefault(grouping, []).append(run.seconds())
-    return CreditCost(
-        iteration,
-        {
-            name: {grouping: statistics.median(measured) for grouping, measured in own.items()}
-            for name, own in seconds.items()
+    rounds = [{case: one.seconds() for case, one in cases.items()} for _ in range(options.repeats)]
+    medians = {
+        name: {grouping: statistics.median(own[name, grouping] for own in rounds) for grouping in GROUPINGS}
+        for name in CREDITS
+    }
+    _show(iteration, medians)
+    return {
+        "rollouts": ROLLOUTS,
+        "chunks": CHUNKS,
+        "repeats": options.repeats,
+        "iteration_seconds": round(iteration, 3),
+        "milliseconds": {
+            name: {grouping: round(1e3 * seconds, 2) for grouping, seconds in own.items()}
+            for name, own in medians.items()
         },
+        "share": {
+            name: {grouping: round(seconds / iteration, 5) for grouping, seconds in own.items()}
+            for name, own in medians.items()
+        },
+    }
+
+
+def _show(iteration: float, medians: Medians) -> None:
+    table = Table(
+        title=f"credit: {ROLLOUTS} rollouts x {CHUNKS} chunks, beside an iteration of {iteration:.2f} s"
     )
+    table.add_column("")
+    for grouping in GROUPINGS:
+        table.add_column(f"{grouping}, ms", justify="right")
+        table.add_column("share", justify="right")
+    for name, own in medians.items():
+        cells = [(f"{1e3 * own[grouping]:.1f}", f"{own[grouping] / iteration:.2%}") for grouping in GROUPINGS]
+        table.add_row(name, *itertools.chain(*cells))
+    console.print(table)
 
 
 def _iteration_seconds(settings: Config, repeats: int, device: torch.device) -> float:
-    """Of the configured experiment with 64 x 64 decisions in an iteration."""
+    """Return the median seconds of an iteration of the configured experiment, with 64 x 64 decisions."""
     policy = build_policy(settings, environment_spec(settings), device)
     env_steps = ROLLOUTS * CHUNKS * policy.chunk * settings.env.action_repeat
     rollout = replace(settings.rollout, env_steps=env_steps)
@@ -155,9 +178,10 @@ class _Iteration:
 
     def seconds(self) -> float:
         """One iteration's worth, with a share of what happens only every few of them."""
-        refresh = _timed(self._end_iterations) / self.refresh_every
-        groups = _timed(self._ask_about_groups)
-        return refresh + groups + _timed(self._ask_about_batches)
+        _, refresh = timed(self._end_iterations)
+        _, groups = timed(self._ask_about_groups)
+        _, batches = timed(self._ask_about_batches)
+        return refresh / self.refresh_every + groups + batches
 
     def _ask_about_groups(self) -> None:
         if self.credit.needs_groups:
@@ -172,12 +196,6 @@ class _Iteration:
     def _end_iterations(self) -> None:
         for _ in range(self.refresh_every):
             self.credit.end_iteration(lambda own: own)
-
-
-def _timed(action: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
 
 
 def _group(plans: Plans, number: int, size: int, rng: np.random.Generator) -> Sequence[list[Segment]]:

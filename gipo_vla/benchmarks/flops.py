@@ -19,12 +19,12 @@ from gipo_vla.policies.openvla_oft.settings import (
 
 
 def forward_flops(settings: OpenVlaOftSettings, workload: Workload) -> float:
-    """Of one sample's forward pass."""
+    """Return the operations of one sample's forward pass."""
     return vision_flops(settings, workload) + language_flops(settings, workload)
 
 
 def train_flops(settings: OpenVlaOftSettings, workload: Workload) -> float:
-    """Of one sample's forward and backward pass."""
+    """Return the operations of one sample's forward and backward pass."""
     vision, language = vision_flops(settings, workload), language_flops(settings, workload)
     full = settings.training == "full"
     backward = 2 if full else 1
@@ -34,7 +34,7 @@ def train_flops(settings: OpenVlaOftSettings, workload: Workload) -> float:
 
 
 def vision_flops(settings: OpenVlaOftSettings, workload: Workload) -> float:
-    """Both towers and the projector, over all images."""
+    """Return the operations of both towers and the projector, over all images."""
     architecture = settings.architecture
     patches, vision, width = architecture.patches, architecture.vision_width, architecture.hidden
     total = _tower(architecture.dino, patches, 1 + REGISTER_TOKENS)
@@ -44,7 +44,7 @@ def vision_flops(settings: OpenVlaOftSettings, workload: Workload) -> float:
 
 
 def language_flops(settings: OpenVlaOftSettings, workload: Workload) -> float:
-    """The Llama and the action head."""
+    """Return the operations of the Llama and the action head."""
     architecture = settings.architecture
     tokens, width = tokens_per_sample(settings, workload), architecture.hidden
     key_value = width * architecture.key_value_heads // architecture.heads

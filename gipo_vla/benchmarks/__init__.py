@@ -1,0 +1,39 @@
+"""What ``python -m gipo_vla.benchmark NAME`` runs: a module for each measurement, called NAME, with a
+function ``run(settings, options)`` that measures, prints a table on rank 0, and returns the figures for
+JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+
+from gipo_vla import options
+
+Positive = Annotated[int, Field(gt=0)]
+
+NAMES = ("rollout", "policy", "training", "record", "credit")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of all measurements."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
+
+    repeats: Positive = 5
+    """rollout, credit: how often everything is measured in turn."""
+    seconds: Annotated[float, Field(gt=0)] = 3.0
+    """rollout, policy: length of one measurement."""
+    act_batch: Positive = 16
+    """policy: observations in one call of act."""
+    micro_batch: Positive = 8
+    """policy: samples in one forward and backward pass."""
+    rounds: Positive = 3
+    """training: iterations that are timed."""
+    frames: Positive = 128
+    """record: observations."""
+    out: Path | None = None
+    """record: folder to write to. Required there."""

@@ -1,0 +1,256 @@
+"""What a vision-language-action policy costs on a device: decisions acted, samples trained, memory, and the
+share of the device's peak.
+
+No checkpoint is needed: the arithmetic does not depend on the values of the weights. The share of the matrix
+peak counts matrix multiplications only, against the dense peak in the card's data sheet where the card is
+known, and against a large matrix product measured here where it is not.
+
+The figures include the numerical floor of every log-ratio (``policies.numerical_floor``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from rich.table import Table
+
+from gipo_envs.errors import UserError
+from gipo_envs.protocol import ArraySpec, EnvironmentSpec
+from gipo_vla.assembly import environment_spec
+from gipo_vla.benchmarks import Options
+from gipo_vla.benchmarks.flops import forward_flops, train_flops
+from gipo_vla.benchmarks.timing import device_name, rate, resident_bytes
+from gipo_vla.config import Config
+from gipo_vla.distributed.group import choose_device
+from gipo_vla.policies.base import Observations
+from gipo_vla.policies.memory_plan import DtypeName, Workload, plan_memory, tokens_per_sample
+from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
+from gipo_vla.policies.openvla_oft.construction import build
+from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
+from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
+from gipo_vla.policies.registry import network_dtype
+from gipo_vla.telemetry.console import console
+
+BFLOAT16_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+"""Dense bfloat16 operations a second from NVIDIA's data sheets, by part of the device's name."""
+INSTRUCTIONS = ("pick up the black bowl between the plate and the ramekin and place it on the plate",)
+PROPRIO_SIZE = 8
+"""Of LIBERO and Bridge, for policies that read proprioception."""
+OTHER_DTYPE = {torch.bfloat16: torch.float32, torch.float32: torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class PolicyBenchmark:
+    """The figures of one network; plain numbers for a table and for JSON."""
+
+    device: str
+    dtype: str
+    parameters: int
+    trainable_parameters: int
+    tokens_per_sample: int
+    act_batch: int
+    decisions_per_second: float
+    act_peak_share: float
+    micro_batch: int
+    samples_per_second: float
+    """Of forward and backward passes, without optimiser steps."""
+    train_peak_share: float
+    matrix_peak: float
+    """Operations a second."""
+    matrix_peak_source: Literal["data sheet", "measured"]
+    peak_memory_bytes: int
+    """Allocated on the GPU while training; the largest resident set of the process on a CPU."""
+    planned_memory_bytes: int
+    """What the memory plan says of weights, gradients and activations (there is no optimiser here)."""
+    numerical_floor: dict[str, dict[str, float]]
+    """|log rho| between act and evaluate with the same weights, by dtype."""
+
+
+def run(settings: Config, options: Options) -> dict[str, Any]:
+    """Measure the configured network on random observations.
+
+    Raises:
+        UserError: the policy is no vision-language-action network.
+    """
+    if not isinstance(settings.policy, OpenVlaOftSettings):
+        raise UserError(
+            "benchmark policy measures vision-language-action networks: add policy=openvla_oft_tiny"
+        )
+    torch.set_num_threads(settings.learner.threads)
+    device = choose_device(settings.learner.device)
+    dtype = network_dtype(settings.learner.precision, device)
+    trial = Trial(
+        settings.policy,
+        device,
+        options.act_batch,
+        options.micro_batch,
+        settings.rollout.temperature,
+        environment_spec(settings).action_size,
+    )
+    figures = trial.measure(dtype, options.seconds)
+    # One model after the other: two of seven billion parameters need not fit.
+    other = OTHER_DTYPE[dtype]
+    floors = figures.numerical_floor | {_name(other): trial.floor(trial.build(other))}
+    figures = dataclasses.replace(figures, numerical_floor=floors)
+    _show(figures)
+    return dataclasses.asdict(figures)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A network and the random observations that it is tried on."""
+
+    settings: OpenVlaOftSettings
+    device: torch.device
+    act_batch: int
+    micro_batch: int
+    temperature: float
+    action_size: int
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        """An environment that exists only on paper, with one task of the usual length of instruction."""
+        size, cameras = self.settings.architecture.image_size, self.settings.images or 1
+        observation = {
+            "images": ArraySpec((cameras, size, size, 3), "uint8"),
+            "task": ArraySpec((), "int64"),
+        }
+        if self.settings.proprio:
+            observation["proprio"] = ArraySpec((PROPRIO_SIZE,), "float32")
+        return EnvironmentSpec(
+            tasks=("benchmark",),
+            instructions=INSTRUCTIONS,
+            observation=observation,
+            action_size=self.action_size,
+            step_limit=220,
+            action_repeat=1,
+            end_on_success=True,
+            reward_scale=1.0,
+            frames_per_second=20.0,
+        )
+
+    def observations(self, batch: int) -> Observations:
+        """Return random pixels and proprioception."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (batch, *self.spec.observation["images"].shape)
+        observations = {
+            "images": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+            "task": torch.zeros(batch, dtype=torch.int64),
+        }
+        if self.settings.proprio:
+            observations["proprio"] = torch.randn(batch, PROPRIO_SIZE, generator=generator)
+        return {name: value.to(self.device) for name, value in observations.items()}
+
+    def build(self, dtype: torch.dtype) -> OpenVlaOftPolicy:
+        """Build the network, with the weights that its settings name."""
+        return build(self.settings, self.spec, self.device, dtype)
+
+    def floor(self, policy: OpenVlaOftPolicy) -> dict[str, float]:
+        """Return the floor of |log rho|: acted on the whole batch, evaluated in micro-batches."""
+        observations = self.observations(self.act_batch)
+        floor = log_ratio_floor(policy.twin(), policy, observations, self.micro_batch, self.temperature)
+        return floor_metrics(floor)
+
+    def measure(self, dtype: torch.dtype, seconds: float) -> PolicyBenchmark:
+        """Act and train on random observations, each for about so many seconds, and measure."""
+        device, policy = self.device, self.build(dtype)
+        name = _name(dtype)
+        workload = Workload(
+            self.micro_batch,
+            images=self.settings.images or 1,
+            proprio_size=PROPRIO_SIZE if self.settings.proprio else None,
+            action_dims=self.action_size,
+            prompt_tokens=policy.prompt_ids.shape[1],
+            dtype=name,
+            cuda=False,
+        )
+        peak, source = matrix_peak(device, dtype)
+        many, few = self.observations(self.act_batch), self.observations(self.micro_batch)
+        act_rate = rate(lambda: policy.act(many, self.temperature), seconds) * self.act_batch
+        floor = self.floor(policy)
+        tokens = policy.act(few, self.temperature).tokens
+        temperatures = torch.full((self.micro_batch,), self.temperature, device=device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+        def train() -> None:
+            evaluation = policy(few, tokens, temperatures)
+            (evaluation.values.mean() - evaluation.log_probs.mean() - evaluation.entropies.mean()).backward()
+            policy.zero_grad(set_to_none=True)
+
+        train_rate = rate(train, seconds) * self.micro_batch
+        plan = plan_memory(self.settings, workload)
+        on_gpu = device.type == "cuda"
+        return PolicyBenchmark(
+            device=device_name(device),
+            dtype=name,
+            parameters=sum(p.numel() for p in policy.parameters()),
+            trainable_parameters=sum(p.numel() for p in policy.parameters() if p.requires_grad),
+            tokens_per_sample=tokens_per_sample(self.settings, workload),
+            act_batch=self.act_batch,
+            decisions_per_second=act_rate,
+            act_peak_share=act_rate * forward_flops(self.settings, workload) / peak,
+            micro_batch=self.micro_batch,
+            samples_per_second=train_rate,
+            train_peak_share=train_rate * train_flops(self.settings, workload) / peak,
+            matrix_peak=peak,
+            matrix_peak_source=source,
+            peak_memory_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else resident_bytes(),
+            planned_memory_bytes=plan.total - plan.twin - plan.optimizer,
+            numerical_floor={name: floor},
+        )
+
+
+def _name(dtype: torch.dtype) -> DtypeName:
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, Literal["data sheet", "measured"]]:
+    """Return the matrix operations a second that a device can reach, and where the number is from."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = device_name(device)
+        known = next((peak for part, peak in BFLOAT16_PEAKS.items() if part in name), None)
+        if known is not None:
+            return known, "data sheet"
+    side = 8192 if device.type == "cuda" else 1024
+    left = torch.randn(side, side, device=device).to(dtype)
+    return rate(lambda: torch.mm(left, left), 1.0) * 2.0 * side**3, "measured"
+
+
+def _show(figures: PolicyBenchmark) -> None:
+    table = Table(title=f"policy: {figures.parameters:,} parameters, {figures.dtype} on {figures.device}")
+    for name in ("", "", "share of the matrix peak"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row(
+        f"act, {figures.act_batch} observations",
+        f"{figures.decisions_per_second:,.1f} decisions a second",
+        f"{figures.act_peak_share:.1%}",
+    )
+    table.add_row(
+        f"evaluate and backward, {figures.micro_batch} samples",
+        f"{figures.samples_per_second:,.1f} samples a second",
+        f"{figures.train_peak_share:.1%}",
+    )
+    table.add_row(
+        "resident memory of the whole process" if figures.device == "cpu" else "peak memory",
+        f"{figures.peak_memory_bytes / 2**30:.2f} GiB, planned {figures.planned_memory_bytes / 2**30:.2f}",
+        "",
+    )
+    for name, floor in sorted(figures.numerical_floor.items()):
+        shown = (f"{label} {floor[key]:.1e}" for key, label in FLOOR_LABELS.items())
+        table.add_row(f"act and evaluate differ, {name}", f"|log rho| {', '.join(shown)}", "")
+    console.print(table)
+
+
+FLOOR_LABELS = {"mean": "mean", "p99": "p99", "p999": "p99.9", "max": "max"}
