@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from gipo_vla.learner.optimizer import GroupClippedAdamW
+
 aten = torch.ops.aten
 KIND = "gpu"
 
@@ -58,6 +60,30 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
         if buffer is not None:
             self._buffers[name] = fn(buffer)
     return self
+
+
+class Engine:
+    """What the learner sees of DeepSpeed's engine, which wants a real device: backward passes and, on the
+    last one of an update, one look at whether the gradient is finite and the optimizer's step."""
+
+    def __init__(self, policy: nn.Module, optimizer: GroupClippedAdamW, micro_batches: int) -> None:
+        self.policy, self.optimizer, self.micro_batches = policy, optimizer, micro_batches
+        self.skipped_steps = self.steps = 0
+        optimizer.create_state()
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.policy(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps % self.micro_batches == 0:
+            norms = [p.grad.norm() for p in self.policy.parameters() if p.grad is not None]
+            assert bool(torch.stack(norms).isfinite().all())
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
 
 class HostWaits(TorchDispatchMode):

@@ -7,35 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gipo_vla.benchmarks.fake_device import HostWaits, fake_device
+from gipo_vla.benchmarks.fake_device import Engine, HostWaits, fake_device
 from gipo_vla.learner import engine as engines
 from gipo_vla.learner import learner as learners
-from gipo_vla.learner.optimizer import GroupClippedAdamW
-
-
-class Engine:
-    """What the learner sees of DeepSpeed's engine; ``test_deepspeed.py`` has the real one on the CPU."""
-
-    def __init__(self, policy: nn.Module, optimizer: GroupClippedAdamW, micro_batches: int) -> None:
-        self.policy, self.optimizer, self.micro_batches = policy, optimizer, micro_batches
-        self.skipped_steps = self.steps = 0
-        optimizer.create_state()
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self.policy(*inputs)
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def step(self) -> None:
-        self.steps += 1
-        if self.steps % self.micro_batches == 0:
-            norms = [p.grad.norm() for p in self.policy.parameters() if p.grad is not None]
-            assert bool(torch.stack(norms).isfinite().all())  # DeepSpeed's one wait
-            self.optimizer.step()
-            self.optimizer.zero_grad()
 
 
 @pytest.fixture
