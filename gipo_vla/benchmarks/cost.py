@@ -71,7 +71,8 @@ CARDS: dict[Literal["H200", "H100"], Card] = {
 FREE = {
     "view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze",
     "detach", "alias", "split", "split_with_sizes", "as_strided", "unbind", "reshape", "lift_fresh",
-    "view_as", "unflatten", "flatten", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided",
+    "view_as", "unflatten", "device", "is_same_size", "sym_size", "sym_stride", "sym_numel", "result_type",
+    "_has_compatible_shallow_copy_type", "new_empty_strided", "movedim", "chunk", "flatten", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided",
 }  # fmt: skip
 """Operations without a kernel, beside views."""
 
@@ -214,6 +215,25 @@ def _attention(
     return efficient(query, key, value, attn_mask, trains, 0.0, is_causal, scale=scale)[0]
 
 
+class _RmsNorm(torch.autograd.Function):
+    """What CUDA's fused kernels read and write, for which a build without CUDA has nothing: one operation of
+    the same tensors each way."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return hidden * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        hidden, _ = ctx.saved_tensors
+        return gradient * hidden, None
+
+
+def _rms_norm(hidden: Tensor, shape: tuple[int, ...], weight: Tensor, eps: float) -> Tensor:
+    return _RmsNorm.apply(hidden, weight)
+
+
 @dataclass(frozen=True)
 class Counted:
     """An update of two micro-batches, taken apart."""
@@ -254,10 +274,12 @@ def count(settings: Config, card: Card, micro_batch_segments: int) -> Counted:
     # numpy's work, on numbers that are not there.
     metrics = mock.patch.object(learners, "staleness_metrics", lambda packed: {})
     attention = mock.patch.object(functional, "scaled_dot_product_attention", _attention)
+    norm = mock.patch.object(functional, "rms_norm", _rms_norm)
     with (
         engine,
         metrics,
         attention,
+        norm,
         fake_device() as device,
         Roofline(card) as roofline,
         HostWaits() as waits,

@@ -42,6 +42,8 @@ def fake_device() -> Iterator[torch.device]:
         mock.patch.object(FakeTensorMode, "avoid_device_init", True),
         # A twin's tensors live in the mode of the original's.
         mock.patch.object(FakeTensorMode, "__deepcopy__", lambda self, memo: self, create=True),
+        # A backward pass in this thread: a device's own would ask for its library.
+        torch.autograd.set_multithreading_enabled(False),
         FakeTensorMode(),
     ):
         yield torch.device(KIND, 0)

@@ -225,7 +225,10 @@ def _checkpoint_activations(network: OpenVlaOftNetwork) -> None:
             continue
         # Renamed within transformers 5; the old name warns.
         enable = getattr(module, "activation_checkpointing_enable", None)
-        (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})
+        # Nothing here draws, so there is no state of a generator to bring back.
+        (enable or module.gradient_checkpointing_enable)(
+            {"use_reentrant": False, "preserve_rng_state": False}
+        )
 
 
 def adapter_targets(network: OpenVlaOftNetwork, towers: tuple[lora.Tower, ...]) -> Iterator[str]:
