@@ -69,10 +69,11 @@ CARDS: dict[Literal["H200", "H100"], Card] = {
 }
 
 FREE = {
-    "view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze",
-    "detach", "alias", "split", "split_with_sizes", "as_strided", "unbind", "reshape", "lift_fresh",
-    "view_as", "unflatten", "device", "is_same_size", "sym_size", "sym_stride", "sym_numel", "result_type",
-    "_has_compatible_shallow_copy_type", "new_empty_strided", "movedim", "chunk", "flatten", "_reshape_alias", "empty", "empty_like", "new_empty", "empty_strided",
+    "_has_compatible_shallow_copy_type", "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk",
+    "detach", "device", "empty", "empty_like", "empty_strided", "expand", "flatten", "is_same_size",
+    "lift_fresh", "movedim", "new_empty", "new_empty_strided", "permute", "reshape", "result_type",
+    "select", "slice", "split", "split_with_sizes", "squeeze", "sym_numel", "sym_size", "sym_stride", "t",
+    "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as",
 }  # fmt: skip
 """Operations without a kernel, beside views."""
 

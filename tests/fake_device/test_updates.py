@@ -49,7 +49,6 @@ LEARNER = LearnerSettings(
 VLA: dict[str, dict[str, Any]] = {
     "full": {"training": "full", "proprio": True},
     "lora, all towers": {"lora": LoraSettings(rank=4, towers=vla.ALL_TOWERS), "proprio": True},  # type: ignore[arg-type]
-    "checkpointed": {"lora": LoraSettings(rank=4), "activation_checkpointing": True},
     "float32 arithmetic": {"lora": LoraSettings(rank=4, dtype="float32")},
 }
 CREDITS = (GaeSettings(), GaeSettings(importance_correction="vtrace"), GroupSettings(), GraphSettings(),

@@ -2,9 +2,9 @@
 
 What a GPU does between two matrix products is bound by bandwidth, and a third of a sample's time went there.
 ``functional.rms_norm`` is one kernel each way, where transformers' own takes eight and converts to float32
-and back; ``rotate`` turns queries and keys in three kernels each way and keeps nothing of them. Attention goes
-straight to torch's. Parameters and their names stay transformers' own. (torch has no fused SiLU and product;
-``policy.compile`` makes one.)
+and back; ``rotate`` turns queries and keys in three kernels each way and keeps nothing of them. Attention
+goes straight to torch's. Parameters and their names stay transformers' own. (torch has no fused SiLU and
+product; ``policy.compile`` makes one.)
 
 Shape suffixes: B batch, H heads, T tokens, D width of a head, E width of the model.
 """
