@@ -14,7 +14,7 @@ the settings use each transition.
 from __future__ import annotations
 
 import weakref
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 from unittest import mock
@@ -84,7 +84,7 @@ class Roofline(TorchDispatchMode):
     def __init__(self, card: Card) -> None:
         super().__init__()
         self.card = card
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         """By kind of work."""
         self.flops = self.bytes = 0.0
         self.kernels = 0
@@ -97,7 +97,7 @@ class Roofline(TorchDispatchMode):
 
     def cost(self) -> Cost:
         """Everything so far."""
-        return Cost(Counter(self.seconds), self.flops, self.bytes, self.kernels)
+        return Cost(dict(self.seconds), self.flops, self.bytes, self.kernels)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -146,7 +146,7 @@ class Roofline(TorchDispatchMode):
 class Cost:
     """What part of an update takes."""
 
-    by_kind: Counter[str]
+    by_kind: dict[str, float]
     """Seconds."""
     flops: float
     bytes: float
@@ -158,7 +158,7 @@ class Cost:
 
     def since(self, earlier: Cost) -> Cost:
         return Cost(
-            Counter({kind: own - earlier.by_kind[kind] for kind, own in self.by_kind.items()}),
+            {kind: own - earlier.by_kind.get(kind, 0.0) for kind, own in self.by_kind.items()},
             self.flops - earlier.flops,
             self.bytes - earlier.bytes,
             self.kernels - earlier.kernels,
@@ -226,7 +226,7 @@ class _RmsNorm(torch.autograd.Function):
         return hidden * weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         hidden, _ = ctx.saved_tensors
         return gradient * hidden, None
 
@@ -273,7 +273,7 @@ def count(settings: Config, card: Card, micro_batch_segments: int) -> Counted:
         engines, "build_engine", lambda policy, optimizer, s, d, size, count: Engine(policy, optimizer, count)
     )
     # numpy's work, on numbers that are not there.
-    metrics = mock.patch.object(learners, "staleness_metrics", lambda packed: {})
+    metrics: Any = mock.patch.object(learners, "staleness_metrics", lambda packed: {})
     attention = mock.patch.object(functional, "scaled_dot_product_attention", _attention)
     norm = mock.patch.object(functional, "rms_norm", _rms_norm)
     with (
@@ -429,7 +429,7 @@ def summarize(settings: Config, card: Card, counted: Counted, other: Counted) ->
         "parts_ms_per_sample": {name: round(1e3 * c.seconds / n, 3) for name, (c, n) in parts.items()},
         "kinds_ms_per_sample": {
             kind: round(1e3 * seconds / rows, 3)
-            for kind, seconds in counted.micro_batch.by_kind.most_common()
+            for kind, seconds in sorted(counted.micro_batch.by_kind.items(), key=lambda item: -item[1])
         },
         "peak_gib_by_micro_batch": {
             str(size): round((fixed + size * by_row) / 2**30, 1) for size in (8, 16, 32, 48, 64, 96)

@@ -38,7 +38,7 @@ class Rotation(torch.autograd.Function):
         return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, signed_sin = ctx.saved_tensors
         turned = gradient.roll(gradient.shape[-1] // 2, -1)
         return torch.addcmul(gradient * cos, turned, signed_sin, value=-1), None, None
