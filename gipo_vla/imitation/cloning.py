@@ -106,7 +106,7 @@ class Cloner:
                 sums += self._sums(evaluation, targets)
         self._count()
         norm = self.optimizer.gradient_norms.get("policy", sums.new_zeros(()))
-        *totals, norm_ = torch.cat([group.sum_over_ranks(sums), norm[None]]).tolist()
+        *totals, norm_ = torch.cat([group.sum_over_ranks(sums), norm[None]]).cpu().tolist()
         norms = {"gradient_norm/policy": norm_, "learner/learning_rate_factor": factor}
         return _metrics(totals, "train") | norms
 
