@@ -155,7 +155,10 @@ class MlpPolicy(nn.Module):
         state = self.normalizer(observations["state"])
         if self.tasks == 1:
             return state
-        one_hot = nn.functional.one_hot(observations["task"].long(), self.tasks).to(state.dtype)
+        # Not ``functional.one_hot``, which looks at the values of what it is given.
+        one_hot = (observations["task"].unsqueeze(-1) == torch.arange(self.tasks, device=state.device)).to(
+            state.dtype
+        )
         return torch.cat([state, one_hot], dim=-1)
 
     def _logits(self, inputs: Tensor) -> Tensor:

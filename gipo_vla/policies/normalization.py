@@ -41,10 +41,10 @@ class RunningNormalizer(nn.Module):
         self.count.copy_(merged)
 
     def forward(self, values: Tensor) -> Tensor:
-        if self.count == 0:
-            return values.float()
         std = (self.squares / self.count).clamp_min(0).sqrt() + self.epsilon
-        return ((values - self.mean.float()) / std.float()).clamp(-self.clip, self.clip)
+        normalized = ((values - self.mean.float()) / std.float()).clamp(-self.clip, self.clip)
+        # Not an ``if``: the host would wait for the count.
+        return torch.where(self.count == 0, values.float(), normalized)
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -136,7 +136,7 @@ def test_recorders_do_without_torch() -> None:
     with Recording(ENV, SPEC, ExpertSettings(), 0, 1, 60.0) as recording:
         process = recording._processes[0]
         process.request("modules")
-        assert not {"torch", "gipo_vla.config"} & set(process.answer().value)
+        assert not {"torch", "gipo_vla.settings.schema"} & set(process.answer().value)
 
 
 def test_hopeless_settings_are_told() -> None:
