@@ -5,7 +5,7 @@ things are, so that one that slipped is grasped again, and a policy that sees th
 is made of a few motions, chosen by the predicate of its goal and the verb of its instruction:
 
     on, in                  reach, grasp, lift, place
-    on, told to push        reach behind, push
+    on, told to push        reach into, slide
     open                    reach, grasp, pull
     close                   reach behind, push
     turnon, turnoff         reach beside, turn
@@ -48,9 +48,9 @@ SLOPE = 5.0
 """Of the funnel through which the hand comes down: metres of height for a metre of distance."""
 NEAR = 0.012
 """Metres from a point at which the hand is there."""
-HELD = 0.03
+HELD = 0.018
 """Metres from hand to grip while a thing is held."""
-SQUEEZE = 0.012
+SQUEEZE = 0.006
 """Metres by which the fingers may be wider apart than a thing that they are about to hold."""
 RISE = 0.06
 """Metres below its path within which a hand moves sideways; lower, it rises first."""
@@ -64,6 +64,8 @@ OVER = 0.025
 
 STANDOFF = 0.035
 """Metres behind what is to be pushed at which the closed fingers come down."""
+SLOWLY = 0.02
+"""Metres ahead of the hand to which it is sent where it would ride over what it is to move."""
 OVERSHOOT = 0.03
 """Metres beyond the place where a part's goal is met to which it is moved."""
 
@@ -133,7 +135,7 @@ def _motion(predicate: list[str], task: catalogue.Task) -> Motion:
     name = predicate[0]
     if name in ("on", "in"):
         if task.instruction.startswith("push"):
-            return push_object
+            return slide
         return pick_and_place_in if name == "in" else pick_and_place_on
     motions: dict[str, Motion] = {
         "open": pull,
@@ -175,11 +177,19 @@ def pull(hand: Hand, goal: Goal) -> Aim:
     return Aim(hand.position + _beyond(goal) - goal.grip, CLOSE, goal.across)
 
 
-def push_object(hand: Hand, goal: Goal) -> Aim:
-    """Push an object over the table to its region, from its far side."""
-    reach = _distance(goal.grip, goal.object)
-    centre = np.array([*goal.object[:2], goal.grip[2]])
-    return push(hand, centre, goal.region - goal.object, reach + STANDOFF)
+def slide(hand: Hand, goal: Goal) -> Aim:
+    """Take a plate over the table to its region with closed fingers inside its rim.
+
+    Not from behind: there may be no room for the hand (the cabinet), and what is pushed turns away, while
+    what is drawn follows.
+    """
+    inside = _distance(goal.grip, goal.object) - NEAR
+    way = goal.region - goal.object
+    if _distance(hand.position, goal.object) < inside and hand.position[2] < goal.grip[2] + NEAR:
+        way *= min(1.0, SLOWLY / max(_distance(goal.region, goal.object), 1e-9))
+        place = np.array([*(hand.position + way)[:2], goal.grip[2] - NEAR / 2])
+        return Aim(place, CLOSE, DEFAULT_ACROSS)
+    return reach(hand, np.array([*goal.object[:2], goal.grip[2]]), DEFAULT_ACROSS, CLOSE)
 
 
 def push_part(hand: Hand, goal: Goal) -> Aim:

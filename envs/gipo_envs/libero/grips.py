@@ -27,7 +27,7 @@ FLOOR_DISTANCE = 0.012
 """Metres from an object's bottom up to the lowest place at which they do."""
 RIM = 0.004
 """Metres from the outside of a rim to its middle."""
-RIM_DEPTH = 0.012
+RIM_DEPTH = 0.016
 """Metres from a rim's top down to where the fingers close."""
 HIGHEST = 0.012
 """Metres below the top of a turning part within which its handle is looked for."""
@@ -126,8 +126,8 @@ def _of_predicate(robosuite: Any, name: str, thing: str, target: str | None = No
         across, width = _ACROSS[1], float(extent[0])
     if width > WIDEST:
         point[1] = high[1] - RIM
-        point[2] = high[2] - RIM_DEPTH
-        width = 2 * RIM
+        point[2] = max(high[2] - RIM_DEPTH, low[2] + FLOOR_DISTANCE)
+        width = RIM
     return Grip(body, turn.T @ (point - origin), turn.T @ across, width, place, None)
 
 
