@@ -279,7 +279,13 @@ class Pipeline:
         if normalizer is None or self.iteration >= self.policy.normalizer_iterations:
             return
         states = [
-            segment[f"{OBSERVATION_PREFIX}state"][: int(segment["length"])] for segment in segments
+            normalizer.rows(
+                {
+                    name: segment[f"{OBSERVATION_PREFIX}{name}"][: int(segment["length"])]
+                    for name in normalizer.inputs
+                }
+            )
+            for segment in segments
         ] or [np.empty((0, len(normalizer.mean)), np.float32)]
         count, total, squares = moments(torch.from_numpy(np.concatenate(states)))
         packed = group.sum_over_ranks(torch.cat([count[None], total, squares]).to(self.device))

@@ -1,21 +1,23 @@
-"""Scripted experts: a task's state vector to the action that solves it, without learning.
+"""Scripted experts: an observation to the action that solves a task, without learning.
 
-For demonstrations only. An expert reads ``Observation["state"]`` (float32, the goal included), whatever the
-policy that is cloned from it will see, and is a pure function of it.
+For demonstrations only. An expert reads the observations that its family names (``observed_by``), whatever
+the policy that is cloned from it will see, and is a pure function of them.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gipo_envs.errors import UserError
+from gipo_envs.protocol import Observation
 
-Expert = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""State (S,) to action (A,) in [-1, 1]."""
+Expert = Callable[[Observation], NDArray[np.float32]]
+"""Observation to action (A,) in [-1, 1]."""
 
 
 def make_expert(family: str, task: str) -> Expert:
@@ -26,6 +28,11 @@ def make_expert(family: str, task: str) -> Expert:
     """
     require_experts(family)
     return _FAMILIES[family](task)
+
+
+def observed_by(family: str) -> tuple[Literal["state", "proprio", "landmarks"], ...]:
+    """What the experts of a family read."""
+    return ("proprio", "landmarks") if family.startswith("libero_") else ("state",)
 
 
 def require_experts(family: str) -> None:
@@ -49,9 +56,9 @@ def _metaworld(task: str) -> Expert:
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
     policy = ENV_POLICY_MAP[task]()
 
-    def act(state: NDArray[np.float32]) -> NDArray[np.float32]:
+    def act(observation: Observation) -> NDArray[np.float32]:
         # A copy in double precision: they compute in the array that they are given.
-        action = policy.get_action(state.astype(np.float64))
+        action = policy.get_action(observation["state"].astype(np.float64))
         return np.asarray(action, np.float32).clip(-1.0, 1.0)
 
     return act
@@ -60,7 +67,8 @@ def _metaworld(task: str) -> Expert:
 def _point_reach(task: str) -> Expert:
     from gipo_envs.point_reach import CONTACT_RADIUS, STEP_LENGTH
 
-    def act(state: NDArray[np.float32]) -> NDArray[np.float32]:
+    def act(observation: Observation) -> NDArray[np.float32]:
+        state = observation["state"]
         to_object, object_to_goal = state[6:8], state[8:10]
         # In the reaching tasks the object is the point itself.
         touching = float(np.abs(to_object).max()) < CONTACT_RADIUS / 2
@@ -70,4 +78,20 @@ def _point_reach(task: str) -> Expert:
     return act
 
 
-_FAMILIES: dict[str, Callable[[str], Expert]] = {"metaworld": _metaworld, "point_reach": _point_reach}
+def _libero(suite: str) -> Callable[[str], Expert]:
+    def of_task(task: str) -> Expert:
+        from gipo_envs.libero.experts import make_expert
+
+        return make_expert(suite, task)
+
+    return of_task
+
+
+_FAMILIES: dict[str, Callable[[str], Expert]] = {
+    "metaworld": _metaworld,
+    "point_reach": _point_reach,
+    **{
+        suite: _libero(suite)
+        for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+    },
+}

@@ -49,7 +49,7 @@ class DemonstrationScorer(Scorer):
         self._frozen: Any = context.policy.twin()
         """A policy, and a module."""
         self._frozen.requires_grad_(False)
-        self._seen = tuple(name for name in context.spec.observation if name != "landmarks")
+        self._seen = tuple(context.spec.observation)
         demonstrations = context.demonstrations
         places = demonstrations.observations[self.match].astype(np.float32)
         # Landmarks are metres and truths, and as they are they say what is near; a state's numbers are of

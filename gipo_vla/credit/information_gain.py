@@ -95,7 +95,7 @@ class InformationGainSettings:
     """Of demonstration: the ``demonstrations/`` folder of a run of ``python -m gipo_vla.sft``."""
     match: Literal["landmarks", "state"] = "state"
     """Of demonstration: what makes two states near. landmarks must have been recorded
-    (``env.observations=[state,landmarks]``)."""
+    (``env.observations=[state,landmarks]``; a policy that is not to see them: ``policy.inputs=[state]``)."""
     normalize: NormalizationMode = "running"
     """Of the sum, over batches."""
 

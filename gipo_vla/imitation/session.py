@@ -104,7 +104,9 @@ class CloningSession:
         normalizer = self.policy.normalizer
         if normalizer is None or normalizer.count > 0:
             return
-        states = self.demonstrations.observations["state"][self.examples.row[training]]
+        rows = self.examples.row[training]
+        observed = self.demonstrations.observations
+        states = normalizer.rows({name: observed[name][rows] for name in normalizer.inputs})
         normalizer.update(*(part.to(self.device) for part in moments(torch.from_numpy(states))))
 
     # ------------------------------------------------------------------------------------------ iterations

@@ -25,7 +25,7 @@ from gipo_vla.policies.normalization import RunningNormalizer
 
 Observations = dict[str, Tensor]
 """A batch of observations: ``images`` uint8 (B, C, H, W, 3), ``proprio`` float32 (B, P), ``state`` float32
-(B, S), ``task`` int64 (B,); those that the environment gives."""
+(B, S), ``landmarks`` float32 (B, F), ``task`` int64 (B,); those that the environment gives."""
 
 
 class Decision(NamedTuple):
@@ -70,7 +70,7 @@ class Policy(Protocol):
 
     @property
     def normalizer(self) -> RunningNormalizer | None:
-        """Statistics of ``observations["state"]`` that training updates in the first iterations; None where
+        """Statistics of the observed vectors that it names (``inputs``) that training updates in the first iterations; None where
         inputs are normalised by constants. The one thing that moves in a twin between two copies of the
         weights: both policies must see the same inputs."""
         ...

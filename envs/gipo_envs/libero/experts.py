@@ -226,9 +226,7 @@ def carry(hand: Hand, goal: Goal, clearance: float, release: float) -> Aim:
     distance = _distance(goal.object, goal.region)
     height = release - 0.03 + min(clearance - release + 0.03, SLOPE * max(0.0, distance - OVER / 2))
     offset = hand.position - goal.object
-    return _along(
-        hand, goal.object, goal.region, goal.region[2] + height, CLOSE, goal.across, offset
-    )
+    return _along(hand, goal.object, goal.region, goal.region[2] + height, CLOSE, goal.across, offset)
 
 
 def let_go(hand: Hand, goal: Goal) -> Aim:
@@ -329,9 +327,7 @@ def rotation_matrix(vector: Floats) -> Floats:
 def rotation_vector(matrix: Floats) -> Floats:
     """Axis times angle of a rotation by less than half a turn, radians."""
     cosine = min(max((float(np.trace(matrix)) - 1) / 2, -1.0), 1.0)
-    twice = np.array(
-        [matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]]
-    )
+    twice = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
     sine = float(np.linalg.norm(twice)) / 2
     if sine < 1e-9:
         return np.zeros(3)

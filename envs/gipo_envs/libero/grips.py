@@ -134,9 +134,11 @@ def _of_predicate(robosuite: Any, name: str, thing: str, target: str | None = No
 def _of_part(robosuite: Any, model: Any, data: Any, predicate: str, thing: str) -> Grip:
     owner = robosuite.object_sites_dict.get(thing) or robosuite.get_object(thing)
     number = model.joint(owner.joints[0]).id
-    fixture = robosuite.get_object(robosuite.object_states_dict[thing].parent_name) if (
-        thing in robosuite.object_sites_dict
-    ) else owner
+    fixture = (
+        robosuite.get_object(robosuite.object_states_dict[thing].parent_name)
+        if (thing in robosuite.object_sites_dict)
+        else owner
+    )
     ranges = fixture.object_properties["articulation"]
     low, high = model.jnt_range[number]
     address = int(model.jnt_qposadr[number])
@@ -195,7 +197,5 @@ def _corners(model: Any, data: Any, geoms: list[int]) -> Floats:
 def _rotated(vector: Floats, axis: Floats, angle: float) -> Floats:
     """A vector turned about a unit axis (Rodrigues' formula)."""
     cosine, sine = np.cos(angle), np.sin(angle)
-    turned: Floats = (
-        vector * cosine + np.cross(axis, vector) * sine + axis * (axis @ vector) * (1.0 - cosine)
-    )
+    turned: Floats = vector * cosine + np.cross(axis, vector) * sine + axis * (axis @ vector) * (1.0 - cosine)
     return turned

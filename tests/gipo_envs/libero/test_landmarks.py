@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_every_goal_has_its_place(suite: str) -> None:
         goal = path.read_text().partition("(:goal")[2]
         counts.append(len(re.findall(r"\((?!and\b)\w+( \w+){1,2}\)", goal, re.IGNORECASE)))
     assert len(counts) >= 10 and max(counts) == catalogue.GOAL_PREDICATES[suite] and min(counts) >= 1
-    assert len(landmarks.names(suite)) == 4 + 4 * max(counts)
+    assert len(landmarks.names(suite)) == 4 + 14 * max(counts)
 
 
 @pytest.fixture
@@ -85,7 +86,36 @@ def test_a_goal_that_is_met_holds(environment: LiberoEnvironment, task: int) -> 
     goals.fulfil(environment.simulation, environment.episode)
     after = dict(zip(names, environment.simulation.landmarks(environment.episode)))
     assert after["goal 0 holds"] == 1
-    assert abs(after["goal 0 x"] - before["goal 0 x"]) > 0.01
+
+    def place(values: dict[str, Any], what: str) -> np.ndarray:
+        return np.array([values[f"goal 0 {what} {axis}"] for axis in "xyz"])
+
+    if task == 0:
+        # The grip is fixed to the object, and the region to the cabinet, where the object now is.
+        grips = [place(values, "grip") - place(values, "object") for values in (before, after)]
+        np.testing.assert_allclose(grips[1], grips[0], atol=2e-3)
+        np.testing.assert_allclose(place(after, "region"), place(before, "region"), atol=1e-3)
+        np.testing.assert_allclose(place(after, "object")[:2], place(after, "region")[:2], atol=0.03)
+        assert np.linalg.norm(place(before, "object") - place(before, "region")) > 0.1
+    else:
+        # A knob: the joint that the goal reads, and a grip that goes round with it to its region.
+        assert before["goal 0 joint"] == pytest.approx(0, abs=0.01) and after["goal 0 joint"] >= 0.5
+        np.testing.assert_allclose(place(after, "region"), place(before, "region"), atol=1e-3)
+        left = [np.linalg.norm(place(v, "grip") - place(v, "region")) for v in (before, after)]
+        assert left[1] < 0.8 * left[0]
+
+
+def test_goals_are_read_by_name(environment: LiberoEnvironment) -> None:
+    names = [landmark.name for landmark in environment.spec.landmarks]
+    values = environment.reset(0, 0, task=0)["landmarks"]
+    by_name = dict(zip(names, values))
+    (goal,) = landmarks.goals(values)
+    for what in ("object", "grip", "region"):
+        np.testing.assert_array_equal(
+            getattr(goal, what), [by_name[f"goal 0 {what} {axis}"] for axis in "xyz"]
+        )
+    assert np.linalg.norm(goal.across) == pytest.approx(1, abs=1e-6)
+    assert (goal.width, goal.joint) == (by_name["goal 0 width"], 0) and not goal.holds
 
 
 def test_the_hand_and_its_gripper(environment: LiberoEnvironment) -> None:
