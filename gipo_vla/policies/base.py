@@ -70,9 +70,9 @@ class Policy(Protocol):
 
     @property
     def normalizer(self) -> RunningNormalizer | None:
-        """Statistics of the observed vectors that it names (``inputs``) that training updates in the first iterations; None where
-        inputs are normalised by constants. The one thing that moves in a twin between two copies of the
-        weights: both policies must see the same inputs."""
+        """Statistics of the vectors that the policy reads (its ``inputs``), which training updates in the
+        first iterations; None where inputs are normalised by constants. The one thing that moves in a twin
+        between two copies of the weights: both policies must see the same inputs."""
         ...
 
     def act(

@@ -1,8 +1,8 @@
 """A small policy on vectors of numbers: the same tokens, objective and learner as a VLA, on a laptop.
 
 Separate actor and critic trunks (a shared one lets the value loss move the policy's features), 256 bins a
-dimension, one action a decision. It reads ``state``, ``proprio`` and ``landmarks``, those that the environment
-observes, one behind the other in this order. Inputs are normalised with running statistics of the first iterations,
+dimension, one action a decision. It reads ``state``, ``proprio`` and ``landmarks``, those that are observed,
+one behind the other in this order. Inputs are normalised with running statistics of the first iterations,
 which then freeze: while they move, the log-ratio of old data moves with them.
 
 Shapes: B batch, S numbers observed, K steps of a chunk, D action dimensions, V bins; logits are (B, K, D, V).

@@ -80,7 +80,7 @@ class Hand:
 
     position: Floats
     turn: Floats
-    """(3, 3) columns: the hand's axes; the fingers close along the second, the third points out of the palm."""
+    """(3, 3) columns: the axes of the hand. Its fingers close along the second, its third leaves the palm."""
     opening: float
     """Metres between the fingers."""
 
@@ -232,7 +232,8 @@ def carry(hand: Hand, goal: Goal, clearance: float, release: float) -> Aim:
 def let_go(hand: Hand, goal: Goal) -> Aim:
     """Open the fingers, and rise once they are."""
     is_open = hand.opening > goal.width + 2 * SQUEEZE
-    return Aim(hand.position + (0.0, 0.0, 0.05 if is_open else 0.0), OPEN, goal.across)
+    rise = np.array([0.0, 0.0, 0.05 if is_open else 0.0])
+    return Aim(hand.position + rise, OPEN, goal.across)
 
 
 def push(hand: Hand, centre: Floats, way: Floats, standoff: float) -> Aim:
@@ -268,10 +269,9 @@ def read_hand(proprio: NDArray[np.float32]) -> Hand:
 def action_towards(hand: Hand, aim: Aim) -> NDArray[np.float32]:
     """The action (7,) that moves the hand to where it is to be, palm down."""
     displacement = (aim.position - hand.position) * (GAIN / POSITION_REACH)
-    turn_left = rotation_vector(_palm_down(hand, aim.across) @ hand.turn.T)
-    rotation = turn_left / ROTATION_REACH
-    action = np.concatenate([displacement, rotation, [aim.gripper]])
-    return action.clip(-1.0, 1.0).astype(np.float32)
+    rotation = rotation_vector(_palm_down(hand, aim.across) @ hand.turn.T) / ROTATION_REACH
+    action = np.array([*displacement, *rotation, aim.gripper], np.float32)
+    return action.clip(-1.0, 1.0)
 
 
 def _along(

@@ -1,4 +1,4 @@
-"""LIBERO's scripted experts: they solve tasks, remember nothing, and their demonstrations are what they saw."""
+"""LIBERO's scripted experts: they solve tasks, remember nothing, and what is recorded is what they saw."""
 
 from __future__ import annotations
 
