@@ -80,7 +80,7 @@ class Hand:
 
     position: Floats
     turn: Floats
-    """(3, 3) columns: the axes of the hand. Its fingers close along the second, its third leaves the palm."""
+    """(3, 3) columns: axes of the hand. Its fingers close along the second; the third leaves its palm."""
     opening: float
     """Metres between the fingers."""
 
