@@ -3,7 +3,7 @@
     python -m gipo_vla.evaluate checkpoint=runs/my-run
     python -m gipo_vla.evaluate checkpoint=runs/my-run eval.episodes_per_task=150 video=trained.mp4
     python -m gipo_vla.evaluate checkpoint=runs/my-run env.task=reach-v3 out=reach.json
-    python -m gipo_vla.evaluate checkpoint=runs/after versus=runs/before    the same states, a paired test
+    python -m gipo_vla.evaluate checkpoint=runs/after versus=runs/before
     python -m gipo_vla.evaluate experiment=... policy.checkpoint=FOLDER     a published OpenVLA-OFT checkpoint
 
 ``checkpoint`` is a run folder of train or sft (its newest usable checkpoint is taken) or one checkpoint's
@@ -12,8 +12,9 @@ folder. The settings are those of the run; any of them can be overridden. Withou
 would start. Initial states are held out from training and the same for every policy. Prints a table, and one
 line of JSON (evaluation.json's) on stdout.
 
-``versus`` names a second run or checkpoint. Its policy plays the same episodes, with the first one's settings of
-environment and evaluation; the difference in success comes with a paired interval and McNemar's exact test.
+``versus`` names a second run or checkpoint. Its policy plays the same episodes, with the settings that the
+first one has for environment and evaluation; the difference in success comes with a paired interval and
+McNemar's exact test.
 
 A policy with a continuous head is evaluated greedily only: it has nothing to sample from.
 """

@@ -22,6 +22,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ from gipo_envs.libero.landmarks import Goal, goals
 from gipo_envs.libero.stepping import Floats
 from gipo_envs.protocol import Observation
 
-OBSERVATIONS = ("proprio", "landmarks")
+OBSERVATIONS: tuple[Literal["proprio"], Literal["landmarks"]] = ("proprio", "landmarks")
 """What an expert reads."""
 
 POSITION_REACH, ROTATION_REACH = 0.05, 0.5
