@@ -7,15 +7,18 @@ and for each predicate of the goal, number n:
 
     goal n object      x, y, z of the thing that the predicate is about; of a part with a joint (a drawer, a
                        knob) the place where a hand holds it
-    goal n grip        x, y, z of where the fingers close around it, or push it
+    goal n reach       x, y, z from the hand to its grip: where the fingers close around it, or push it
     goal n across      x, y of a horizontal unit vector: the line along which the fingers close
-    goal n region      x, y, z of where the object is to be; of a part, where its grip is once the goal is met
+    goal n way         x, y, z from the object to its region, where it is to be; of a part, from its grip to
+                       where that is once the goal is met
     goal n width       metres of what lies between the fingers
     goal n joint       the joint's position that the predicate reads, metres or radians; 0 without one
     goal n holds       1 while the predicate is true
 
 The suite's greatest number of predicates decides the length; a task with fewer has zeros behind them. Grips
-are not LIBERO's: they are derived once from the collision geometry (``grips``).
+are not LIBERO's: they are derived once from the collision geometry (``grips``). Differences are given as such,
+because what decides an action is centimetres between things that may be anywhere on a table, and a small
+network would have to learn to subtract.
 """
 
 from __future__ import annotations
@@ -52,10 +55,10 @@ def names(suite: str) -> tuple[Landmark, ...]:
 
 def _of_goal(goal: str) -> tuple[Landmark, ...]:
     return (
-        *positions(f"{goal} object", f"{goal} grip"),
+        *positions(f"{goal} object", f"{goal} reach"),
         Landmark(f"{goal} across x", "direction"),
         Landmark(f"{goal} across y", "direction"),
-        *positions(f"{goal} region"),
+        *positions(f"{goal} way"),
         Landmark(f"{goal} width", "position"),
         Landmark(f"{goal} joint", "position"),
         Landmark(f"{goal} holds", "truth"),
@@ -64,7 +67,7 @@ def _of_goal(goal: str) -> tuple[Landmark, ...]:
 
 @dataclass(frozen=True)
 class Goal:
-    """The landmarks of one predicate, by name; positions (3,)."""
+    """What the landmarks say of one predicate; positions (3,) in the world frame."""
 
     object: Floats
     grip: Floats
@@ -79,8 +82,9 @@ class Goal:
 def goals(values: NDArray[np.float32]) -> list[Goal]:
     """The predicates of an observation's landmarks (F,), in the order of the task's definition."""
     blocks = values[GOALS_START:].astype(np.float64).reshape(-1, GOAL_SIZE)
+    hand = values[HAND].astype(np.float64)
     return [
-        Goal(b[0:3], b[3:6], b[6:8], b[8:11], float(b[11]), float(b[12]), bool(b[13]))
+        Goal(b[0:3], hand + b[3:6], b[6:8], b[0:3] + b[8:11], float(b[11]), float(b[12]), bool(b[13]))
         for b in blocks
         if b[6:8].any()  # zeros stand behind the last predicate
     ]
@@ -98,8 +102,9 @@ def read(robosuite: Any, view: View, suite: str, grips: list[Grip]) -> NDArray[n
     predicates = robosuite.parsed_problem["goal_state"]
     for predicate, grip, block in zip(predicates, grips, values[GOALS_START:].reshape(-1, GOAL_SIZE)):
         data = robosuite.sim.data._data
-        block[0:3], block[3:6], block[6:8] = grip.place(data)
-        block[8:11] = grip.region(data)
+        thing, place, across = grip.place(data)
+        block[0:3], block[3:6], block[6:8] = thing, place - view.hand_position, across
+        block[8:11] = grip.region(data) - thing
         block[11], block[12] = grip.width, grip.joint(data)
         block[13] = bool(robosuite._eval_predicate(predicate))
     return values

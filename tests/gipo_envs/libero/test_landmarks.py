@@ -92,17 +92,18 @@ def test_a_goal_that_is_met_holds(environment: LiberoEnvironment, task: int) -> 
 
     if task == 0:
         # The grip is fixed to the object, and the region to the cabinet, where the object now is.
-        grips = [place(values, "grip") - place(values, "object") for values in (before, after)]
+        hand = np.array([before[f"hand {axis}"] for axis in "xyz"])  # it has not moved
+        grips = [hand + place(values, "reach") - place(values, "object") for values in (before, after)]
         np.testing.assert_allclose(grips[1], grips[0], atol=2e-3)
-        np.testing.assert_allclose(place(after, "region"), place(before, "region"), atol=1e-3)
-        np.testing.assert_allclose(place(after, "object")[:2], place(after, "region")[:2], atol=0.03)
-        assert np.linalg.norm(place(before, "object") - place(before, "region")) > 0.1
+        regions = [place(values, "object") + place(values, "way") for values in (before, after)]
+        np.testing.assert_allclose(regions[1], regions[0], atol=1e-3)
+        assert np.linalg.norm(place(before, "way")) > 0.1 > 0.03 > np.abs(place(after, "way")[:2]).max()
     else:
         # A knob: the joint that the goal reads, and a grip that goes round with it to its region.
         assert before["goal 0 joint"] == pytest.approx(0, abs=0.01) and after["goal 0 joint"] >= 0.5
-        np.testing.assert_allclose(place(after, "region"), place(before, "region"), atol=1e-3)
-        left = [np.linalg.norm(place(v, "grip") - place(v, "region")) for v in (before, after)]
-        assert left[1] < 0.8 * left[0]
+        regions = [place(values, "object") + place(values, "way") for values in (before, after)]
+        np.testing.assert_allclose(regions[1], regions[0], atol=1e-3)
+        assert np.linalg.norm(place(after, "way")) < 0.8 * np.linalg.norm(place(before, "way"))
 
 
 def test_goals_are_read_by_name(environment: LiberoEnvironment) -> None:
@@ -110,10 +111,13 @@ def test_goals_are_read_by_name(environment: LiberoEnvironment) -> None:
     values = environment.reset(0, 0, task=0)["landmarks"]
     by_name = dict(zip(names, values))
     (goal,) = landmarks.goals(values)
-    for what in ("object", "grip", "region"):
-        np.testing.assert_array_equal(
-            getattr(goal, what), [by_name[f"goal 0 {what} {axis}"] for axis in "xyz"]
-        )
+    hand, thing, reach, way = (
+        np.array([by_name[f"{name} {axis}"] for axis in "xyz"], np.float64)
+        for name in ("hand", "goal 0 object", "goal 0 reach", "goal 0 way")
+    )
+    np.testing.assert_array_equal(goal.object, thing)
+    np.testing.assert_array_equal(goal.grip, hand + reach)
+    np.testing.assert_array_equal(goal.region, thing + way)
     assert np.linalg.norm(goal.across) == pytest.approx(1, abs=1e-6)
     assert (goal.width, goal.joint) == (by_name["goal 0 width"], 0) and not goal.holds
 
