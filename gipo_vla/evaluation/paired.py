@@ -51,9 +51,9 @@ def difference_interval(both: int, only_first: int, only_second: int, neither: i
         rates.append(successes / count)
         bounds.append((float(interval.low), float(interval.high)))
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    agreement = both * neither - only_first * only_second
+    agreement = float(both * neither - only_first * only_second)
     if agreement > 0:  # the continuity correction of method 10
-        agreement = max(agreement - count / 2, 0)
+        agreement = max(agreement - count / 2, 0.0)
     correlation = agreement / math.sqrt(margins) if margins else 0.0
 
     def distance(one: float, other: float) -> float:

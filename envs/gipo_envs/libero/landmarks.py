@@ -16,9 +16,9 @@ and for each predicate of the goal, number n:
     goal n holds       1 while the predicate is true
 
 The suite's greatest number of predicates decides the length; a task with fewer has zeros behind them. Grips
-are not LIBERO's: they are derived once from the collision geometry (``grips``). Differences are given as such,
-because what decides an action is centimetres between things that may be anywhere on a table, and a small
-network would have to learn to subtract.
+are not LIBERO's: they are derived once from the collision geometry (``grips``). Differences are given as
+such, because what decides an action is centimetres between things that may be anywhere on a table, and a
+small network would have to learn to subtract.
 """
 
 from __future__ import annotations
