@@ -146,5 +146,5 @@ def test_hopeless_settings_are_told() -> None:
         record(ExpertSettings(state_range=StateRange(4, 2.0, 3.0)))
     with pytest.raises(UserError, match=r"state_range\.index is 10.*10 numbers"):
         record(ExpertSettings(state_range=StateRange(10)))
-    with pytest.raises(UserError, match="libero_goal has no scripted experts"):
-        Recording(replace(ENV, family="libero_goal"), SPEC, ExpertSettings(), 0, 1, 60.0)
+    with pytest.raises(UserError, match="recorded has no scripted experts"):
+        Recording(replace(ENV, family="recorded"), SPEC, ExpertSettings(), 0, 1, 60.0)
