@@ -271,9 +271,12 @@ class Pipeline:
         normalizer = self.policy.normalizer
         if normalizer is None or self.iteration >= self.policy.normalizer_iterations:
             return
-        states = [segment.observations["state"][: segment.length] for segment in segments] or [
-            np.empty((0, len(normalizer.mean)), np.float32)
-        ]
+        states = [
+            normalizer.rows(
+                {name: segment.observations[name][: segment.length] for name in normalizer.inputs}
+            )
+            for segment in segments
+        ] or [np.empty((0, len(normalizer.mean)), np.float32)]
         count, total, squares = moments(torch.from_numpy(np.concatenate(states)))
         packed = group.sum_over_ranks(torch.cat([count[None], total, squares]).to(self.device))
         size = len(total)
