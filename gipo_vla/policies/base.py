@@ -30,7 +30,7 @@ from gipo_vla.settings.registry import policies
 
 Observations = dict[str, Tensor]
 """A batch of observations: ``images`` uint8 (B, C, H, W, 3), ``proprio`` float32 (B, P), ``state`` float32
-(B, S), ``task`` int64 (B,); those that the environment gives."""
+(B, S), ``landmarks`` float32 (B, F), ``task`` int64 (B,); those that the environment gives."""
 
 
 class Decision(NamedTuple):
@@ -75,9 +75,9 @@ class Policy(Protocol):
 
     @property
     def normalizer(self) -> RunningNormalizer | None:
-        """Statistics of ``observations["state"]`` that training updates in the first iterations; None where
-        inputs are normalised by constants. The one thing that moves in a twin between two copies of the
-        weights: both policies must see the same inputs."""
+        """Statistics of the vectors that the policy reads (its ``inputs``), which training updates in the
+        first iterations; None where inputs are normalised by constants. The one thing that moves in a twin
+        between two copies of the weights: both policies must see the same inputs."""
         ...
 
     def act(
