@@ -38,14 +38,22 @@ CLONE = (
 PRACTICE = f"experiment=point_reach iterations=4 {TRAIN.removeprefix('iterations=2 ')}"
 """The settings of the runs that pages call runs/my-run and the like."""
 
+MINIMAL = "import examples.minimal_gipo as example; example.ITERATIONS = 4; example.main()"
 MADE = {
     "my-run": f"python -m gipo_vla.train run_dir=runs/my-run {PRACTICE} stop_after=1",
     "my-clone": f"python -m gipo_vla.sft run_dir=runs/my-clone {CLONE}",
+    "own-objective": "python -m gipo_vla.train plugins=[examples.own_objective] objective=soft_truncation "
+    f"run_dir=runs/own-objective {PRACTICE} stop_after=1",
+    "puck": f"python -m gipo_vla.train plugins=[examples.own_simulator] experiment=puck run_dir=runs/puck {SMALL}",
+    "points": f"python -m gipo_vla.train run_dir=runs/points {PRACTICE} stop_after=1",
+    "soup": f"python -m gipo_vla.sft experiment=libero_object_mlp_sft run_dir=runs/soup {CLONE}",
     "part": f"python -m gipo_vla.sft experiment=metaworld_oft_tiny_part_sft run_dir=runs/part {CLONE}",
 }
 """Runs that other commands of the pages read, and what makes them."""
 MakeRun = Callable[[str], Path]
-READS = re.compile(r"(?:resume|checkpoint|init_from)=(?:runs/)([\w-]+)|gipo_vla\.report runs/([\w-]+)")
+READS = re.compile(
+    r"(?:resume|checkpoint|init_from)=(?:runs/)([\w-]+)|(?:gipo_vla\.report|use_a_policy\.py) runs/([\w-]+)"
+)
 
 
 @dataclass(frozen=True)
@@ -123,10 +131,16 @@ RULES = (
     Rule(r"gipo_vla\.studies\.bias_variance"),
     # Resuming, and starting from another run.
     Rule(r"sft resume=", "sft.steps=4", replace=((r"=RUN_DIR", "=runs/my-clone"),)),
-    Rule(r"train resume=", "stop_after=2"),
+    Rule(r"plugins=.* stop_after=", "iterations=4 " + TRAIN.removeprefix("iterations=2 ")),
+    Rule(r"gipo_vla\.train .*resume=runs", "stop_after=2"),
     Rule(r"resume=auto", "stop_after=2", replace=((r"\.\.\.", PRACTICE),)),
     Rule(r"init_from=runs/part", TINY_VLA),
+    Rule(r"libero_object_mlp_sft", CLONE, libero=True),
+    Rule(r"init_from=runs/soup", TINY_VLA, libero=True),
     Rule(r"init_from=", SMALL, replace=((r"=RUN_DIR|=runs/\S+", "=runs/my-clone"), (r" \.\.\.", ""))),
+    # Examples, whose own tests train them to the end.
+    Rule(r"examples/minimal_gipo\.py", replace=((r" examples/.*", f" -c '{MINIMAL}'"),)),
+    Rule(r"examples/(own_trainer|use_a_policy)\.py"),
     # Learning.
     Rule(r"gipo_vla\.sft", CLONE, replace=((r" \.\.\.", ""), (r"nproc-per-node=8", "nproc-per-node=2"))),
     Rule(r"experiment=point_reach", TRAIN),

@@ -96,7 +96,8 @@ def test_metrics_of_the_page_on_troubles_are_those_of_a_run() -> None:
 
 
 def test_experiments_named_exist() -> None:
-    known = set(composition.groups()["experiment"])
+    examples = "".join(path.read_text() for path in (ROOT / "examples").glob("*.py"))
+    known = {*composition.groups()["experiment"], *re.findall(r"\bexperiment=(\w+)", examples)}
     for page in pages():
         for one in re.findall(r"\bexperiment=(\w+)", page.read_text()):
             assert one in known, f"{name(page)} names experiment={one}"
