@@ -44,7 +44,8 @@ MADE = {
     "my-clone": f"python -m gipo_vla.sft run_dir=runs/my-clone {CLONE}",
     "own-objective": "python -m gipo_vla.train plugins=[examples.own_objective] objective=soft_truncation "
     f"run_dir=runs/own-objective {PRACTICE} stop_after=1",
-    "puck": f"python -m gipo_vla.train plugins=[examples.own_simulator] experiment=puck run_dir=runs/puck {SMALL}",
+    "puck": "python -m gipo_vla.train plugins=[examples.own_simulator] experiment=puck "
+    f"run_dir=runs/puck {SMALL}",
     "points": f"python -m gipo_vla.train run_dir=runs/points {PRACTICE} stop_after=1",
     "soup": f"python -m gipo_vla.sft experiment=libero_object_mlp_sft run_dir=runs/soup {CLONE}",
     "part": f"python -m gipo_vla.sft experiment=metaworld_oft_tiny_part_sft run_dir=runs/part {CLONE}",
