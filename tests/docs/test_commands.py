@@ -149,7 +149,7 @@ RULES = (
     Rule(r"train\.sh|gipo_vla\.train|^torchrun", SMALL, replace=((r" \.\.\.", ""),)),
 )
 STAND_INS = (
-    (r"runs/my_sweep|sweeps/point_reach-capacity-sigma-seed", "runs/my-run"),
+    (r"runs/(my_sweep|after|before)\b|sweeps/point_reach-capacity-sigma-seed", "runs/my-run"),
     (r"(?<= )\[(?!\.)[^\]]*\]", ""),
     (r"=PATH\b", "=/nowhere"),
     (r"=FOLDER\b", "=a_folder"),
