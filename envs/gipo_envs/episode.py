@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,9 +158,11 @@ class EpisodicEnvironment(ABC, Generic[PreparedAction]):
     def _begin(self, initial_state: int, seed: int) -> None:
         """Put the present task into an initial state."""
 
-    @abstractmethod
     def _prepare(self, actions: NDArray[np.float32]) -> list[PreparedAction]:
-        """What ``_advance`` takes, from finite actions (K, A): once, however long each is held."""
+        """What ``_advance`` takes, from finite actions (K, A): once, however long each is held. By default
+        the rows (A,), clipped to [-1, 1]."""
+        prepared: list[Any] = list(actions.clip(-1.0, 1.0))
+        return prepared
 
     @abstractmethod
     def _advance(self, action: PreparedAction) -> tuple[float, bool]:
@@ -173,15 +175,15 @@ class EpisodicEnvironment(ABC, Generic[PreparedAction]):
     def _look(self) -> Observation:
         """What the spec names of the present state, task and images apart."""
 
-    @abstractmethod
     def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """A policy's picture (height, width, 3), before the image format."""
+        """A policy's picture (height, width, 3), before the image format; by default that of videos."""
+        return self.render(height, width)
 
     @abstractmethod
     def render(self, height: int, width: int) -> NDArray[np.uint8]: ...
 
-    @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give back what the simulator holds; by default nothing."""
 
 
 def check_reset_arguments(spec: EnvironmentSpec, initial_state: int, seed: int, task: int) -> None:

@@ -16,6 +16,7 @@ Shape suffixes: B batch, K steps of a chunk, D action dimensions (tokens a step)
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
@@ -62,7 +63,10 @@ class Evaluation(NamedTuple):
 
 @runtime_checkable
 class Policy(Protocol):
-    """A policy with discrete action tokens. Implementations are ``nn.Module``s."""
+    """A policy with discrete action tokens. Implementations are ``nn.Module``s.
+
+    What stands here with a body suits a small policy, which inherits it: ``class Mine(nn.Module, Policy)``.
+    """
 
     chunk: int
     """K."""
@@ -70,15 +74,18 @@ class Policy(Protocol):
     """D."""
     bins: int
     """Ids a token can take."""
-    normalizer_iterations: int
+    normalizer_iterations: int = 0
     """Iterations over which ``normalizer`` learns."""
 
     @property
     def normalizer(self) -> RunningNormalizer | None:
         """Statistics of the vectors that the policy reads (its ``inputs``), which training updates in the
         first iterations; None where inputs are normalised by constants. The one thing that moves in a twin
-        between two copies of the weights: both policies must see the same inputs."""
-        ...
+        between two copies of the weights: both policies must see the same inputs. By default a submodule of
+        this name, if there is one."""
+        assert isinstance(self, nn.Module)
+        own = self._modules.get("normalizer")
+        return own if isinstance(own, RunningNormalizer) else None
 
     def act(
         self,
@@ -112,16 +119,25 @@ class Policy(Protocol):
         ...
 
     def twin(self) -> Self:
-        """A second module tree: frozen tensors shared, trainable tensors copied."""
-        ...
+        """A second module tree: frozen tensors and buffers shared, trainable tensors copied (and frozen)."""
+        assert isinstance(self, nn.Module)
+        frozen = [own for own in self.parameters() if not own.requires_grad]
+        return copy.deepcopy(self, {id(own): own for own in (*frozen, *self.buffers())}).requires_grad_(False)
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainable parameters as ``{"policy": [(name, parameter), ...], "value": [...]}``.
 
         The groups are disjoint and cover every trainable parameter: they have their own learning rates
-        and their gradients are clipped apart.
+        and their gradients are clipped apart. By default what is named ``value...`` or ``critic...`` is the
+        value's.
         """
-        ...
+        assert isinstance(self, nn.Module)
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"policy": [], "value": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                group = "value" if name.startswith(("value", "critic")) else "policy"
+                groups[group].append((name, parameter))
+        return groups
 
 
 @runtime_checkable

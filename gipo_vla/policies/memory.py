@@ -102,6 +102,7 @@ class Declares(Protocol):
     def remedy(self, memory: PolicyMemory, dtype: DtypeName) -> str | None:
         """The setting that saves most where the device's memory is too small, as an advice that begins with a
         verb; None if that is a smaller micro-batch."""
+        return None
 
 
 def of_trained(parameters: int, size: int, work: Work) -> dict[str, int]:

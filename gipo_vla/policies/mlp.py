@@ -34,7 +34,6 @@ from gipo_vla.policies.base import (
 from gipo_vla.policies.memory import (
     CUDA_OVERHEAD,
     Arithmetic,
-    DtypeName,
     PolicyMemory,
     TokenShape,
     Work,
@@ -115,9 +114,6 @@ class MlpSettings(PolicySettings):
     def arithmetic(self, work: Work, spec: EnvironmentSpec) -> Arithmetic:
         forward = 2.0 * self.parameters(spec)
         return Arithmetic(forward, 3 * forward)
-
-    def remedy(self, memory: PolicyMemory, dtype: DtypeName) -> str | None:
-        return None
 
 
 def _trunk(inputs: int, hidden: tuple[int, ...]) -> tuple[nn.Sequential, int]:

@@ -24,7 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs import ChunkResult, Environment, EnvironmentSettings, EnvironmentSpec, Observation, make
+from gipo_envs import (
+    ChunkResult,
+    Environment,
+    EnvironmentSettings,
+    EnvironmentSpec,
+    Observation,
+    families,
+    image_formats,
+    make,
+)
 from gipo_envs.benchmark import BareLoop
 from gipo_vla.rollout.shared_arrays import Shape, SharedArrays
 from gipo_vla.settings import plugins
@@ -80,7 +89,7 @@ class Worker:
         self.bare_loops: dict[int, BareLoop] = {}
         self.arrays = SharedArrays(setup.shapes, setup.memory)
         self.environments: dict[int, Environment] = {slot: make(setup.settings) for slot in self.slots}
-        if "torch" in sys.modules:
+        if "torch" in sys.modules and not plugins.imported():
             raise RuntimeError("something in this simulator worker imported torch (0.25 GB each)")
 
     def on_step(self) -> None:
@@ -209,7 +218,11 @@ def main(create: Callable[[Any], Any] = Worker) -> None:
         signal.signal(number, signal.SIG_IGN)
 
     def create_with_plugins(setup: Any) -> Any:
-        plugins.load(())  # those that the trainer put into the environment
+        # Those that the trainer put into the environment. Only where the simulator may be one of theirs: an
+        # objective or a policy brings torch along, a quarter of a gigabyte in every worker.
+        settings: EnvironmentSettings = setup.settings
+        if settings.family not in families() or settings.camera.format not in image_formats.FORMATS:
+            plugins.load(())
         return create(setup)
 
     serve(Connection(int(sys.argv[1])), create_with_plugins)

@@ -1,7 +1,8 @@
 """Plugins: modules of a user's that register objectives, credits, scorers, policies and simulators.
 
 ``plugins=[my_module]`` on a command line imports the module in that process and, through the environment
-variable ``GIPO_PLUGINS``, in every process that it starts: simulator workers, ranks, jobs of a sweep. A run
+variable ``GIPO_PLUGINS``, in every process that it starts: ranks, jobs of a sweep, and simulator workers
+wherever the simulator may be a plugin's. A run
 remembers the names of its plugins, but a folder that is read never makes anything be imported: what it names
 has to be named on the command line or in ``GIPO_PLUGINS`` too.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
 from gipo_envs.errors import UserError
@@ -34,7 +36,8 @@ def load(names: Iterable[str]) -> tuple[str, ...]:
         except UserError:
             raise
         except ModuleNotFoundError as error:
-            missing = f": it needs {error.name}" if error.name != name.partition(".")[0] else ""
+            own = f"{name}.".startswith(f"{error.name}.")
+            missing = "" if own else f": it needs {error.name}"
             raise UserError(
                 f"plugins names {name}, which cannot be imported{missing}; start the command in the folder "
                 "that holds the module, or add that folder to PYTHONPATH"
@@ -44,6 +47,11 @@ def load(names: Iterable[str]) -> tuple[str, ...]:
     if wanted:
         os.environ[VARIABLE] = ",".join(wanted)  # for the processes that this one starts
     return wanted
+
+
+def imported() -> bool:
+    """Whether this process has imported plugins."""
+    return any(name in sys.modules for name in _split(os.environ.get(VARIABLE, "")))
 
 
 def named_in(arguments: Sequence[str]) -> list[str]:

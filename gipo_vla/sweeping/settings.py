@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field
 
 from gipo_envs.errors import UserError
 from gipo_vla import options
-from gipo_vla.settings.composition import compose_yaml
+from gipo_vla.settings import plugins
+from gipo_vla.settings.composition import compose_yaml, repair
 from gipo_vla.settings.schema import TrainingSettings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -107,6 +108,8 @@ def load(own: Mapping[str, str], overrides: Sequence[str]) -> SweepSettings:
     Raises:
         UserError: whatever is wrong with the sweep's own settings.
     """
+    plugins.load(plugins.named_in(overrides))  # before any option that they bring is looked up
+    overrides = [repair(text) if key_of(text) == plugins.KEY else text for text in overrides]
     named = [f"sweep={own['sweep']}"] if "sweep" in own else []
     ready_made = cast(dict[str, Any], OmegaConf.to_container(compose_yaml("sweep", named)))
     settings = options.checked({**ready_made, **own}, SweepSettings)

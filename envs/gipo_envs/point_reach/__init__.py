@@ -130,9 +130,6 @@ class PointReach(EpisodicEnvironment[list[float]]):
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
         return self._frame("top", height, width)
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def _advance(self, action: list[float]) -> tuple[float, bool]:
         before = _distance(self._object, self._goal)
         if self._pushing:

@@ -1,0 +1,1 @@
+"""What a user would write; docs/extending.md goes through the files."""
