@@ -7,6 +7,9 @@
                 backward, peak memory beside the plan, share of the device's matrix peak, and the numerical
                 floor of |log rho| in float32 and bfloat16
                 (policy=openvla_oft_7b policy.random_weights=true needs no checkpoint)
+    cost        what a trained sample takes, counted on tensors without numbers and turned into time for a
+                card: operations, bytes, kernels, host waits, saved activations, peak by size of the
+                micro-batch (experiment=libero_spatial_oft7b_1gpu; needs no GPU and no checkpoint)
     training    whole iterations of a run, also under torchrun: samples a second of the learner alone and end
                 to end, env steps a second, the copy to the behaviour twin, memory beside the plan
     record      observations of an environment under random actions, for env=recorded env.assets=FOLDER on a

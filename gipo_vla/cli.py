@@ -52,10 +52,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         # A rank that takes its time to leave keeps the others waiting in a collective call.
         os._exit(status)
     if status == 0:
-        # Python would take torch apart module by module: seconds where others want the processor, too.
-        atexit._run_exitfuncs()
-        os._exit(0)
+        _leave_at_once()
     sys.exit(status)
+
+
+def _leave_at_once() -> None:
+    """Exit with status 0; Python would take torch apart module by module, seconds on a busy machine."""
+    atexit._run_exitfuncs()
+    os._exit(0)
 
 
 def handle_common_flags(arguments: Sequence[str], config_name: str, usage: str) -> list[str] | None:

@@ -3,12 +3,17 @@
     python -m gipo_vla.evaluate checkpoint=runs/my-run
     python -m gipo_vla.evaluate checkpoint=runs/my-run eval.episodes_per_task=150 video=trained.mp4
     python -m gipo_vla.evaluate checkpoint=runs/my-run env.task=reach-v3 out=reach.json
+    python -m gipo_vla.evaluate checkpoint=runs/after versus=runs/before
     python -m gipo_vla.evaluate experiment=... policy.checkpoint=FOLDER     a published OpenVLA-OFT checkpoint
 
 The settings are those of the run; any of them can be overridden. Without ``checkpoint``, the command
 evaluates the policy that a training run would start from: ``policy.checkpoint`` or ``init_from``, as an
 experiment or the command line names it. Initial states are held out from training and the same for every
 policy. Prints a table, and one line of JSON (the content of evaluation.json) on stdout.
+
+``versus`` names a second run or checkpoint. Its policy plays the same episodes, with the settings that the
+first one has for environment and evaluation; the difference in success comes with a paired interval and
+McNemar's exact test.
 
 A policy with a continuous head is evaluated greedily only: it has nothing to sample from.
 """
@@ -29,8 +34,8 @@ from gipo_envs.errors import UserError
 from gipo_vla import cli, options
 from gipo_vla.assembly import environment_spec, named_run, policy_at
 from gipo_vla.distributed.group import choose_device
-from gipo_vla.evaluation import summary, video
-from gipo_vla.evaluation.episodes import play
+from gipo_vla.evaluation import paired, summary, video
+from gipo_vla.evaluation.episodes import EpisodeResult, play
 from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.settings.cloning import SftSettings
@@ -48,6 +53,8 @@ class Options:
     checkpoint: str | None = None
     """A run folder of train or sft, of which the newest usable checkpoint is taken, or a checkpoint's
     folder."""
+    versus: str | None = None
+    """A second run or checkpoint, whose policy plays the same episodes."""
     out: Path | None = None
     """File to write the JSON to as well."""
     video: Path | None = None
@@ -60,8 +67,14 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     own, overrides = parsed
     settings, checkpoint = named_run(own.checkpoint, overrides)
-    evaluation = evaluate(settings, checkpoint, own.video)
+    if own.versus:
+        evaluation = compare(settings, checkpoint, own.versus, own.video)
+        console.print(summary.table(evaluation["versus"]["evaluation"]))
+    else:
+        evaluation = evaluate(settings, checkpoint, own.video)
     console.print(summary.table(evaluation))
+    if "versus" in evaluation:
+        console.print(paired.table(evaluation["versus"]["paired"]))
     if own.out:
         own.out.write_text(json.dumps(evaluation, indent=2) + "\n")
     print(json.dumps(evaluation))
@@ -79,12 +92,45 @@ def evaluate(
     Raises:
         UserError: settings, checkpoint and machine do not go together.
     """
+    results = _play(settings, checkpoint, settings, video_path)
+    return summary.evaluation_json(environment_spec(settings), settings.eval.mode, results)
+
+
+def compare(
+    settings: RunSettings, checkpoint: Path | None, versus: str, video_path: Path | None = None
+) -> dict[str, Any]:
+    """Two policies on the same held-out initial states: ``evaluate`` of the first and, under ``versus``, the
+    second's checkpoint, its evaluation, and for each mode ``paired.compare``.
+
+    Args:
+        versus: run folder or checkpoint of the second; only its policy is taken from there.
+
+    Raises:
+        UserError: as ``evaluate``, for either.
+    """
+    other, other_checkpoint = named_run(versus, [])
+    spec, mode = environment_spec(settings), settings.eval.mode
+    second = _play(other, other_checkpoint, settings, None)
+    first = _play(settings, checkpoint, settings, video_path)
+    return summary.evaluation_json(spec, mode, first) | {
+        "versus": {
+            "checkpoint": str(other_checkpoint),
+            "evaluation": summary.evaluation_json(spec, mode, second),
+            "paired": {name: paired.compare(first[name], second[name]) for name in first if name in second},
+        }
+    }
+
+
+def _play(
+    owner: RunSettings, checkpoint: Path | None, settings: RunSettings, video_path: Path | None
+) -> dict[str, list[EpisodeResult]]:
+    """Results by mode of the policy that ``owner`` has, in the environment of ``settings``."""
     spec = environment_spec(settings)
     if video_path or needs_opengl(settings.env):
         gl.choose()
     device = choose_device(settings.learner.device)
     torch.set_num_threads(settings.learner.threads)
-    policy: Any = policy_at(settings, spec, device, checkpoint)
+    policy: Any = policy_at(owner, spec, device, checkpoint)
     modes: tuple[str, ...] = ("greedy", "sampled")
     if getattr(policy, "head", "tokens") == "l1":
         modes = ("greedy",)
@@ -115,7 +161,7 @@ def evaluate(
         if video_path:
             shown = results[settings.eval.mode][: settings.eval.video_episodes]
             video.write(video_path, video.Projector(pool), shown)
-    return summary.evaluation_json(spec, settings.eval.mode, results)
+    return results
 
 
 if __name__ == "__main__":

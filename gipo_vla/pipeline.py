@@ -202,11 +202,13 @@ class Pipeline:
         return metrics, timings
 
     def _measure_floor(self) -> dict[str, float]:
-        """Of all ranks, on what their environments show now; changes nothing."""
+        """Of all ranks, on what their environments show now, between behaviour policy and learner after a
+        copy; changes nothing before the first update, when both have the initial weights."""
         config = self.config
+        self.synchronize()
         size = self.learner.micro_batch_sizes[0] * config.replay.segment_length
         observations = self.actor.present_observations()
-        own = log_ratio_floor(self.policy, observations, size, config.rollout.temperature)
+        own = log_ratio_floor(self.behaviour, self.policy, observations, size, config.rollout.temperature)
         return floor_metrics(torch.cat(group.gather(own.cpu())))
 
     def _collect_until_drawable(self, should_stop: Callable[[], bool]) -> bool:
@@ -269,9 +271,12 @@ class Pipeline:
         normalizer = self.policy.normalizer
         if normalizer is None or self.iteration >= self.policy.normalizer_iterations:
             return
-        states = [segment.observations["state"][: segment.length] for segment in segments] or [
-            np.empty((0, len(normalizer.mean)), np.float32)
-        ]
+        states = [
+            normalizer.rows(
+                {name: segment.observations[name][: segment.length] for name in normalizer.inputs}
+            )
+            for segment in segments
+        ] or [np.empty((0, len(normalizer.mean)), np.float32)]
         count, total, squares = moments(torch.from_numpy(np.concatenate(states)))
         packed = group.sum_over_ranks(torch.cat([count[None], total, squares]).to(self.device))
         size = len(total)

@@ -5,7 +5,7 @@
 #   ./scripts/launch_node.sh --dry-run experiment=point_reach      print what would be started, and stop
 #
 # One rank a GPU; RANKS=N says otherwise (N ranks on the CPU where there is no GPU). With resume=auto and a
-# run_dir the same command begins a run and goes on with it. A rank that dies is restarted with the others
+# run_dir the same command begins a run and resumes it. A rank that dies is restarted with the others
 # from the last good checkpoint, MAX_RESTARTS times (3). PYTHON chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -37,6 +37,21 @@ def test_evaluating_a_finished_run_repeats_its_own_evaluation(run_folder: Path, 
     assert again == json.loads((run_folder / "evaluation.json").read_text())
 
 
+def test_two_checkpoints_on_the_same_states(run_folder: Path, tmp_path: Path) -> None:
+    """A policy and itself: nothing differs. And the other one's policy is what plays second."""
+    done = command("gipo_vla.evaluate", f"checkpoint={run_folder}", f"versus={run_folder}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    alone = json.loads((run_folder / "evaluation.json").read_text())
+    assert {name: value for name, value in found.items() if name != "versus"} == alone
+    assert found["versus"]["evaluation"] == alone
+    for mode in ("greedy", "sampled"):
+        assert found["versus"]["paired"][mode]["difference"] == 0
+        assert found["versus"]["paired"][mode]["p_value"] == 1
+    done = command("gipo_vla.evaluate", f"checkpoint={run_folder}", f"versus={tmp_path / 'nowhere'}")
+    assert done.returncode == 2 and "nowhere is no folder" in done.stderr
+
+
 def test_settings_of_the_run_can_be_overridden(run_folder: Path) -> None:
     done = command("gipo_vla.evaluate", f"checkpoint={run_folder}", "eval.episodes_per_task=3")
     assert json.loads(done.stdout)["episodes"] == 3

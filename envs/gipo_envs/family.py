@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec
+from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec, Observation
 
-Expert = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""A scripted expert: state (S,) to action (A,) in [-1, 1]."""
+Expert = Callable[[Observation], NDArray[np.float32]]
+"""A scripted expert: observation to action (A,) in [-1, 1], a pure function."""
 
 
 class BareSimulator(Protocol):
@@ -91,6 +91,8 @@ class Family:
     """Images are drawn with OpenGL."""
     make_expert: Callable[[str], Expert] | None = None
     """The scripted expert of a task by its name; None where there are no experts."""
+    expert_observations: tuple[Literal["state", "proprio", "landmarks"], ...] = ("state",)
+    """What the experts read, whatever the policy that is cloned from them will see."""
     make_bare_simulator: Callable[[EnvironmentSettings, EnvironmentSpec, int], BareSimulator] | None = None
     """The library's own simulator of the first task, for settings, spec and the chunk after which cameras
     draw. None: there is no library behind the family."""

@@ -26,7 +26,7 @@ EVALUATION_KEYS_START = 1_000_000
 Observation = dict[str, NDArray[Any]]
 """Arrays by name, those that ``EnvironmentSpec.observation`` lists, out of:
 ``images`` uint8 (C, H, W, 3); ``proprio`` float32 (P,); ``state`` float32 (S,); ``task`` int64 ();
-``landmarks`` float32, one number for each of ``EnvironmentSpec.landmarks``, which no policy reads."""
+``landmarks`` float32, one number for each of ``EnvironmentSpec.landmarks``."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Landmark:
-    """One number that says where the task stands, read off the simulator: for credit, never for a policy."""
+    """One number that says where the task stands, read off the simulator: for credits, scripted experts, and
+    policies that do without cameras."""
 
     name: str
     """``hand x``, ``hand y`` and ``hand z`` are the position of the hand wherever there is one."""
-    kind: Literal["position", "truth"]
-    """position: metres. truth: 0 or 1."""
+    kind: Literal["position", "truth", "direction"]
+    """position: metres. truth: 0 or 1. direction: a number of a unit vector, -1 to 1."""
 
 
 def positions(*things: str) -> tuple[Landmark, ...]:

@@ -97,7 +97,7 @@ def require_experts(name: str) -> None:
 
 
 def make_expert(name: str, task: str) -> Expert:
-    """The expert of a task: a pure function of ``Observation["state"]``, for demonstrations only.
+    """The expert of a task: a pure function of what its family says it reads, for demonstrations only.
 
     Raises:
         UserError: the family has none.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -14,7 +14,7 @@ from gipo_vla import options
 
 Positive = Annotated[int, Field(gt=0)]
 
-NAMES = ("rollout", "policy", "training", "record", "credit")
+NAMES = ("rollout", "policy", "cost", "training", "record", "credit")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Options:
     """policy: observations in one call of act."""
     micro_batch: Positive = 8
     """policy: samples in one forward and backward pass."""
+    card: Literal["H200", "H100"] = "H200"
+    """cost: the card whose rates turn counts into times."""
     rounds: Positive = 3
     """training: iterations that are timed."""
     frames: Positive = 128

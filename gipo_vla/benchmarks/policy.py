@@ -134,7 +134,8 @@ class Trial:
     def floor(self, policy: OpenVlaOftPolicy) -> dict[str, float]:
         """Return the floor of |log rho|: acted on the whole batch, evaluated in micro-batches."""
         observations = self.observations(self.act_batch)
-        return floor_metrics(log_ratio_floor(policy, observations, self.micro_batch, self.temperature))
+        floor = log_ratio_floor(policy.twin(), policy, observations, self.micro_batch, self.temperature)
+        return floor_metrics(floor)
 
     def measure(self, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
         """Act and train on random observations, each for about so many seconds, and return the figures."""

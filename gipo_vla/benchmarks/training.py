@@ -118,7 +118,7 @@ def _updates_alone(pipeline: Pipeline, count: int) -> int:
         for micro_batch in range(learner.micro_batches):
             learner.micro_step(update, micro_batch)
         learner.end(update)
-        samples += update.transitions
+        samples += int(update.counts[0])
     return samples
 
 

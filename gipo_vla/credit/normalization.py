@@ -6,9 +6,9 @@ add up over micro-batches and ranks:
 
     moments = advantage_moments(advantages, mask)         # each micro-batch; add up; all-reduce (sum)
 
-    running   if not normalizer.ready: normalizer.observe(moments of an extra forward)   # once a run
-              normalizer.normalize(advantages) ...; after the update: normalizer.observe(moments)
-    exact     normalizer.observe(moments of a full pass); normalizer.normalize(advantages)
+    running   normalizer.normalize(advantages) ...; after the update: normalizer.observe(moments)
+              while not normalizer.ready: as exact, the moments from an extra forward       # once a run
+    exact     normalizer.normalize(advantages, moments of a full pass) ...; normalizer.observe(moments)
     none      both do nothing
 
 ``running`` normalises a batch by the batches before it: nothing waits for statistics, and one forward
@@ -94,13 +94,26 @@ class AdvantageNormalizer:
         self._sum = keep * self._sum + total
         self._sum_of_squares = keep * self._sum_of_squares + squares
 
-    def normalize(self, advantages: Tensor) -> Tensor:
-        """Normalised advantages of the same shape; masked entries are to be ignored afterwards."""
+    def normalize(self, advantages: Tensor, moments: Tensor | None = None) -> Tensor:
+        """Normalised advantages of the same shape; masked entries are to be ignored afterwards.
+
+        Args:
+            moments: (3,) of the batch that the advantages are part of, to normalise it by itself before they
+                are observed (which makes the host wait for them). None: by the statistics in force.
+        """
         if self.mode == "none":
             return advantages
-        if not self.ready:
+        mean: float | Tensor
+        std: float | Tensor
+        if moments is not None:
+            count, total, squares = moments.unbind()
+            mean = total / count
+            std = (squares / count - mean**2).clamp_min(0.0).sqrt()
+        elif self.ready:
+            mean, std = self.mean, self.std
+        else:
             raise RuntimeError("observe the moments of a first batch before normalizing")
-        normalized = (advantages - self.mean) / (self.std + 1e-8)
+        normalized = (advantages - mean) / (std + 1e-8)
         return normalized.clamp(-self.limit, self.limit) if self.mode == "running" else normalized
 
     def state_dict(self) -> dict[str, Any]:

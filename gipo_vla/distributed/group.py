@@ -151,6 +151,22 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def greatest_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Take the elementwise maximum in place over ranks, and return it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def gather_tensors(tensor: torch.Tensor) -> torch.Tensor:
+    """Every rank's tensor, of one shape, behind each other along the first dimension."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
 def smallest(value: int, device: torch.device) -> int:
     """The smallest value that any rank gives."""
     return int(_reduce(value, dist.ReduceOp.MIN, device))

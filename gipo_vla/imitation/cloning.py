@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gipo_vla.distributed import group
 from gipo_vla.imitation.examples import Batch
 from gipo_vla.learner import engine as engines
+from gipo_vla.learner.batch import to_device
 from gipo_vla.learner.learner import NonFiniteError
 from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
@@ -104,9 +105,10 @@ class Cloner:
             with torch.no_grad():
                 sums += self._sums(evaluation, targets)
         self._count()
-        metrics = _metrics(group.sum_over_ranks(sums).tolist(), "train")
-        norms = {"gradient_norm/policy": self.optimizer.gradient_norms.get("policy", 0.0)}
-        return metrics | norms | {"learner/learning_rate_factor": factor}
+        norm = self.optimizer.gradient_norms.get("policy", sums.new_zeros(()))
+        *totals, norm_ = torch.cat([group.sum_over_ranks(sums), norm[None]]).cpu().tolist()
+        norms = {"gradient_norm/policy": norm_, "learner/learning_rate_factor": factor}
+        return _metrics(totals, "train") | norms
 
     @torch.no_grad()
     def validate(self, batches: Sequence[Batch]) -> dict[str, float]:
@@ -125,10 +127,10 @@ class Cloner:
             yield Batch(observations, batch.actions[part], batch.valid[part])
 
     def _targets(self, batch: Batch) -> _Targets:
-        actions = torch.from_numpy(batch.actions).to(self.device)
-        valid = torch.from_numpy(batch.valid).to(self.device)
+        actions = to_device(batch.actions, self.device)
+        valid = to_device(batch.valid, self.device)
         return _Targets(
-            {name: torch.from_numpy(array).to(self.device) for name, array in batch.observations.items()},
+            {name: to_device(array, self.device) for name, array in batch.observations.items()},
             actions,
             self.policy.encode(actions),
             valid[:, :, None].expand(-1, -1, self.policy.action_dims),

@@ -1,6 +1,6 @@
 """One recording process: ``python -m gipo_vla.imitation.recorder DESCRIPTOR``, started by ``recording`` only.
 
-An attempt is simulated twice. First the expert drives an environment that observes nothing but the state it
+An attempt is simulated twice. First the expert drives an environment that observes nothing but what it
 reads; only if it succeeds are the same actions executed again in the environment that the policy will live
 in, with its cameras. So failures cost no rendering, and an expert needs no observation that the policy has.
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gipo_envs import Environment, EnvironmentSettings, Observation, make
-from gipo_envs.registry import make_expert
+from gipo_envs.registry import get, make_expert
 from gipo_vla.imitation.episode import Episode
 from gipo_vla.rollout import worker
 
@@ -64,7 +64,10 @@ class Recorder:
 
     def __init__(self, setup: RecorderSetup) -> None:
         self.setup = setup
-        self.driven: Environment = make(replace(setup.settings, observations=("state",)))
+        reads = get(setup.settings.family).expert_observations
+        if setup.state_range is not None and "state" not in reads:
+            reads = ("state", *reads)
+        self.driven: Environment = make(replace(setup.settings, observations=reads))
         self.viewed: Environment = make(setup.settings)
 
     def prepare(self) -> None:
@@ -104,7 +107,7 @@ class Recorder:
         left = spec.actions_limit
         succeeded = False
         while left > 0:
-            action = expert(observation["state"])
+            action = expert(observation)
             disturbed = action + setup.action_noise * noise.standard_normal(len(action))
             wanted.append(action)
             executed.append(disturbed.clip(-1.0, 1.0).astype(np.float32))

@@ -41,10 +41,10 @@ class MicroBatch:
     """float32 (R,), in updates."""
     lag_iterations: Tensor
     """float32 (R,)."""
-    following: Observations
-    """N rows: the observation after each segment."""
     mask: Tensor
     """bool (N, L)."""
+    places: Tensor
+    """int64 (R,): where each row stands in the flattened grid."""
     rewards: Tensor
     """float32 (N, L, K), scaled."""
     executed: Tensor
@@ -60,9 +60,15 @@ class MicroBatch:
 
     def grid(self, rows: Tensor) -> Tensor:
         """Put rows (R,) into the (N, L) grid, zero at padding."""
-        grid = torch.zeros(self.mask.shape, dtype=rows.dtype, device=rows.device)
-        grid[self.mask] = rows
-        return grid
+        grid = torch.zeros(self.mask.numel(), dtype=rows.dtype, device=rows.device)
+        return grid.index_copy(0, self.places, rows).view(self.mask.shape)
+
+    def rows(self, grid: Tensor) -> Tensor:
+        """Take the rows (R,) back out of the (N, L) grid.
+
+        By their places: indexing with the mask would make the host wait to learn how many there are.
+        """
+        return grid.flatten()[self.places]
 
 
 def count_valid(segments: SegmentBatch) -> tuple[int, int]:
@@ -71,6 +77,23 @@ def count_valid(segments: SegmentBatch) -> tuple[int, int]:
     mask = np.arange(length) < segments.length[:, None]
     transitions = int(mask.sum())
     return transitions, int((segments.executed * mask).sum()) * dims
+
+
+def to_device(array: np.ndarray, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy of an array on the device, for which the host does not wait."""
+    tensor = torch.as_tensor(array, dtype=dtype)
+    if device.type == "cuda":
+        # From pageable memory, even a copy that is asked not to block waits until the device has come to it.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def following_observations(segments: SegmentBatch, chosen: np.ndarray, device: torch.device) -> Observations:
+    """What was seen after the last transition of the segments with these indices."""
+    return {
+        name: to_device(array[chosen, segments.length[chosen]], device)
+        for name, array in segments.observations.items()
+    }
 
 
 def split(
@@ -89,11 +112,11 @@ def split(
 def _micro_batch(
     part: SegmentBatch, device: torch.device, reward_scale: float, version: int, iteration: int
 ) -> MicroBatch:
-    count, length, chunk, dims = part.tokens.shape
+    length, chunk, dims = part.tokens.shape[1:]
     mask = np.arange(length) < part.length[:, None]
 
     def tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.as_tensor(array, dtype=dtype).to(device, non_blocking=True)
+        return to_device(array, device, dtype)
 
     row_index, column_index = np.nonzero(mask)
     executed_rows = part.executed[mask]
@@ -109,10 +132,8 @@ def _micro_batch(
         token_mask=tensor(token_mask),
         lag=tensor((version - part.version[mask]).astype(np.float32)),
         lag_iterations=tensor((iteration - part.iteration[mask]).astype(np.float32)),
-        following={
-            name: tensor(array[np.arange(count), part.length]) for name, array in part.observations.items()
-        },
         mask=tensor(mask),
+        places=tensor(np.flatnonzero(mask)),
         rewards=tensor(part.rewards * np.float32(reward_scale)),
         executed=tensor(part.executed, torch.int64),
         terminated=tensor(part.terminated),

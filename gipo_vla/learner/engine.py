@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from gipo_envs.errors import UserError
 from gipo_vla.distributed import group
 from gipo_vla.learner.optimizer import GroupClippedAdamW
 from gipo_vla.policies.base import Policy
@@ -69,7 +70,17 @@ def build_engine(
     Args:
         micro_batch: of one rank, in whatever unit; DeepSpeed only keeps books of it.
         micro_batches: backward passes on each rank before the optimizer steps.
+
+    Raises:
+        UserError: a trained parameter is not float32 (see ``policies.precision``). ZeRO would turn a whole
+            group to the widest dtype in it, away from the twin's, or step on a gradient that is not finite.
     """
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise UserError(
+                f"the policy's parameter {name} trains in {str(parameter.dtype).removeprefix('torch.')}: "
+                "what trains must be float32; cast it where it is used (policies.precision.compute_in)"
+            )
     stage = settings.zero_stage
     if stage == "auto":
         stage = 1 if device.type == "cpu" else 2
@@ -85,7 +96,12 @@ def build_engine(
             # torch's own AdamW: DeepSpeed's compile for 45 s first.
             "zero_allow_untested_optimizer": True,
             "gradient_clipping": 0.0,
+            # Gradients are added up and reduced over ranks as they come: in float32.
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
             "steps_per_print": 2**31,
+            # It would wait for the device twice a micro-batch, for a figure that nobody reads.
+            "timers": {"throughput": {"enabled": False}},
         },
     )
     optimizer.create_state()

@@ -6,8 +6,11 @@ changes a gradient. (DeepSpeed averages over ranks and over the micro-batches of
 micro-batch's share is multiplied by both before it is handed over.)
 
 Values for GAE come from the very forward that trains: credit of stale data is recomputed with the current
-value head at no extra forward. Only the observation that follows each segment is valued apart, without
-gradient.
+value head at no extra forward. Only the observations that follow segments are valued apart, without gradient:
+those of the whole update in one forward, without those at which the task ended.
+
+The host waits for the device twice an update, and never in the middle of a micro-batch: DeepSpeed asks
+whether the gradient is finite, and ``end`` fetches everything that describes the update at once.
 
 An update whose loss or gradient is not finite is skipped on all ranks alike (DeepSpeed reduces the norm
 over them), counted, and makes no new version.
@@ -15,10 +18,11 @@ over them), counted, and makes no new version.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +30,7 @@ from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
 from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
 from gipo_vla.distributed import group
 from gipo_vla.learner import engine as engines
-from gipo_vla.learner.batch import MicroBatch, count_valid, split
+from gipo_vla.learner.batch import MicroBatch, count_valid, following_observations, split, to_device
 from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
 from gipo_vla.objectives.base import ObjectiveSettings, objective_loss
@@ -63,16 +67,17 @@ class Update:
     """A drawn batch on its way through the learner."""
 
     micro_batches: list[MicroBatch]
-    transitions: int
-    """Valid transitions over all ranks."""
-    tokens: int
-    """Valid tokens over all ranks."""
+    bootstrap_values: Sequence[Tensor]
+    """float32 (N,) for each micro-batch: of what follows its segments, 0 where the task ended."""
+    counts: Tensor
+    """int64 (2,): valid transitions and valid tokens, over all ranks."""
     sums: Tensor
     moments: Tensor
     """Count, sum and sum of squares of the advantages before normalisation."""
-    observed: bool
-    """The normaliser has taken in these moments already, by an extra pass."""
-    lag_max: float = 0.0
+    lag_max: Tensor
+    """float32 (), in iterations."""
+    known_moments: Tensor | None = None
+    """The moments over all ranks, from an extra pass before the first micro-batch."""
     diagnostics: StalenessDiagnostics = field(default_factory=StalenessDiagnostics)
 
 
@@ -139,52 +144,49 @@ class Learner:
 
     def begin(self, segments: SegmentBatch, iteration: int) -> Update:
         """Take a drawn batch (this rank's share): count it over ranks, move it, make the normaliser ready."""
-        transitions, tokens = count_valid(segments)
-        counts = torch.tensor([transitions, tokens], dtype=torch.int64, device=self.device)
-        transitions, tokens = group.sum_over_ranks(counts).tolist()
-        zeros = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.device)
-        extra_pass = self.normalizer.mode == "exact" or not self.normalizer.ready
+        sizes, device = self.micro_batch_sizes, self.device
+        parts = split(segments, sizes, device, self.reward_scale, self.version, iteration)
         update = Update(
-            list(
-                split(
-                    segments,
-                    self.micro_batch_sizes,
-                    self.device,
-                    self.reward_scale,
-                    self.version,
-                    iteration,
-                )
-            ),
-            transitions,
-            tokens,
-            zeros,
-            torch.zeros(3, dtype=torch.float64, device=self.device),
-            observed=extra_pass,
+            list(parts),
+            self._bootstrap_values(segments).split(sizes),
+            group.sum_over_ranks(to_device(np.array(count_valid(segments)), device)),
+            torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
+            torch.zeros(3, dtype=torch.float64, device=device),
+            torch.zeros((), device=device),
         )
-        if extra_pass:
-            moments = self._moments_by_extra_pass(update.micro_batches)
-            # An update that will be skipped must leave nothing behind in the statistics.
-            if moments.isfinite().all():
-                self.normalizer.observe(moments)
+        if self.normalizer.mode == "exact" or not self.normalizer.ready:
+            update.known_moments = self._moments_by_extra_pass(update)
         return update
 
     @torch.no_grad()
-    def _moments_by_extra_pass(self, micro_batches: Iterable[MicroBatch]) -> Tensor:
+    def _bootstrap_values(self, segments: SegmentBatch) -> Tensor:
+        values = torch.zeros(len(segments), device=self.device)
+        if not self.credit.needs_values or self.stored_values:
+            return values
+        going_on = np.flatnonzero(~segments.terminated)
+        most = self.micro_batch_sizes[0] * segments.tokens.shape[1]  # rows of the largest forward
+        for start in range(0, len(going_on), most):
+            chosen = going_on[start : start + most]
+            own = self.policy.value(following_observations(segments, chosen, self.device))
+            values[to_device(chosen, self.device)] = own
+        return values
+
+    @torch.no_grad()
+    def _moments_by_extra_pass(self, update: Update) -> Tensor:
         moments = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for batch in micro_batches:
+        for batch, after in zip(update.micro_batches, update.bootstrap_values):
             evaluation = self.policy.evaluate(batch.observations, batch.tokens, batch.temperature)
-            moments += advantage_moments(self._credit(batch, evaluation).advantages, batch.mask)
+            moments += advantage_moments(self._credit(batch, evaluation, after).advantages, batch.mask)
         return group.sum_over_ranks(moments)
 
     @torch.no_grad()
-    def _credit(self, batch: MicroBatch, evaluation: Evaluation) -> CreditOutput:
+    def _credit(self, batch: MicroBatch, evaluation: Evaluation, bootstrap_values: Tensor) -> CreditOutput:
         values = bootstrap = None
         if self.credit.needs_values:
             if self.stored_values:
                 values, bootstrap = batch.stored_values, batch.stored_bootstrap_values
             else:
-                values = batch.grid(evaluation.values.detach().float())
-                bootstrap = self.policy.value(batch.following)
+                values, bootstrap = batch.grid(evaluation.values.detach().float()), bootstrap_values
         log_ratios = torch.where(
             batch.token_mask, evaluation.log_probs.detach().float() - batch.behaviour_log_probs, 0.0
         )
@@ -205,11 +207,10 @@ class Learner:
         """Forward and backward of one micro-batch; the last one of the update also steps the optimizer."""
         batch = update.micro_batches[index]
         evaluation: Evaluation = self.engine(batch.observations, batch.tokens, batch.temperature)
-        credit = self._credit(batch, evaluation)
+        credit = self._credit(batch, evaluation, update.bootstrap_values[index])
         update.moments += advantage_moments(credit.advantages, batch.mask)
-        # Without statistics the very first batch was not finite: neither is this loss, and it is skipped.
-        normalize = self.normalizer.normalize if self.normalizer.ready else (lambda raw: raw)
-        advantages = normalize(credit.advantages)[batch.mask]
+        advantages = batch.rows(self.normalizer.normalize(credit.advantages, update.known_moments))
+        transitions, tokens = update.counts.unbind()
 
         objective = objective_loss(
             evaluation.log_probs, batch.behaviour_log_probs, advantages, batch.token_mask, self.objective
@@ -231,19 +232,20 @@ class Learner:
             reference_log_probs=reference.log_probs if reference else None,
             reference_logits=reference.logits if reference else None,
         )
-        policy_loss = (objective.loss + regularizer.loss).sum() / update.tokens
+        policy_loss = (objective.loss + regularizer.loss).sum() / tokens
         if self.attempted < self.settings.value_only_updates:
-            policy_loss = 0.0 * policy_loss
+            # Detached: the policy's whole backward pass would only make zeros.
+            policy_loss = 0.0 * policy_loss.detach()
         values = evaluation.values
         if credit.value_targets is not None:
-            targets = credit.value_targets[batch.mask]
+            targets = batch.rows(credit.value_targets)
             value_errors = nn.functional.huber_loss(
                 values, targets, reduction="none", delta=self.settings.huber_delta
             )
         else:
             # Keeps the value head in the graph, with a gradient of zero.
             targets, value_errors = values.detach(), 0.0 * values
-        value_loss = value_errors.sum() / update.transitions
+        value_loss = value_errors.sum() / transitions
         loss = policy_loss + self.settings.value_loss_coefficient * value_loss
         # A loss that is not finite can have finite gradients (Huber's; a clamped advantage's): spoil them, so
         # that DeepSpeed finds and skips the update on all ranks.
@@ -266,7 +268,7 @@ class Learner:
                     values.sum(),
                 ]
             ).double()
-            update.lag_max = max(update.lag_max, float(lags.max()))
+            update.lag_max = torch.maximum(update.lag_max, lags.max())
             update.diagnostics.add(objective, advantages, batch.lag, batch.token_mask)
 
     def end(self, update: Update) -> dict[str, float]:
@@ -287,14 +289,28 @@ class Learner:
                 )
             return {"learner/skipped": 1.0}
         self.skipped_in_a_row = 0
-        moments = group.sum_over_ranks(update.moments)
-        if self.normalizer.mode == "running" and not update.observed:
-            self.normalizer.observe(moments)
         return {"learner/skipped": 0.0} | self._metrics(update)
 
     def _metrics(self, update: Update) -> dict[str, float]:
-        sums = dict(zip(_SUMS, group.sum_over_ranks(update.sums).tolist()))
-        n, tokens = update.transitions, update.tokens
+        """Everything that describes an update, fetched from the device at once; moves the normaliser on."""
+        norms = self.optimizer.gradient_norms
+        summed = group.sum_over_ranks(torch.cat([update.sums, update.moments]))
+        tokens_by_column = self._diagnostics(update)
+        flat = torch.cat(
+            [
+                summed[: len(_SUMS)],
+                summed[len(_SUMS) :] if update.known_moments is None else update.known_moments,
+                update.counts.double(),
+                group.greatest_over_ranks(update.lag_max).double()[None],
+                *(norm[None] for norm in norms.values()),
+                tokens_by_column.double().flatten(),
+            ]
+        ).cpu()
+        lengths = [len(_SUMS), 3, 2, 1, len(norms), tokens_by_column.numel()]
+        sums_, moments, counts, lag_max, norms_, packed = flat.split(lengths)
+        self.normalizer.observe(moments)
+        sums = dict(zip(_SUMS, sums_.tolist()))
+        n, tokens = (int(count) for count in counts.tolist())
         metrics = {
             "loss/policy": sums["policy_loss"] / tokens,
             "loss/value": sums["value_loss"] / n,
@@ -306,13 +322,22 @@ class Learner:
             "value/target_mean": sums["target"] / n,
             "value/explained_variance": _explained(n, sums),
             "staleness/lag_iterations_mean": sums["lag_iterations"] / n,
-            "staleness/lag_iterations_max": max(group.gather(update.lag_max)),
+            "staleness/lag_iterations_max": float(lag_max),
         }
         if self.reference is not None:
             metrics["policy/kl_reference"] = sums["kl_reference"] / tokens
-        metrics |= {f"gradient_norm/{name}": norm for name, norm in self.optimizer.gradient_norms.items()}
-        packed = update.diagnostics.packed().cpu()
-        return metrics | staleness_metrics(torch.cat(group.gather(packed)))
+        metrics |= {f"gradient_norm/{name}": norm for name, norm in zip(norms, norms_.tolist())}
+        return metrics | staleness_metrics(packed.view(tokens_by_column.shape))
+
+    def _diagnostics(self, update: Update) -> Tensor:
+        """float32 (T, 5) of the tokens of all ranks; see ``StalenessDiagnostics.packed``."""
+        packed = update.diagnostics.packed()
+        if self.world > 1:
+            # Ranks drop unequal numbers of padded transitions; a collective call wants equal shapes.
+            _, chunk, dims = update.micro_batches[0].tokens.shape
+            slots = sum(batch.mask.numel() for batch in update.micro_batches) * chunk * dims
+            packed = nn.functional.pad(packed, (0, 0, 0, slots - len(packed)))
+        return group.gather_tensors(packed)
 
     # ------------------------------------------------------------------------------------------- schedule
 

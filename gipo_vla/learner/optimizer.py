@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gipo_vla.distributed.group import sum_over_ranks
 
@@ -18,12 +19,13 @@ from gipo_vla.distributed.group import sum_over_ranks
 class GroupClippedAdamW(torch.optim.AdamW):
     """AdamW with a ``clip`` and a ``name`` in each group; no weight decay.
 
-    ``gradient_norms`` holds each group's norm before clipping, of the last step.
+    ``gradient_norms`` holds each group's norm before clipping, of the last step: float64 () on the device,
+    where it also decides on the clipping, so that nobody waits for it.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, betas=betas, eps=eps, weight_decay=0.0)
-        self.gradient_norms: dict[str, float] = {}
+        self.gradient_norms: dict[str, Tensor] = {}
 
     def create_state(self) -> None:
         """Create the moments of every group now instead of at the first step.
@@ -46,9 +48,9 @@ class GroupClippedAdamW(torch.optim.AdamW):
             if not gradients:
                 continue
             # Each rank holds its partition: the squares add up to those of the whole gradient.
-            squares = sum((gradient.double().square().sum() for gradient in gradients), start=torch.zeros(()))
-            norm = float(sum_over_ranks(squares.to(gradients[0].device)).sqrt())
+            squares = torch.stack([gradient.double().square().sum() for gradient in gradients]).sum()
+            norm = sum_over_ranks(squares).sqrt()
             self.gradient_norms[group["name"]] = norm
-            if norm > group["clip"]:
-                torch._foreach_mul_(gradients, group["clip"] / (norm + 1e-6))
+            factor = torch.where(norm > group["clip"], group["clip"] / (norm + 1e-6), 1.0)
+            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
         super().step(closure)

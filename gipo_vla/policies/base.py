@@ -31,7 +31,7 @@ from gipo_vla.settings.registry import policies
 
 Observations = dict[str, Tensor]
 """A batch of observations: ``images`` uint8 (B, C, H, W, 3), ``proprio`` float32 (B, P), ``state`` float32
-(B, S), ``task`` int64 (B,); those that the environment gives."""
+(B, S), ``landmarks`` float32 (B, F), ``task`` int64 (B,); those that the environment gives."""
 
 
 class Decision(NamedTuple):
@@ -79,10 +79,10 @@ class Policy(Protocol):
 
     @property
     def normalizer(self) -> RunningNormalizer | None:
-        """Statistics of ``observations["state"]`` that training updates in the first iterations; None where
-        inputs are normalised by constants. The one thing that moves in a twin between two copies of the
-        weights: both policies must see the same inputs. By default a submodule of this name, if there is
-        one."""
+        """Statistics of the vectors that the policy reads (its ``inputs``), which training updates in the
+        first iterations; None where inputs are normalised by constants. The one thing that moves in a twin
+        between two copies of the weights: both policies must see the same inputs. By default a submodule of
+        this name, if there is one."""
         assert isinstance(self, nn.Module)
         own = self._modules.get("normalizer")
         return own if isinstance(own, RunningNormalizer) else None

@@ -3,6 +3,10 @@
 peft's ``all-linear`` skips or hits the output head depending on how a Llama is wrapped, so nothing is left
 to patterns: the caller lists the modules by tower, and injection fails if a single one was missed or added.
 Dropout is always 0: the ratio of two log-probs must not contain its noise.
+
+Adapters are float32 parameters whatever the network computes in, like everything that trains. Only their
+arithmetic follows the network: each use casts them (``Adapted``), so that no input is converted and the sum
+with the frozen layer's output happens inside the product.
 """
 
 from __future__ import annotations
@@ -10,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gipo_envs.errors import UserError
 
@@ -35,9 +41,10 @@ class LoraSettings:
     towers: tuple[Tower, ...] = ("language_model",)
     """Parts of the network with adapters. The published checkpoints were made with all of them; the
     language model alone spares the vision towers' activations."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the adapters when the frozen weights are bfloat16. float32 takes small steps exactly, and half as
-    much activation memory again; bfloat16 needs an optimiser with its own float32 copy."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What adapters are multiplied in; their parameters, gradients and moments are float32 always. auto: the
+    network's own. float32 in a bfloat16 network converts every input: half as much activation memory again
+    and a quarter of the speed, for rounding that the frozen layer's output does anyway."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -74,15 +81,54 @@ def inject(
         alpha_pattern={f"^{name}$": scale * rank for name, rank in ranks.items()},
         bias="none",
     )
+    # peft's documented way to bring one's own layers ("Custom layers that do not have a LoRA equivalent").
+    config._register_custom_module(_layers(settings.dtype))
     inject_adapter_in_model(config, network, ADAPTER)
     injected = {name for name, _ in adapted_modules(network)}
     if injected != set(targets):
         missed, extra = sorted(set(targets) - injected), sorted(injected - set(targets))
         raise RuntimeError(f"peft adapted other modules than asked: missed {missed[:5]}, extra {extra[:5]}")
-    dtype = getattr(torch, settings.dtype)
     for parameter in adapter_parameters(network):
-        if parameter.dtype.itemsize < torch.float32.itemsize or dtype == torch.float32:
-            parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.float()
+
+
+@cache
+def _layers(dtype: Literal["auto", "float32", "bfloat16"]) -> dict[type[nn.Module], type[nn.Module]]:
+    """peft's layers, computing as ``LoraSettings.dtype`` says, by the layer that they adapt."""
+    from peft.tuners.lora import layer
+
+    arithmetic = None if dtype == "auto" else getattr(torch, dtype)
+
+    class AdaptedLinear(layer.Linear):
+        """base(x) + B A x scale, the sum inside the product with B."""
+
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            base = self.base_layer(x)
+            if self.disable_adapters:
+                return base
+            used = arithmetic or base.dtype
+            low = functional.linear(x.to(used), self.lora_A[ADAPTER].weight.to(used)) * self.scaling[ADAPTER]
+            high = self.lora_B[ADAPTER].weight.to(used)
+            if used != base.dtype:
+                return base + functional.linear(low, high).to(base.dtype)
+            return torch.addmm(base.flatten(0, -2), low.flatten(0, -2), high.t()).view_as(base)
+
+    class AdaptedConv2d(layer.Conv2d):
+        """The same for a convolution, whose A has the window and whose B is 1 x 1."""
+
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            base = self.base_layer(x)
+            if self.disable_adapters:
+                return base
+            used = arithmetic or base.dtype
+            window = self.lora_A[ADAPTER]
+            low = functional.conv2d(
+                x.to(used), window.weight.to(used), None, window.stride, window.padding, window.dilation
+            )
+            high = functional.conv2d(low * self.scaling[ADAPTER], self.lora_B[ADAPTER].weight.to(used))
+            return base + high.to(base.dtype)
+
+    return {nn.Linear: AdaptedLinear, nn.Conv2d: AdaptedConv2d}
 
 
 def adapted_modules(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:

@@ -1,10 +1,11 @@
-"""A small policy on state vectors: the same tokens, objective and learner as a VLA, on a laptop.
+"""A small policy on vectors of numbers: the same tokens, objective and learner as a VLA, on a laptop.
 
 Separate actor and critic trunks (a shared one lets the value loss move the policy's features), 256 bins a
-dimension, one action a decision. Inputs are normalised with running statistics of the first iterations,
+dimension, one action a decision. It reads ``state``, ``proprio`` and ``landmarks``, those that are observed,
+one behind the other in this order. Inputs are normalised with running statistics of the first iterations,
 which then freeze: while they move, the log-ratio of old data moves with them.
 
-Shapes: B batch, S state, K steps of a chunk, D action dimensions, V bins; logits are (B, K, D, V).
+Shapes: B batch, S numbers observed, K steps of a chunk, D action dimensions, V bins; logits are (B, K, D, V).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from gipo_vla.policies.memory import (
     Work,
     of_trained,
 )
-from gipo_vla.policies.normalization import RunningNormalizer
+from gipo_vla.policies.normalization import VECTORS, RunningNormalizer
 
 LOGITS_KEPT = 6
 """Arrays of the size of the logits that autograd keeps: the network's, those divided by the temperature, and
@@ -50,7 +51,7 @@ LOGITS_IN_BACKWARD = 6
 @register
 @dataclass(frozen=True)
 class MlpSettings(PolicySettings):
-    """A small policy on state vectors, with separate networks for actions and values."""
+    """A small policy on vectors of numbers, with separate networks for actions and values."""
 
     free: ClassVar[tuple[str, ...]] = ("greedy", "normalizer_iterations")
 
@@ -64,6 +65,9 @@ class MlpSettings(PolicySettings):
     greedy: Literal["mean", "mode"] = "mean"
     """What acting without noise means: the bin nearest to the distribution's mean action (steadier), or the
     most likely bin."""
+    inputs: tuple[Literal["state", "proprio", "landmarks"], ...] | None = None
+    """Vectors that the policy reads. None: all that ``env.observations`` names; name them where some are
+    observed for a credit only."""
     normalizer_iterations: int = 30
     """Iterations after which the statistics of the observations freeze."""
 
@@ -73,6 +77,8 @@ class MlpSettings(PolicySettings):
                 raise UserError(f"policy.{key} is {value}: it must be at least {least}")
         if not self.hidden or min(self.hidden) < 1:
             raise UserError(f"policy.hidden is {list(self.hidden)}: give at least one positive width")
+        if self.inputs is not None and (not self.inputs or len(set(self.inputs)) < len(self.inputs)):
+            raise UserError(f"policy.inputs is {list(self.inputs)}: name at least one vector, and none twice")
 
     def build(self, context: BuildContext) -> Policy:
         return MlpPolicy(self, context.spec).to(context.device)
@@ -90,7 +96,7 @@ class MlpSettings(PolicySettings):
         return 2 * trunk + (widths[-1] + 1) * (logits + 1)
 
     def _inputs(self, spec: EnvironmentSpec) -> int:
-        size = spec.observation["state"].shape[0] if "state" in spec.observation else 0
+        size = sum(spec.observation[name].shape[0] for name in _vectors(self, spec))
         return size + (len(spec.tasks) if len(spec.tasks) > 1 else 0)
 
     def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
@@ -121,38 +127,60 @@ def _trunk(inputs: int, hidden: tuple[int, ...]) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers), inputs
 
 
+def _vectors(settings: MlpSettings, spec: EnvironmentSpec) -> tuple[str, ...]:
+    """Names of the vectors that are read, in order.
+
+    Raises:
+        UserError: one is not observed, or none is.
+    """
+    observed = tuple(name for name in VECTORS if name in spec.observation)
+    asked = observed if settings.inputs is None else settings.inputs
+    missing = [name for name in asked if name not in observed]
+    if missing or not asked:
+        raise UserError(
+            f"policy=mlp reads vectors: add {missing[0] if missing else 'state, or proprio and landmarks,'} "
+            "to env.observations"
+        )
+    return tuple(name for name in VECTORS if name in asked)
+
+
 class MlpPolicy(nn.Module):
-    """Implements ``gipo_vla.policies.base.Policy`` on ``observations["state"]``."""
+    """Implements ``gipo_vla.policies.base.Policy`` on the vectors that are observed."""
 
     def __init__(self, settings: MlpSettings, spec: EnvironmentSpec) -> None:
         super().__init__()
-        if "state" not in spec.observation:
-            raise UserError("policy=mlp reads state vectors: add state to env.observations")
+        inputs = _vectors(settings, spec)
         self.settings = settings
         self.chunk, self.action_dims, self.bins = settings.chunk, spec.action_size, settings.bins
-        state_size = spec.observation["state"].shape[0]
+        size = sum(spec.observation[name].shape[0] for name in inputs)
         self.tasks = len(spec.tasks)
-        self.normalizer = RunningNormalizer(state_size)
+        self.normalizer = RunningNormalizer(size, inputs)
         self.normalizer_iterations = settings.normalizer_iterations
         # A multi-task policy is told its task as a one-hot vector, as is usual on MT10 and MT50.
-        inputs = state_size + (self.tasks if self.tasks > 1 else 0)
-        self.actor, width = _trunk(inputs, settings.hidden)
-        self.action_head = nn.Linear(width, self.chunk * self.action_dims * self.bins)
+        width = size + (self.tasks if self.tasks > 1 else 0)
+        self.actor, features = _trunk(width, settings.hidden)
+        self.action_head = nn.Linear(features, self.chunk * self.action_dims * self.bins)
         # Near-uniform at the start: the first episodes explore the whole range of every dimension.
         nn.init.normal_(self.action_head.weight, std=0.01)
         nn.init.zeros_(self.action_head.bias)
-        self.critic, width = _trunk(inputs, settings.hidden)
-        self.value_head = nn.Linear(width, 1)
+        self.critic, features = _trunk(width, settings.hidden)
+        self.value_head = nn.Linear(features, 1)
         nn.init.zeros_(self.value_head.bias)
         self.bin_centres: Tensor
         self.register_buffer("bin_centres", torch.linspace(-1.0, 1.0, self.bins), persistent=False)
 
     def _inputs(self, observations: Observations) -> Tensor:
-        state = self.normalizer(observations["state"])
+        vector = self._vector(observations)
         if self.tasks == 1:
-            return state
-        one_hot = nn.functional.one_hot(observations["task"].long(), self.tasks).to(state.dtype)
-        return torch.cat([state, one_hot], dim=-1)
+            return vector
+        # Not ``functional.one_hot``, which looks at the values of what it is given.
+        tasks = torch.arange(self.tasks, device=vector.device)
+        return torch.cat([vector, (observations["task"].unsqueeze(-1) == tasks).to(vector.dtype)], dim=-1)
+
+    def _vector(self, observations: Observations) -> Tensor:
+        read = [observations[name] for name in self.normalizer.inputs]
+        vector: Tensor = self.normalizer(read[0] if len(read) == 1 else torch.cat(read, dim=-1))
+        return vector
 
     def _logits(self, inputs: Tensor) -> Tensor:
         return self.action_head(self.actor(inputs)).reshape(-1, self.chunk, self.action_dims, self.bins)
@@ -200,8 +228,8 @@ class MlpPolicy(nn.Module):
 
     @torch.no_grad()
     def features(self, observations: Observations) -> Tensor:
-        """The state as the network gets it (B, S)."""
-        return self.normalizer(observations["state"])
+        """What the network gets (B, S), the task apart."""
+        return self._vector(observations)
 
     def decode(self, tokens: Tensor) -> Tensor:
         return self.bin_centres[tokens]

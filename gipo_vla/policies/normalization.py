@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+VECTORS = ("state", "proprio", "landmarks")
+"""Observations that are vectors of numbers, in the order in which they are put behind each other."""
 
 
 class RunningNormalizer(nn.Module):
@@ -16,9 +24,13 @@ class RunningNormalizer(nn.Module):
     mean: Tensor
     squares: Tensor
 
-    def __init__(self, size: int, epsilon: float = 1e-3, clip: float = 10.0) -> None:
+    def __init__(
+        self, size: int, inputs: tuple[str, ...] = ("state",), epsilon: float = 1e-3, clip: float = 10.0
+    ) -> None:
         super().__init__()
         self.epsilon, self.clip = epsilon, clip
+        self.inputs = inputs
+        """Names of the observations whose numbers, one behind the other, are normalised."""
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("squares", torch.zeros(size, dtype=torch.float64))
@@ -40,11 +52,15 @@ class RunningNormalizer(nn.Module):
         self.squares += batch_squares + delta**2 * (self.count * count / merged)
         self.count.copy_(merged)
 
+    def rows(self, observations: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """What ``update`` is to learn from: (N, S) the numbers of observations (N, ...)."""
+        return np.concatenate([observations[name] for name in self.inputs], axis=-1)
+
     def forward(self, values: Tensor) -> Tensor:
-        if self.count == 0:
-            return values.float()
         std = (self.squares / self.count).clamp_min(0).sqrt() + self.epsilon
-        return ((values - self.mean.float()) / std.float()).clamp(-self.clip, self.clip)
+        normalized = ((values - self.mean.float()) / std.float()).clamp(-self.clip, self.clip)
+        # Not an ``if``: the host would wait for the count.
+        return torch.where(self.count == 0, values.float(), normalized)
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

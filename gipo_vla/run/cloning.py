@@ -112,7 +112,8 @@ class Cloning:
         normalizer = self.policy.normalizer
         if normalizer is None or normalizer.count > 0:
             return
-        states = self.demonstrations.observations["state"][self.examples.row[training]]
+        rows, observed = self.examples.row[training], self.demonstrations.observations
+        states = normalizer.rows({name: observed[name][rows] for name in normalizer.inputs})
         normalizer.update(*(part.to(self.device) for part in moments(torch.from_numpy(states))))
 
     def close(self) -> None:

@@ -74,14 +74,14 @@ def test_observations_are_those_of_the_policys_environment() -> None:
     assert episode is not None
     driven, viewed = make(replace(ENV, observations=("state",))), make(ENV)
     expert = make_expert("point_reach", "reach")
-    state, shown = driven.reset(5, 0)["state"], viewed.reset(5, 0)
+    seen, shown = driven.reset(5, 0), viewed.reset(5, 0)
     for number, action in enumerate(episode.actions):
-        assert np.array_equal(expert(state), action)
+        assert np.array_equal(expert(seen), action)
         if number % 2 == 0:
             assert episode.observed_at[number // 2] == number
             for name in ("images", "proprio"):
                 assert np.array_equal(episode.observations[name][number // 2], shown[name])
-        state = driven.step_chunk(action[None]).observation["state"]
+        seen = driven.step_chunk(action[None]).observation
         shown = viewed.step_chunk(action[None]).observation
     assert "task" not in episode.observations and "state" not in episode.observations
 
@@ -136,7 +136,7 @@ def test_recorders_do_without_torch() -> None:
     with Recording(ENV, SPEC, ExpertSettings(), 0, 1, 60.0) as recording:
         process = recording._processes[0]
         process.request("modules")
-        assert not {"torch", "gipo_vla.config"} & set(process.answer().value)
+        assert not {"torch", "gipo_vla.settings.schema"} & set(process.answer().value)
 
 
 def test_hopeless_settings_are_told() -> None:
@@ -146,5 +146,5 @@ def test_hopeless_settings_are_told() -> None:
         record(ExpertSettings(state_range=StateRange(4, 2.0, 3.0)))
     with pytest.raises(UserError, match=r"state_range\.index is 10.*10 numbers"):
         record(ExpertSettings(state_range=StateRange(10)))
-    with pytest.raises(UserError, match="libero_goal has no scripted experts"):
-        Recording(replace(ENV, family="libero_goal"), SPEC, ExpertSettings(), 0, 1, 60.0)
+    with pytest.raises(UserError, match="recorded has no scripted experts"):
+        Recording(replace(ENV, family="recorded"), SPEC, ExpertSettings(), 0, 1, 60.0)

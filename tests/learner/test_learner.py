@@ -13,7 +13,7 @@ import torch
 
 from gipo_envs.errors import UserError
 from gipo_vla.distributed import group
-from gipo_vla.learner.batch import count_valid, split
+from gipo_vla.learner.batch import count_valid, following_observations, split
 from gipo_vla.learner.learner import Learner, NonFiniteError
 from gipo_vla.replay.segment import SegmentBatch
 
@@ -189,7 +189,8 @@ def test_micro_batches_hold_the_valid_transitions_in_order(make_batch: MakeBatch
             length = int(batch.length[segment])
             assert part.mask[n].tolist() == [t < length for t in range(5)]
             following = batch.observations["state"][segment, length]
-            np.testing.assert_array_equal(part.following["state"][n], following)
+            after = following_observations(batch, np.array([segment]), torch.device("cpu"))
+            np.testing.assert_array_equal(after["state"][0], following)
             for t in range(length):
                 np.testing.assert_array_equal(
                     part.observations["state"][row], batch.observations["state"][segment, t]
@@ -204,6 +205,7 @@ def test_micro_batches_hold_the_valid_transitions_in_order(make_batch: MakeBatch
         assert len(part.tokens) == row
         grid = part.grid(torch.arange(1.0, row + 1))
         assert grid[part.mask].tolist() == list(range(1, row + 1)) and not grid[~part.mask].any()
+        assert part.rows(grid).tolist() == list(range(1, row + 1))
 
 
 def test_metrics_describe_the_update(

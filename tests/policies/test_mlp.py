@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -213,7 +214,48 @@ def test_impossible_sizes_are_refused(settings: dict[str, Any], named: str) -> N
         MlpSettings(**settings)
 
 
-def test_an_environment_without_state_is_refused() -> None:
-    spec = make_spec(EnvironmentSettings("point_reach", "reach", observations=("proprio",)))
-    with pytest.raises(UserError, match=r"env\.observations"):
-        MlpPolicy(MlpSettings(), spec)
+@pytest.mark.parametrize(
+    "observed, inputs, missing",
+    [((), None, "state, or"), (("state",), ("landmarks",), "landmarks")],
+)
+def test_an_environment_without_its_vectors_is_refused(
+    observed: tuple[str, ...], inputs: Any, missing: str
+) -> None:
+    spec = make_spec(EnvironmentSettings("point_reach", "reach"))
+    spec = replace(spec, observation={name: spec.observation[name] for name in observed})
+    with pytest.raises(UserError, match=rf"add {missing}.* to env\.observations"):
+        MlpPolicy(MlpSettings(inputs=inputs), spec)
+
+
+@pytest.mark.parametrize("inputs", [(), ("state", "state")])
+def test_inputs_are_named_once(inputs: Any) -> None:
+    with pytest.raises(UserError, match=r"policy\.inputs"):
+        MlpSettings(inputs=inputs)
+
+
+def test_vectors_are_read_one_behind_the_other_in_their_order() -> None:
+    spec = make_spec(EnvironmentSettings("point_reach", "push", observations=("landmarks", "proprio")))
+    policy = MlpPolicy(MlpSettings(hidden=(8,), bins=16), spec)
+    assert policy.normalizer.inputs == ("proprio", "landmarks")
+    seen = {"proprio": torch.tensor([[1.0, 2.0]]), "landmarks": torch.arange(3.0, 9.0)[None]}
+    assert policy.features(seen).tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    rows = policy.normalizer.rows({name: tensor.numpy() for name, tensor in seen.items()})
+    assert rows.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    decision = policy.act(seen, 1.0, torch.Generator().manual_seed(0))
+    assert decision.tokens.shape == (1, 1, 2)
+
+
+def test_landmarks_that_are_not_to_be_read_change_nothing() -> None:
+    def act(observed: Any, settings: MlpSettings) -> tuple[torch.Tensor, torch.Tensor]:
+        spec = make_spec(EnvironmentSettings("point_reach", "reach", observations=observed))
+        torch.manual_seed(0)
+        policy = MlpPolicy(settings, spec)
+        seen = observations(5) | {"landmarks": torch.randn(5, 6)}
+        decision = policy.act(seen, 1.0, torch.Generator().manual_seed(1))
+        assert decision.logits is not None
+        return decision.logits, decision.values
+
+    expected = act(("state",), MlpSettings())
+    actual = act(("state", "landmarks"), MlpSettings(inputs=("state",)))
+    for one, other in zip(actual, expected):
+        assert torch.equal(one, other)

@@ -41,10 +41,11 @@ def policy_and_observations(overrides: tuple[str, ...], batch: int) -> tuple[Pol
 @pytest.mark.parametrize(("batch", "micro_batch"), [(16, 3), (3, 16), (8, 8)])
 def test_float32_agrees_within_1e_4(overrides: tuple[str, ...], batch: int, micro_batch: int) -> None:
     policy, observations = policy_and_observations(overrides, batch)
-    floor = log_ratio_floor(policy, observations, micro_batch, 1.6)
+    floor = log_ratio_floor(policy, policy, observations, micro_batch, 1.6)
     assert floor.shape == (batch * policy.chunk * policy.action_dims,)
     assert float(floor.max()) <= 1e-4
-    assert log_ratio_floor(policy, observations, batch, 1.6).max() == 0, "the same batch, the same numbers"
+    whole = log_ratio_floor(policy, policy, observations, batch, 1.6)
+    assert whole.max() == 0, "the same batch, the same numbers"
     decision = policy.act(observations, 1.6, torch.Generator().manual_seed(0))
     assert decision.log_probs.std() > 0.1
     metrics = floor_metrics(floor)
@@ -53,7 +54,7 @@ def test_float32_agrees_within_1e_4(overrides: tuple[str, ...], batch: int, micr
 
 def test_bfloat16_of_the_tiny_network_is_reported() -> None:
     policy, observations = policy_and_observations((*VLA, "learner.precision=bfloat16"), 16)
-    metrics = floor_metrics(log_ratio_floor(policy, observations, 3, 1.6))
+    metrics = floor_metrics(log_ratio_floor(policy, policy, observations, 3, 1.6))
     assert metrics["mean"] <= 1e-2
 
 

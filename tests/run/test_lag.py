@@ -10,7 +10,7 @@ import pytest
 
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
-from gipo_vla.replay.segment import Arrays, SegmentLayout
+from gipo_vla.replay.segment import Segment, SegmentLayout
 from gipo_vla.run.lag import Flow, expected_lag
 from gipo_vla.run.memory import plan_replay
 
@@ -37,10 +37,10 @@ def simulated(flow: Flow, layout: SegmentLayout, iterations: int = 80) -> dict[s
             version = (iteration - 1) * flow.updates + update
             if len(ring.drawable(version)) >= flow.batch_segments:
                 drawn = ring.sample(flow.batch_segments, rng, version)
-                valid = np.arange(layout.length) < drawn["length"][:, None]
+                valid = np.arange(layout.length) < drawn.length[:, None]
                 if iteration > full:
-                    in_iterations.append(float((iteration - drawn["iteration"][valid]).mean()))
-                    in_updates += (version - drawn["version"][valid]).tolist()
+                    in_iterations.append(float((iteration - drawn.iteration[valid]).mean()))
+                    in_updates += (version - drawn.version[valid]).tolist()
             for _ in range(acted_at.count(update)):
                 for env in range(flow.envs):
                     opened[env].append((iteration, version // flow.sync_every * flow.sync_every))
@@ -62,11 +62,11 @@ def simulated(flow: Flow, layout: SegmentLayout, iterations: int = 80) -> dict[s
     }
 
 
-def _segment(layout: SegmentLayout, acted: list[tuple[int, int]]) -> Arrays:
-    arrays = {name: array[0] for name, array in layout.allocate(1).items()}
-    arrays["length"] = np.int32(len(acted))
-    arrays["iteration"][: len(acted)], arrays["version"][: len(acted)] = zip(*acted, strict=True)
-    return arrays
+def _segment(layout: SegmentLayout, acted: list[tuple[int, int]]) -> Segment:
+    batch = layout.allocate(1)
+    batch.length[0] = len(acted)
+    batch.iteration[0, : len(acted)], batch.version[0, : len(acted)] = zip(*acted, strict=True)
+    return batch.segment(0)
 
 
 @pytest.mark.parametrize(
@@ -149,4 +149,4 @@ def test_memory_of_full_and_cut_segments(small_layout: SegmentLayout) -> None:
 
 def test_bytes_are_those_of_the_arrays(small_layout: SegmentLayout) -> None:
     arrays = small_layout.allocate(3)
-    assert sum(array.nbytes for array in arrays.values()) == 3 * small_layout.bytes_per_segment
+    assert sum(array.nbytes for array in arrays.arrays().values()) == 3 * small_layout.bytes_per_segment

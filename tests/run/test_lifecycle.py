@@ -22,6 +22,7 @@ from gipo_vla.checkpoint.writer import CheckpointWriter, Content
 from gipo_vla.cli import RunStoppedError
 from gipo_vla.rollout.episodes import evaluation_plans
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.run.plan import RunPlan
 from gipo_vla.run.resume import Start
 from gipo_vla.run.start import run
 from gipo_vla.run.trainer import Row, ShouldStop
@@ -42,7 +43,12 @@ class Counting:
     made: list[Counting] = []  # noqa: RUF012  the trainers of a test
 
     def __init__(
-        self, settings: TrainingSettings, spec: EnvironmentSpec, device: torch.device, stored: Path | None
+        self,
+        settings: TrainingSettings,
+        spec: EnvironmentSpec,
+        device: torch.device,
+        stored: Path | None,
+        plan: RunPlan,
     ) -> None:
         self.settings, self.spec, self.device, self.stored = settings, spec, device, stored
         self.policy = build_policy(settings, spec, device)
@@ -66,6 +72,10 @@ class Counting:
 
     def close(self) -> None:
         self.events.append("close")
+
+    @property
+    def worker_processes(self) -> tuple[int, ...]:
+        return ()
 
     @property
     def done(self) -> str | None:

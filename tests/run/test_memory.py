@@ -117,8 +117,8 @@ def test_the_setting_to_lower_on_the_device_is_named(
         ({"replay": {"capacity": 200_000, "memory_limit_gb": 500.0}}, "replay.capacity (200000)"),
         ({"rollout": {"workers": 64}, "replay": {"capacity": 2000}}, "rollout.workers (64)"),
         (
-            {"learner": {"batch_segments": 4096}, "rollout": {"workers": 1}, "replay": {"capacity": 2000}},
-            "learner.batch_segments (4096)",
+            {"replay": {"capacity": 22_400}, "learner": {"batch_segments": 2800}, "rollout": {"workers": 1}},
+            "learner.batch_segments (2800)",
         ),
     ],
 )
@@ -147,10 +147,10 @@ def refuses(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> str:
     def not_yet(*_: object, **__: object) -> None:
         raise AssertionError("something was spent before the refusal")
 
-    for place in ("pipeline.WorkerPool", "train.build_policy", "sft.build_policy", "sft.sources.obtain"):
+    kinds = ("reinforcement.build_policy", "cloning.build_policy", "cloning.sources.obtain")
+    for place in ("pipeline.WorkerPool", *(f"run.{kind}" for kind in kinds)):
         monkeypatch.setattr(f"gipo_vla.{place}", not_yet)
-    for module in ("train", "sft"):
-        monkeypatch.setattr(f"gipo_vla.{module}.machine_limits", lambda device: Limits(1_000_000, None))
+    monkeypatch.setattr("gipo_vla.run.start.machine_limits", lambda device: Limits(1_000_000, None))
     with pytest.raises(UserError) as error:
         run()
     assert "\n" not in str(error.value)
@@ -171,7 +171,7 @@ def test_sft_refuses_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     line = need.problem(Limits(PLENTY, need.memory.policy.frozen))
     assert line is not None and "policy." in line
     monkeypatch.setattr("gipo_envs.gl.choose", lambda: ("none", "needed"))
-    assert "host memory" in refuses(monkeypatch, lambda: sft.clone(settings))
+    assert "host memory" in refuses(monkeypatch, lambda: sft.clone(Start(settings)))
 
 
 def test_the_plan_is_shown(tiny_vla: TrainingSettings, capsys: pytest.CaptureFixture[str]) -> None:

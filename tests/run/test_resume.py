@@ -61,7 +61,7 @@ def test_changed_settings_are_named(make_run: MakeRun, tmp_path: Path) -> None:
     ("override", "named"),
     [
         ("env.task=push", "env.task: reach -> push"),
-        ("policy.hidden=[32]", "policy.hidden: (16,) -> (32,)"),
+        ("policy.hidden=[32]", "policy.hidden: [16] -> [32]"),
         ("seed=1", "seed: 0 -> 1"),
         ("replay.segment_length=5", "replay.segment_length: 10 -> 5"),
         ("credit=group", "credit.name: gae -> group"),

@@ -300,7 +300,7 @@ def test_experiments_belong_to_their_command() -> None:
         (("sft.micro_batch_size=0",), "sft.micro_batch_size is 0"),
         (("sft.settled_after=2", "sft.validation_share=0"), "there is no held-out loss to settle"),
         (("demonstrations.action_noise=-1",), "demonstrations.action_noise is -1"),
-        (("demonstrations=lerobot",), "demonstrations.path is None"),
+        (("demonstrations=lerobot",), "demonstrations.path is missing"),
         (("demonstrations=film",), "there is no such demonstrations"),
     ],
 )

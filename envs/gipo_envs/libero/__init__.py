@@ -11,8 +11,10 @@ Landmarks: see ``gipo_envs.libero.landmarks``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gipo_envs.errors import UserError
-from gipo_envs.family import BareSimulator, Family, Probe, WorkerCost
+from gipo_envs.family import BareSimulator, Expert, Family, Probe, WorkerCost
 from gipo_envs.libero import assets, catalogue, landmarks
 from gipo_envs.protocol import EVALUATION_KEYS_START, Environment, EnvironmentSettings, EnvironmentSpec
 from gipo_envs.registry import register
@@ -81,6 +83,15 @@ def probe() -> str:
     return run()
 
 
+def _experts(suite: str) -> Callable[[str], Expert]:
+    def make_expert(task: str) -> Expert:
+        from gipo_envs.libero import experts
+
+        return experts.make_expert(suite, task)
+
+    return make_expert
+
+
 FAMILIES = tuple(
     register(
         Family(
@@ -95,6 +106,8 @@ FAMILIES = tuple(
                 env_step_seconds=9e-3,
                 image_seconds=9e-2,
             ),
+            make_expert=_experts(suite),
+            expert_observations=("proprio", "landmarks"),
             make_bare_simulator=make_bare_simulator,
             probe=Probe("libero", probe, "./scripts/setup.sh libero"),
             binary_gripper=True,

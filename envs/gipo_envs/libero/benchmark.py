@@ -2,7 +2,8 @@
 
 *Naive* is what most code does: two cameras of 256 x 256 drawn in every step. *Gated* is the same environment
 with the cameras' sensors drawing only in the last step of a chunk, which is all that a policy with open-loop
-chunks looks at, and is what the worker pool is to be compared with.
+chunks looks at, and is what the worker pool is to be compared with. Where no images are observed there are no
+cameras, and both are LIBERO's own step without rendering.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NAIVE_SIDE = 256
 
 
 class LiberoLoop:
-    """``OffScreenRenderEnv`` on the first task, from its first published state.
+    """LIBERO's ``ControlEnv`` on the first task, from its first published state.
 
     Args:
         chunk: draw in every ``chunk``-th step only.
@@ -34,8 +35,11 @@ class LiberoLoop:
         task = next(task for task in catalogue.tasks(settings.family) if task.name == spec.tasks[0])
         self._chunk = chunk
         self._initial_state = np.array(catalogue.published_states(task)[0])
-        self._environment = wrapper.OffScreenRenderEnv(
+        self._draws = "images" in settings.observations
+        self._environment = wrapper.ControlEnv(
             bddl_file_name=str(task.definition),
+            use_camera_obs=self._draws,
+            has_offscreen_renderer=self._draws,
             camera_heights=NAIVE_SIDE,
             camera_widths=NAIVE_SIDE,
             hard_reset=False,
@@ -59,8 +63,9 @@ class LiberoLoop:
         return draw_if_open
 
     def reset(self) -> None:
-        # This process's other renderer may have made its own OpenGL context the current one.
-        self._environment.sim._render_context_offscreen.gl_ctx.make_current()
+        if self._draws:
+            # This process's other renderer may have made its own OpenGL context the current one.
+            self._environment.sim._render_context_offscreen.gl_ctx.make_current()
         self._gate_open = False
         self._environment.env.reset()
         self._environment.set_init_state(self._initial_state)

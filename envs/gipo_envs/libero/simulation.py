@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gipo_envs import rendering
 from gipo_envs.errors import UserError
-from gipo_envs.libero import installation, landmarks
+from gipo_envs.libero import grips, installation, landmarks
 from gipo_envs.libero.catalogue import Task, published_states
 from gipo_envs.libero.installation import MODEL_FIELDS, model_values
 from gipo_envs.libero.stepping import Floats, Stepper, View
@@ -80,6 +80,7 @@ class TaskSimulation:
                 ) from error
             self._reset()
         self._stepper = Stepper(self._robosuite)
+        self._grips = grips.of_goal(self._robosuite)
         robot = self._robosuite.robots[0]
         own = [*robot._ref_joint_vel_indexes, *robot._ref_gripper_joint_vel_indexes]
         self._object_velocities = np.setdiff1d(np.arange(self.model.nv), own)
@@ -141,7 +142,7 @@ class TaskSimulation:
     def landmarks(self, episode: EpisodeState) -> NDArray[np.float32]:
         """See ``gipo_envs.libero.landmarks``; to be asked right after ``begin_...`` or ``step``."""
         assert self._holder is episode, "positions are computed in a step: another episode has had one since"
-        return landmarks.read(self._robosuite, episode.view, self.task.suite)
+        return landmarks.read(self._robosuite, episode.view, self.task.suite, self._grips)
 
     def _begin_from(self, state: Floats) -> EpisodeState:
         """What LIBERO's ``set_init_state`` does, then the settle steps."""

@@ -11,7 +11,7 @@ from metaworld.policies import ENV_POLICY_MAP
 from numpy.typing import NDArray
 
 from gipo_envs.family import BareSimulator, Expert
-from gipo_envs.protocol import EnvironmentSettings
+from gipo_envs.protocol import EnvironmentSettings, Observation
 from gipo_envs.registry import make
 
 PROBE_STEPS = 500
@@ -23,9 +23,9 @@ def expert(task: str) -> Expert:
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
     policy = ENV_POLICY_MAP[task]()
 
-    def act(state: NDArray[np.float32]) -> NDArray[np.float32]:
+    def act(observation: Observation) -> NDArray[np.float32]:
         # A copy in double precision: the policies compute in the array that they are given.
-        action = policy.get_action(state.astype(np.float64))
+        action = policy.get_action(observation["state"].astype(np.float64))
         return np.asarray(action, np.float32).clip(-1.0, 1.0)
 
     return act

@@ -174,7 +174,8 @@ def _distance(first: tuple[float, float], second: tuple[float, float]) -> float:
 def make_expert(task: str) -> Expert:
     """An expert that walks to the object and carries it to the goal."""
 
-    def act(state: NDArray[np.float32]) -> NDArray[np.float32]:
+    def act(observation: Observation) -> NDArray[np.float32]:
+        state = observation["state"]
         to_object, object_to_goal = state[6:8], state[8:10]
         # In the reaching tasks the object is the point itself.
         touching = float(np.abs(to_object).max()) < CONTACT_RADIUS / 2

@@ -76,7 +76,7 @@ class DemonstrationScorer(Scorer):
         self._frozen: Any = context.policy.twin()
         """A policy, and a module."""
         self._frozen.requires_grad_(False)
-        self._seen = tuple(name for name in context.spec.observation if name != "landmarks")
+        self._seen = tuple(context.spec.observation)
         assert context.read_demonstrations is not None and settings.demonstrations is not None
         demonstrations = context.read_demonstrations(Path(settings.demonstrations), self.match)
         places = demonstrations.observations[self.match].astype(np.float32)

@@ -25,12 +25,11 @@ def centres_of_tokens() -> NDArray[np.float64]:
     return CENTRES[np.clip(ACTION_IDS - tokens - 1, 0, len(CENTRES) - 1)]
 
 
-def tokens_of(actions: Tensor) -> Tensor:
-    """Tokens int64 (...) of normalised actions (...), clipped to [-1, 1].
+def tokens_of(actions: Tensor, edges: Tensor) -> Tensor:
+    """Tokens int64 (...) of normalised actions (...), clipped to [-1, 1]; ``EDGES`` on their device.
 
     The original digitises with ``numpy.digitize`` (the count of edges that are <= the action, 1..256) and
     subtracts that from the end of the vocabulary.
     """
-    edges = torch.as_tensor(EDGES, device=actions.device)
     bins = torch.bucketize(actions.double().clamp(-1.0, 1.0), edges, right=True)
     return ACTION_IDS - bins

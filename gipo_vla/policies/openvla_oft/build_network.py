@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
 
 from gipo_vla.policies.openvla_oft.network import Float32RotaryEmbedding, OpenVlaOftNetwork
@@ -34,10 +33,17 @@ def network_on_meta(
 
 
 def place(network: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:
-    """Put a tensor in its place; parts that keep float32 do so."""
-    owner = network.get_submodule(name.rpartition(".")[0])
+    """Put a tensor in its place; parts that keep float32 do so.
+
+    Raises:
+        ValueError: its shape is another than that of the place.
+    """
+    path, _, key = name.rpartition(".")
+    owner, place = network.get_submodule(path), network.get_parameter(name)
+    if place.shape != value.shape:
+        raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(place.shape)}")
     kept = torch.float32 if isinstance(owner, KeepsDtype) else dtype
-    set_module_tensor_to_device(network, name, device, value=value, dtype=kept)
+    owner.register_parameter(key, nn.Parameter(value.to(device, kept), requires_grad=place.requires_grad))
 
 
 def unplaced(network: nn.Module) -> Iterator[str]:

@@ -27,6 +27,7 @@ from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.policies.openvla_oft.prompt import TOKENIZER_FILE, read_tokenizer
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
+from gipo_vla.policies.precision import compute_in
 from gipo_vla.policies.value_heads import ValueHeadSettings
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def build(
     """The policy that the settings describe, for an environment, on a device.
 
     Args:
-        dtype: of the network (action and value heads stay in float32, adapters have their own).
+        dtype: what the network computes in, and of its frozen weights. What trains is float32, and so are
+            action and value heads.
         cloning: the policy will be trained on demonstrations, so a checkpoint with a continuous head may be
             taken for its features.
         statistics: entries as in ``dataset_statistics.json``, in place of the checkpoint's (a policy that is
@@ -86,7 +88,9 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> OpenVlaOftPolicy:
-    """The policy in a folder of the published layout, with every weight trainable and no tasks yet.
+    """The policy in a folder of the published layout, with every weight in ``dtype`` and no tasks yet.
+
+    Only in float32 can it be trained.
 
     ``set_instructions`` gives it tasks to act on. What the folder does not say is the published default:
     chunks of 8, as many action dimensions as the statistics have (7 without any).
@@ -112,7 +116,7 @@ def load(
         training="full",
         value=ValueHeadSettings(**checkpoint.own.get("value", {})),
     )
-    return _assemble(settings, checkpoint, None, torch.device(device), dtype)
+    return _assemble(settings, checkpoint, None, torch.device(device), dtype, trains=False)
 
 
 def _assemble(
@@ -122,8 +126,12 @@ def _assemble(
     device: torch.device,
     dtype: torch.dtype,
     entries: Mapping[str, Any] | None = None,
+    trains: bool = True,
 ) -> OpenVlaOftPolicy:
     """Complete settings to a policy."""
+    # Weights that train are float32 whatever the network computes in; see ``policies.precision``.
+    whole = trains and settings.training == "full"
+    arithmetic, dtype = dtype, torch.float32 if whole else dtype
     source = "the given statistics"
     if entries is None and checkpoint is not None:
         entries, source = checkpoint.statistics, checkpoint.statistics_file
@@ -159,6 +167,8 @@ def _assemble(
         checkpoint.tensors.close()
     draw_weights(network, device, dtype)
     finish(network, device)
+    if whole:
+        compute_in(network, arithmetic)
     if settings.training == "lora":
         lora.inject(network, list(adapter_targets(network, settings.lora.towers)), settings.lora)
     policy = OpenVlaOftPolicy(
@@ -215,7 +225,10 @@ def _checkpoint_activations(network: OpenVlaOftNetwork) -> None:
             continue
         # Renamed within transformers 5; the old name warns.
         enable = getattr(module, "activation_checkpointing_enable", None)
-        (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})
+        # Nothing here draws, so there is no state of a generator to bring back.
+        (enable or module.gradient_checkpointing_enable)(
+            {"use_reentrant": False, "preserve_rng_state": False}
+        )
 
 
 def adapter_targets(network: OpenVlaOftNetwork, towers: tuple[lora.Tower, ...]) -> Iterator[str]:

@@ -1,10 +1,11 @@
 """Device memory of an OpenVLA-OFT learner, from its settings alone and before any of it is spent.
 
-Parameters are counted exactly. Activations are what autograd keeps for the backward pass, term by term as the
-modules keep it (measured with saved-tensor hooks; the tests compare again): each comment names the tensors.
-Two facts dominate. With frozen weights a linear map keeps its input only for its adapter, so adapters in
-another dtype than the model keep a second, converted copy of every input (bfloat16 model, float32 adapters:
-60 % more). And with activation checkpointing only the input of each block stays, plus one block at a time.
+Parameters are counted exactly. Activations are what autograd keeps for the backward pass, term by term as
+the modules keep it (measured with saved-tensor hooks; the tests compare again): each comment names the
+tensors. Two facts dominate. With frozen weights a linear map keeps its input only for its adapter, so
+adapters that are multiplied in another dtype than the model keep a second, converted copy of every input. And
+with activation checkpointing only the input of each block stays, plus one block at a time. What trains is
+float32 whatever the model is; where it is multiplied in bfloat16, the casts are kept too.
 
 Shape suffixes: T tokens a sample, E width of the Llama, I its MLP's width.
 """
@@ -126,7 +127,10 @@ def remedy(settings: OpenVlaOftSettings, memory: PolicyMemory, dtype: DtypeName)
 def plan_memory(settings: OpenVlaOftSettings, workload: Workload) -> PolicyMemory:
     """Bytes on one rank's device for training the policy of these settings."""
     counts = count_parameters(settings, workload)
-    model, adapter = BYTES[workload.dtype], _trainable_bytes(settings, workload)
+    model, adapter = BYTES[workload.dtype], _arithmetic_bytes(settings, workload)
+    trained = counts.policy + counts.value
+    # What trains is float32; in another precision it is cast for each forward.
+    casts = counts.policy * adapter if adapter < 4 else 0
     tokens = tokens_per_sample(settings, workload)
     block = llama_block_bytes(settings, model, adapter) * tokens
     checkpointed = settings.activation_checkpointing
@@ -141,8 +145,8 @@ def plan_memory(settings: OpenVlaOftSettings, workload: Workload) -> PolicyMemor
     )
     return PolicyMemory(
         frozen=counts.frozen * model,
-        **of_trained(counts.policy + counts.value, counts.policy * adapter + counts.value * 4, work),
-        activations=workload.micro_batch * sample_activation_bytes(settings, workload),
+        **of_trained(trained, 4 * trained, work),
+        activations=workload.micro_batch * sample_activation_bytes(settings, workload) + casts,
         workspace=max(backward, act),
         overhead=CUDA_OVERHEAD if workload.cuda else 0,
     )
@@ -234,11 +238,11 @@ def _part_of(name: str, shape: tuple[int, ...]) -> str | None:
     return "action_head" if ".lm_head." in name else "language_model"
 
 
-def _trainable_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
-    """Bytes of one trained parameter of the policy: adapters are never wider than a float32 model."""
-    if settings.training == "full":
+def _arithmetic_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
+    """Bytes of a number in the products with the policy's trained parameters."""
+    if settings.training == "full" or settings.lora.dtype == "auto":
         return BYTES[workload.dtype]
-    return 4 if workload.dtype == "float32" else BYTES[settings.lora.dtype]
+    return BYTES[settings.lora.dtype]
 
 
 # ------------------------------------------------------------------------------------------- activations
@@ -247,7 +251,7 @@ def _trainable_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
 def sample_activation_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
     """Kept for the backward pass of one sample."""
     architecture = settings.architecture
-    model, adapter = BYTES[workload.dtype], _trainable_bytes(settings, workload)
+    model, adapter = BYTES[workload.dtype], _arithmetic_bytes(settings, workload)
     tokens = tokens_per_sample(settings, workload)
     full = settings.training == "full"
     towers = settings.lora.towers

@@ -42,6 +42,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from gipo_vla.policies.openvla_oft.heads import ProprioProjector
+from gipo_vla.policies.openvla_oft.llama import fuse
 from gipo_vla.policies.openvla_oft.settings import (
     ACTION_IDS,
     PATCH_SIZE,
@@ -196,6 +197,7 @@ class OpenVlaOftNetwork(nn.Module):
         )
         self.language_model = LlamaModel(config)
         self.language_model.rotary_emb = Float32RotaryEmbedding(config)
+        fuse(self.language_model)
         rows = architecture.vocabulary if full_vocabulary else ACTION_IDS
         self.action_head = Float32Linear(architecture.hidden, rows, bias=False)
         self.action_queries = (

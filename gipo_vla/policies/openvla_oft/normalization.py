@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gipo_envs.errors import UserError
-from gipo_vla.policies.openvla_oft.action_tokens import centres_of_tokens, tokens_of
+from gipo_vla.policies.openvla_oft.action_tokens import EDGES, centres_of_tokens, tokens_of
 from gipo_vla.policies.precision import KeepsDtype
 
 EPSILON = 1e-8
@@ -110,6 +110,7 @@ class ActionScaling(KeepsDtype):
     """Tokens to the environment's actions and back; the identity on [-1, 1] without statistics."""
 
     centres: Tensor
+    edges: Tensor
     low: Tensor
     span: Tensor
     mask: Tensor
@@ -132,6 +133,7 @@ class ActionScaling(KeepsDtype):
         high = torch.tensor(used.high, dtype=torch.float64)
         centres = torch.as_tensor(centres_of_tokens()).float()
         self.register_buffer("centres", centres, persistent=False)
+        self.register_buffer("edges", torch.as_tensor(EDGES), persistent=False)
         self.register_buffer("low", low.float(), persistent=False)
         self.register_buffer("span", (high - low + EPSILON).float(), persistent=False)
         self.register_buffer("mask", torch.tensor(used.mask), persistent=False)
@@ -142,7 +144,7 @@ class ActionScaling(KeepsDtype):
 
     def nearest_tokens(self, normalized: Tensor) -> Tensor:
         """Tokens int64 (...) nearest to normalised actions (...)."""
-        return tokens_of(normalized)
+        return tokens_of(normalized, self.edges)
 
     def unnormalize(self, normalized: Tensor) -> Tensor:
         """The data set's units (..., D) of normalised actions (..., D)."""
@@ -162,7 +164,7 @@ class ActionScaling(KeepsDtype):
         if self.flips_gripper:
             actions = torch.cat([actions[..., :-1], 0.5 * (1.0 - actions[..., -1:])], dim=-1)
         scaled = 2.0 * (actions - self.low) / self.span - 1.0
-        return tokens_of(torch.where(self.mask, scaled, actions))
+        return tokens_of(torch.where(self.mask, scaled, actions), self.edges)
 
 
 class ProprioScaling(KeepsDtype):

@@ -67,7 +67,7 @@ def pad_prompts(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
         rest = len(row) - 1
         ids[index, length - rest :] = torch.tensor(row[1:], dtype=torch.int64)
         mask[index, length - rest :] = True
-    return ids, None if bool(mask.all()) else mask
+    return ids, None if all(len(row) == length for row in rows) else mask
 
 
 def realign(input_ids: Tensor, attention_mask: Tensor, pad_id: int) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_every_goal_has_its_place(suite: str) -> None:
         goal = path.read_text().partition("(:goal")[2]
         counts.append(len(re.findall(r"\((?!and\b)\w+( \w+){1,2}\)", goal, re.IGNORECASE)))
     assert len(counts) >= 10 and max(counts) == catalogue.GOAL_PREDICATES[suite] and min(counts) >= 1
-    assert len(landmarks.names(suite)) == 4 + 4 * max(counts)
+    assert len(landmarks.names(suite)) == 4 + 14 * max(counts)
 
 
 @pytest.fixture
@@ -85,7 +86,40 @@ def test_a_goal_that_is_met_holds(environment: LiberoEnvironment, task: int) -> 
     goals.fulfil(environment.simulation, environment.episode)
     after = dict(zip(names, environment.simulation.landmarks(environment.episode)))
     assert after["goal 0 holds"] == 1
-    assert abs(after["goal 0 x"] - before["goal 0 x"]) > 0.01
+
+    def place(values: dict[str, Any], what: str) -> np.ndarray:
+        return np.array([values[f"goal 0 {what} {axis}"] for axis in "xyz"])
+
+    if task == 0:
+        # The grip is fixed to the object, and the region to the cabinet, where the object now is.
+        hand = np.array([before[f"hand {axis}"] for axis in "xyz"])  # it has not moved
+        grips = [hand + place(values, "reach") - place(values, "object") for values in (before, after)]
+        np.testing.assert_allclose(grips[1], grips[0], atol=2e-3)
+        regions = [place(values, "object") + place(values, "way") for values in (before, after)]
+        np.testing.assert_allclose(regions[1], regions[0], atol=1e-3)
+        assert np.linalg.norm(place(before, "way")) > 0.1 > 0.03 > np.abs(place(after, "way")[:2]).max()
+    else:
+        # A knob: the joint that the goal reads, and a grip that goes round with it to its region.
+        assert before["goal 0 joint"] == pytest.approx(0, abs=0.01) and after["goal 0 joint"] >= 0.5
+        regions = [place(values, "object") + place(values, "way") for values in (before, after)]
+        np.testing.assert_allclose(regions[1], regions[0], atol=1e-3)
+        assert np.linalg.norm(place(after, "way")) < 0.8 * np.linalg.norm(place(before, "way"))
+
+
+def test_goals_are_read_by_name(environment: LiberoEnvironment) -> None:
+    names = [landmark.name for landmark in environment.spec.landmarks]
+    values = environment.reset(0, 0, task=0)["landmarks"]
+    by_name = dict(zip(names, values))
+    (goal,) = landmarks.goals(values)
+    hand, thing, reach, way = (
+        np.array([by_name[f"{name} {axis}"] for axis in "xyz"], np.float64)
+        for name in ("hand", "goal 0 object", "goal 0 reach", "goal 0 way")
+    )
+    np.testing.assert_array_equal(goal.object, thing)
+    np.testing.assert_array_equal(goal.grip, hand + reach)
+    np.testing.assert_array_equal(goal.region, thing + way)
+    assert np.linalg.norm(goal.across) == pytest.approx(1, abs=1e-6)
+    assert (goal.width, goal.joint) == (by_name["goal 0 width"], 0) and not goal.holds
 
 
 def test_the_hand_and_its_gripper(environment: LiberoEnvironment) -> None:

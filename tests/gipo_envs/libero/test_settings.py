@@ -93,6 +93,16 @@ def test_a_spec_needs_no_simulator() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_experiments_on_landmarks_are_start_and_training_of_the_same(libero_assets: Path) -> None:
+    from gipo_vla.settings import runs
+
+    start = runs.load_sft(["experiment=libero_object_mlp_sft"])
+    training = runs.load("train", ["experiment=libero_object_mlp", "init_from=runs/start"])
+    assert start.env == training.env and start.policy == training.policy
+    assert training.env.observations == ("proprio", "landmarks") and training.env.reward == "sparse"
+    assert make_spec(training.env).observation["landmarks"].shape == (18,)
+
+
 def test_configs_compose(libero_assets: Path) -> None:
     from gipo_vla.settings import runs
 

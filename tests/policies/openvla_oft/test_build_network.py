@@ -15,7 +15,7 @@ def test_random_weights_are_drawn_in_place(monkeypatch: pytest.MonkeyPatch) -> N
     settings = OpenVlaOftSettings(random_weights=True)
     assert all(p.is_meta for p in network_on_meta(settings, 56, None).parameters()), "7B costs nothing yet"
 
-    from tests.policies.test_memory_plan import small
+    from tests.policies.openvla_oft.test_memory import small
 
     network = network_on_meta(small(), 56, 8)
     drawn: dict[str, int] = {}
