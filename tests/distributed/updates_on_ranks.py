@@ -72,7 +72,7 @@ def make_learner(stage: int, segments: int) -> Learner:
         settings,
         GipoSettings(),
         RegularizerSettings(entropy_coefficient=0.01),
-        GaeSettings().build(),
+        GaeSettings(gamma=0.99).build(),
         AdvantageNormalizer("running"),
         CPU,
         10,

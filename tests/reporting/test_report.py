@@ -143,7 +143,7 @@ def test_metrics_alone_make_a_report(tmp_path: Path, make_run: Maker) -> None:
         ([], "name at least one run folder"),
         (["--fast", "."], "unknown option --fast"),
         (["absent"], "absent is no folder"),
-        (["score=luck", "."], "score=luck: choose one of success_once, success_at_end"),
+        (["score=luck", "."], "score is .luck.: input should be .success_once., .success_at_end."),
     ],
 )
 def test_mistakes(
