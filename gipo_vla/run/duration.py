@@ -1,7 +1,7 @@
 """How long a run may take: an estimate, from declared costs of simulators and the arithmetic of the policy.
 
-A core for every process is assumed, and a device that nobody else uses. Within a factor of two of what was
-measured on the machines at hand; a sweep takes what its finished jobs took instead as soon as there is one.
+A core for every process is assumed, and a device that nobody else uses. It is a rough estimate, which a busy
+machine exceeds many times over; a sweep takes what its finished jobs took instead as soon as there is one.
 """
 
 from __future__ import annotations
