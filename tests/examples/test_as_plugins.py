@@ -96,11 +96,14 @@ def test_every_setting_has_help_and_errors_name_the_nearest() -> None:
 
 def test_nothing_outside_an_example_knows_of_it() -> None:
     """Adding one touches its own file and its test."""
-    words = re.compile(r"soft_?truncation|leave_?one_?out|convolutional_?(policy|settings)|\bpuck\b", re.I)
+    # Quoted, because instructions and the tiny tokenizer know the pucks of Meta-World.
+    words = re.compile(
+        r"soft_?truncation|leave_?one_?out|convolutional_?(policy|settings)|[\"']puck[\"']", re.I
+    )
     for folder in ("gipo_vla", "envs", "configs"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".yaml"):
-                assert not words.search(path.read_text()), path
+                assert path.stem != "puck" and not words.search(path.read_text()), path
 
 
 @pytest.mark.medium
