@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gipo_vla import cli
-from gipo_vla.reporting import write_run_report
 from gipo_vla.run import resume
 from gipo_vla.run.reinforcement import Reinforcement
 from gipo_vla.run.resume import Start
@@ -38,7 +37,14 @@ def resolve(overrides: Sequence[str]) -> Start[TrainingSettings]:
 
 def train(start: Start[TrainingSettings]) -> Path:
     """Train until the run is complete or asked to stop; returns the run folder. See ``run.start.run``."""
-    return run(start, Reinforcement, write_run_report)
+    return run(start, Reinforcement, _write_report)
+
+
+def _write_report(folder: Path) -> None:
+    # Imported at the end: tables and figures take 60 MB that a training process need not hold.
+    from gipo_vla.reporting import write_run_report
+
+    write_run_report(folder)
 
 
 if __name__ == "__main__":

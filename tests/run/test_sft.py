@@ -311,8 +311,8 @@ def test_wrong_settings_are_named(make_sft: MakeSft, overrides: tuple[str, ...],
 
 
 def test_a_policy_that_does_not_fit_is_refused_before_recording(make_sft: MakeSft, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"add state to env\.observations"):
-        clone(make_sft("env.observations=[proprio]"))
+    with pytest.raises(UserError, match=r"to env\.observations"):
+        clone(make_sft("env.observations=[images]"))
     assert not (tmp_path / "sft").exists()
 
 

@@ -252,7 +252,7 @@ def test_an_unknown_option_is_refused(run_train: Callable[..., Any]) -> None:
         (("objective.sigma=0",), ("objective.sigma", "above 0")),
         (("replay.capacity=50",), ("replay.capacity", "50")),
         (("replay.segment_length=41", "replay.capacity=4000"), ("replay.segment_length", "41", "40")),
-        (("env.observations=[proprio]",), ("env.observations", "state")),
+        (("env.observations=[images]",), ("env.observations", "state")),
         (("learner.device=cuda",), ("learner.device", "cpu")),
     ],
     ids=str,
