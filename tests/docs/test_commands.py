@@ -237,7 +237,8 @@ QUICK = re.compile(r"--help|--cfg|dry_run=true|--dry-run|^export|scripts/setup|h
 
 
 def parameters() -> list[object]:
-    """A parameter for each command; those that import torch or simulate are not among the quick tests."""
+    """A parameter for each command. Those that import torch or simulate are not among the quick tests, and on
+    pages other than the README they are among the slow ones: there are a hundred of them."""
     found, seen = [], set()
     for command in commands():
         covered = any(re.search(rule.pattern, command.text) for rule in RULES)
@@ -246,7 +247,8 @@ def parameters() -> list[object]:
         if short in seen:
             continue
         seen.add(short)
-        marks = [] if not covered or QUICK.search(shortened(command)) else [pytest.mark.medium]
+        long = pytest.mark.medium if command.page == "README.md" else pytest.mark.slow
+        marks = [] if not covered or QUICK.search(shortened(command)) else [long]
         if re.search(SLOW, command.text):
             marks = [pytest.mark.slow]
         if covered and rule(command).libero:

@@ -42,10 +42,17 @@ PLUGINS = {
     "own_policy": Plugin(("experiment=point_pixels",), "policy.channels=2,4"),
     "own_simulator": Plugin(("experiment=puck",), "env.reward=dense,sparse"),
 }
+QUICK_ONES = ("own_objective", "own_simulator")
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # An objective and a simulator by default, the others as well with --slow: each starts eight processes.
+        pytest.param(name, marks=pytest.mark.medium if name in QUICK_ONES else pytest.mark.slow)
+        for name in PLUGINS
+    ],
+)
 def test_trained_resumed_evaluated_swept_and_reported(name: str, tmp_path: Path) -> None:
     plugin, named, folder = PLUGINS[name], f"plugins=[examples.{name}]", tmp_path / "run"
 
