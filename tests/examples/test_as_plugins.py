@@ -48,7 +48,7 @@ QUICK_ONES = ("own_objective", "own_simulator")
 @pytest.mark.parametrize(
     "name",
     [
-        # An objective and a simulator by default, the others as well with --slow: each starts eight processes.
+        # An objective and a simulator by default, the others too with --slow: each starts eight processes.
         pytest.param(name, marks=pytest.mark.medium if name in QUICK_ONES else pytest.mark.slow)
         for name in PLUGINS
     ],
