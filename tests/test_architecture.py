@@ -30,12 +30,10 @@ ROOMS = (
     ("credit",),
     ("objectives",),
     ("policies",),
-    # The typed settings are made of the settings classes of the rooms above; everybody may read them.
-    ("config", "composing", "cli", "options", "telemetry", "distributed", "registry", "configs"),
+    # Settings classes of the rooms above register by themselves; everybody may read the settings.
+    ("settings", "cli", "options", "telemetry", "distributed", "configs"),
 )
 LEVEL = {room: level for level, line in enumerate(ROOMS) for room in line}
-SETTINGS_OF = {"credit", "objectives", "policies"}
-"""Rooms whose settings classes config.py composes: the one way up."""
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -91,8 +89,6 @@ def test_imports_go_down(path: Path) -> None:
             continue
         other = rest.partition(".")[0]
         if other == own or other not in LEVEL:
-            continue
-        if own == "config" and other in SETTINGS_OF:
             continue
         assert LEVEL[own] <= LEVEL[other], f"{name(path)} imports {imported}, which stands above it"
 

@@ -162,8 +162,10 @@ def test_demonstrations_of_a_file_are_scored(make_pipeline: MakePipeline, tmp_pa
     rows = iterations(pipeline, 4)
     assert rows[-1]["credit/scorer_version"] == 1 and rows[-1]["credit/gain_std"] > 0
     assert ("observation/landmarks" in pipeline.replay.layout.fields) == (match == "landmarks")
-    chunks = credit_context(pipeline.config, pipeline.plans.spec, pipeline.policy, CPU).demonstrations
-    assert chunks is not None and chunks.actions.shape == (9, 2, 2), "of 4 observations 3 have a whole chunk"
+    context = credit_context(pipeline.config, pipeline.plans.spec, pipeline.policy, CPU)
+    assert context.read_demonstrations is not None
+    chunks = context.read_demonstrations(folder, match)
+    assert chunks.actions.shape == (9, 2, 2), "of 4 observations 3 have a whole chunk"
 
 
 # ------------------------------------------------------------------------------------- stopping, going on

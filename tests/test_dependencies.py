@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 NOT_IMPORTED = {
     "imageio-ffmpeg": "the encoder that imageio writes videos with",
+    "accelerate": "peft's and transformers' own loading and dispatching of large models",
 }
 
 
