@@ -7,7 +7,7 @@
 
 Lists make a grid, over any setting and any group of options. A setting that an option does not have (sigma
 of PPO) is left out for it. Every job is checked before the first one starts. Jobs are run folders in
-``sweep_dir``; the same command goes on with what is not finished, after Ctrl-C, after a crash, or with values
+``sweep_dir``; the same command resumes what is not finished, after Ctrl-C, after a crash, or with values
 added. Jobs that fail do not stop the others.
 
 Report on it with ``python -m gipo_vla.report SWEEP_DIR``. docs/sweeps.md has more.

@@ -2,9 +2,9 @@
 
 ``plugins=[my_module]`` on a command line imports the module in that process and, through the environment
 variable ``GIPO_PLUGINS``, in every process that it starts: ranks, jobs of a sweep, and simulator workers
-wherever the simulator may be a plugin's. A run
-remembers the names of its plugins, but a folder that is read never makes anything be imported: what it names
-has to be named on the command line or in ``GIPO_PLUGINS`` too.
+wherever the simulator may be a plugin's. A run remembers the names of its plugins, but a folder that is read
+never makes anything be imported: what it names has to be named on the command line or in ``GIPO_PLUGINS``
+too.
 """
 
 from __future__ import annotations
