@@ -36,6 +36,8 @@ def fake_device() -> Iterator[torch.device]:
     """Every tensor that is made within is fake; the fake device is what it yields."""
     if not hasattr(torch, KIND):
         _setup_privateuseone_for_python_backend(KIND)
+        # torch asks every device that a process knows for what autocast takes there, in checkpoints too.
+        getattr(torch, KIND).get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
     with (
         mock.patch.object(nn.Module, "_apply", _apply),
         # Numbers from Python start on the CPU and are copied, as they are to a GPU; nothing is really copied.

@@ -23,7 +23,7 @@ from gipo_envs.errors import UserError
 from gipo_envs.protocol import ArraySpec, EnvironmentSpec
 from gipo_vla.assembly import environment_spec
 from gipo_vla.benchmarks import Options
-from gipo_vla.benchmarks.timing import device_name, rate, resident_bytes
+from gipo_vla.benchmarks.timing import device_name, rate
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.policies.base import Observations, network_dtype
 from gipo_vla.policies.memory import DtypeName
@@ -32,6 +32,7 @@ from gipo_vla.policies.openvla_oft.construction import build
 from gipo_vla.policies.openvla_oft.memory import Workload, plan_memory, tokens_per_sample
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
+from gipo_vla.run.measured import peak_resident_bytes
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
@@ -183,7 +184,7 @@ class Trial:
             "train_peak_share": trains * train_share,
             "matrix_peak": peak,  # operations a second
             "matrix_peak_source": source,
-            "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else resident_bytes(),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else peak_resident_bytes(),
             # Weights, gradients and activations; there is no optimiser and no twin here.
             "planned_memory_bytes": plan.total - plan.twin - plan.optimizer,
             "numerical_floor": {_name(dtype): floor},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -36,8 +35,3 @@ def _wait_for(device: torch.device | None) -> None:
 def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def resident_bytes() -> int:
-    """Return this process's largest resident set so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

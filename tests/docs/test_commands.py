@@ -90,6 +90,11 @@ RULES = (
         r"launch_node\.sh --dry-run|launch_slurm\.sbatch --dry-run", replace=((r"=\.\.\.", "=point_reach"),)
     ),
     Rule(r"^sbatch", replace=((r"^sbatch .*?(scripts/\S+)", r"bash \1 --dry-run"),)),
+    Rule(
+        r"sweep_slurm\.sbatch.*oft7b",
+        replace=((r"^(scripts/\S+)( --dry-run)?", r"bash \1 --dry-run"),),
+        libero=True,
+    ),
     Rule(r"sweep_slurm\.sbatch", "seed=0", replace=((r"^(scripts/\S+)( --dry-run)?", r"bash \1 --dry-run"),)),
     Rule(r"launch_node\.sh.*oft7b", replace=((r"launch_node\.sh", "launch_node.sh --dry-run"),)),
     # What Docker would run, run here; the image's file is checked by its linter.
