@@ -176,7 +176,8 @@ def main(arguments: Sequence[str]) -> int:
     values = scores(read_runs(folders)[0], read_runs([own.untrained])[0])
     arms = values.groupby(["objective", "capacity", "rate"]).agg(["count", "mean", "std"])
     differences = differences_table(values)
-    print(arms.round(3).to_string(), differences.round(4).to_string(), sep="\n\n")
+    told = differences.round(4).to_string() if len(differences) else "no two arms share two seeds of a task"
+    print(arms.round(3).to_string(), told, sep="\n\n")
     first = next(iter(PRIMARY))
     if first in differences.index and differences.loc[first, "pairs"] == PAIRS:
         print(f"\n{first}: {verdict(*differences.loc[first, ['low', 'high']])}")

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from gipo_envs.errors import UserError
-from gipo_vla.reporting.runs import Run
+from gipo_vla.reporting.runs import Run, read_runs
 from gipo_vla.studies import old_data
 from gipo_vla.studies.old_data import GIPO, PPO, REFERENCE, Arm
 
@@ -118,3 +118,11 @@ def test_the_kept_runs_give_what_they_can(capsys: pytest.CaptureFixture[str], tm
     kept = pd.read_csv(tmp_path / "scores.csv")
     assert set(kept["task"]) <= set(TASKS)
     assert ("no verdict" in told) == (len(kept) < 105)
+
+
+def test_the_page_has_the_returns_of_the_untrained_policy() -> None:
+    runs, _ = read_runs([RESULTS / "old_data_untrained"])
+    by_task = old_data.returns(runs).groupby("task").agg(["mean", "std"])
+    page = " ".join((RESULTS.parent / "old_data.md").read_text().split())
+    for task, (mean, deviation) in zip(by_task.index, by_task.to_numpy()):
+        assert f"{task} {mean:.1f} ({deviation:.1f})" in page
