@@ -134,7 +134,7 @@ RULES = (
     Rule(r"gipo_vla\.benchmark credit", "repeats=1"),
     Rule(r"gipo_vla\.settings\.descriptions"),
     Rule(r"gipo_vla\.doctor"),
-    Rule(r"gipo_vla\.studies\.bias_variance"),
+    Rule(r"gipo_vla\.studies\.(bias_variance|coefficients)"),
     # Resuming, and starting from another run.
     Rule(r"sft resume=", "sft.steps=4", replace=((r"=RUN_DIR", "=runs/my-clone"),)),
     Rule(r"plugins=.* stop_after=", "iterations=4 " + TRAIN.removeprefix("iterations=2 ")),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,3 +160,24 @@ def test_auto_is_a_setting_and_a_number_has_no_state() -> None:
     assert adaptive_of(GipoSettings()) is None
     with pytest.raises(ValueError, match="sigma is auto"):
         GipoSettings(sigma="auto").surrogate(torch.zeros(1), torch.ones(1))
+
+
+def test_table_of_the_page() -> None:
+    """s, best sigma, ESS there, at sigma 1, and without a kernel."""
+    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    section = page.partition("## sigma=auto")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (near 0|[\d.]+) \|((?: [\d.]+ \|){4})$", section, re.MULTILINE)
+    assert len(rows) == 5
+    for name, cells in rows:
+        spread = 1e-3 if name == "near 0" else float(name)
+        sizes = [formula(sigma, spread) for sigma in (best(spread), 1.0, 1e6)]
+        expected = [f"{value:.2f}" for value in (best(spread), *sizes)]
+        assert cells.replace("|", " ").split() == expected, name
+
+
+def test_what_the_page_says_of_the_asymmetric_default() -> None:
+    """sigma is about 1.2 at s = 1 with sigma_neg_ratio 0.5."""
+    rng = np.random.default_rng(6)
+    tuner = adaptive()
+    tuner.observe(pack(rng.normal(0, 1.0, 400_000), rng.choice([-1.0, 1.0], 400_000)))
+    assert 1.2 / STEP < tuner.sigma < 1.2 * STEP

@@ -55,8 +55,7 @@ def test_numbers_of_the_authors_code(
     found = statistics(settings, LOG_RATIO, own.view(4, 4))
     assert found[0].item() == pytest.approx(tau)
     assert found[1].item() == pytest.approx(0.4487833)
-    behaviour = torch.tensor([-1.0, -2.0, -0.5, -3.0]).repeat(4)
-    output, _ = evaluate(settings, LOG_RATIO.flatten(), own, behaviour, statistics=found)
+    output, _ = evaluate(settings, LOG_RATIO.flatten(), own, statistics=found)
     torch.testing.assert_close(output.coefficient, coefficient.flatten(), rtol=1e-5, atol=0.0)
     assert output.loss.sum().item() == pytest.approx(loss, rel=1e-5)
 
