@@ -85,7 +85,7 @@ def table() -> Table:
     for name in OBJECTIVES:
         for sign, advantage in SIGNS.items():
             own = coefficients(name, np.array(LOG_RATIOS), advantage)
-            values = {f"{x:+g}" if x else "0": round(float(c), 3) for x, c in zip(LOG_RATIOS, own)}
+            values = {f"{x:+g}" if x else "0": round(float(c), 2) for x, c in zip(LOG_RATIOS, own)}
             records.append({"objective": name, "advantage": sign, **values})
     return Table.of("coefficients", "Coefficient of a token by its log-ratio", records)
 

@@ -48,4 +48,4 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"cannot be written.*choose another with out=PATH"):
         study.main([f"out={tmp_path / 'file'}"])
     with pytest.raises(UserError, match="the only option is out=PATH"):
-        study.main(["outt=x"])
+        study.main(["what"])
