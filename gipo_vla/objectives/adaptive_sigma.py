@@ -12,7 +12,7 @@ Too wide a kernel lets a few large ratios outweigh the rest, too narrow a one le
     ESS = E[u]^2 / E[u^2] = sqrt(1 + 2 v) / (1 + v) exp(-s^2 / ((1 + v) (1 + 2 v))),
 
 which is largest at sigma 0.58, 0.75, 0.95, 1.27 for s -> 0, 0.5, 1, 2: the best width grows far slower than
-the spread, and is near 1 wherever data are old but not hopeless.
+the spread, and is near 1 wherever data are old but not hopeless. (docs/objectives.md has the derivation.)
 
 Nothing here supposes that log-ratios are normal. For each of a row of candidates the sums of u and u^2 over
 the tokens of all ranks are added up over updates, an update weighted by ``DECAY`` to the power of its age,

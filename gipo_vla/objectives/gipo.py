@@ -58,7 +58,8 @@ class GipoSettings:
     """The largest sigma that auto may take: it bounds the coefficient by exp(sigma^2 / 2)."""
 
     def __post_init__(self) -> None:
-        if self.sigma != "auto" and not (isinstance(self.sigma, (int, float)) and 0 < self.sigma < math.inf):
+        word = isinstance(self.sigma, str)
+        if self.sigma != "auto" and (word or not 0 < float(self.sigma) < math.inf):
             raise UserError(
                 f"objective.sigma is {self.sigma}: it must be above 0; 0.2 to 2 is usual, "
                 "and auto follows the data"
@@ -101,7 +102,7 @@ class GipoSettings:
         Raises:
             ValueError: sigma is auto; ``adaptive().settings`` has the number in force.
         """
-        if self.sigma == "auto":
+        if isinstance(self.sigma, str):
             raise ValueError("sigma is auto: take the settings in force, GipoSettings.adaptive().settings")
         clamp = self.effective_log_ratio_clamp
         if clamp is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,19 @@ def formula(sigma: float, spread: float) -> float:
     return math.sqrt(1 + 2 * v) / (1 + v) * math.exp(-(spread**2) / ((1 + v) * (1 + 2 * v)))
 
 
-def best(spread: float) -> float:
-    found = optimize.minimize_scalar(lambda log: -formula(math.exp(log), spread), bounds=(-3, 3))
+def of_draws(sigma: float, spread: float) -> float:
+    """The page's for log rho ~ N(-spread^2 / 2, spread^2), with which the mean ratio is 1."""
+    v, mean = (spread / sigma) ** 2, -(spread**2) / 2
+
+    def log_moment(p: int) -> float:
+        exponent = p * p * spread**2 / 2 + p * mean - p * v * mean**2 / (2 * spread**2)
+        return exponent / (1 + p * v) - math.log(1 + p * v) / 2
+
+    return math.exp(2 * log_moment(1) - log_moment(2))
+
+
+def best(spread: float, size: Callable[[float, float], float] = formula) -> float:
+    found = optimize.minimize_scalar(lambda log: -size(math.exp(log), spread), bounds=(-3, 3))
     return math.exp(found.x)
 
 
@@ -51,15 +63,17 @@ def adaptive(**changes: Any) -> AdaptiveSigma:
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("sigma", [0.2, 0.7, 1.0, 3.0])
-def test_the_formula_is_the_integral(sigma: float, spread: float) -> None:
-    def moment(power: int) -> float:
-        def term(x: float) -> float:
-            density = math.exp(-((x / spread) ** 2) / 2) / (spread * math.sqrt(2 * math.pi))
-            return density * math.exp(power * (x - (x / sigma) ** 2 / 2))
+def test_the_formulas_are_the_integrals(sigma: float, spread: float) -> None:
+    for mean, expected in ((0.0, formula(sigma, spread)), (-(spread**2) / 2, of_draws(sigma, spread))):
 
-        return float(integrate.quad(term, -40, 40, points=[-1, 0, 1, 4], limit=400)[0])
+        def moment(power: int, mean: float = mean) -> float:
+            def term(x: float) -> float:
+                density = math.exp(-(((x - mean) / spread) ** 2) / 2) / (spread * math.sqrt(2 * math.pi))
+                return density * math.exp(power * (x - (x / sigma) ** 2 / 2))
 
-    assert moment(1) ** 2 / moment(2) == pytest.approx(formula(sigma, spread), rel=1e-8)
+            return float(integrate.quad(term, -40, 40, points=[-1, 0, 1, 4], limit=400)[0])
+
+        assert moment(1) ** 2 / moment(2) == pytest.approx(expected, rel=1e-8)
 
 
 def test_the_best_sigma_for_a_spread() -> None:
@@ -71,15 +85,18 @@ def test_the_best_sigma_for_a_spread() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
-def test_it_finds_the_best_sigma_in_a_simulation(spread: float) -> None:
+@pytest.mark.parametrize("size", [formula, of_draws])
+def test_it_finds_the_best_sigma_in_a_simulation(spread: float, size: Any) -> None:
     rng = np.random.default_rng(0)
     tuner = adaptive(sigma_neg_ratio=1.0)
     for _ in range(40):
-        tuner.observe(pack(rng.normal(0, spread, 5000), rng.choice([-1.0, 1.0], 5000)))
+        log_ratio = rng.normal(0 if size is formula else -(spread**2) / 2, spread, 5000)
+        tuner.observe(pack(log_ratio, rng.choice([-1.0, 1.0], 5000)))
     # A flat maximum: the neighbour of the nearest candidate may win.
-    assert best(spread) / STEP**1.5 < tuner.sigma < best(spread) * STEP**1.5
+    sigma = best(spread, size)
+    assert sigma / STEP**1.5 < tuner.sigma < sigma * STEP**1.5
     at = tuner.effective_sample_sizes()[tuner.candidates.index(tuner.sigma)]
-    assert at == pytest.approx(formula(best(spread), spread), abs=0.01)
+    assert at == pytest.approx(size(sigma, spread), abs=0.01)
 
 
 KERNELS = [{}, {"kernel": "laplacian"}, {"sigma_neg_ratio": 0.25, "kernel": "cauchy"}]
@@ -163,15 +180,16 @@ def test_auto_is_a_setting_and_a_number_has_no_state() -> None:
 
 
 def test_table_of_the_page() -> None:
-    """s, best sigma, ESS there, at sigma 1, and without a kernel."""
+    """s, best sigma, ESS there, at sigma 1, and without a kernel; the best sigma where the mean ratio is
+    1."""
     page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
     section = page.partition("## sigma=auto")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (near 0|[\d.]+) \|((?: [\d.]+ \|){4})$", section, re.MULTILINE)
+    rows = re.findall(r"^\| (near 0|[\d.]+) \|((?: [\d.]+ \|){5})$", section, re.MULTILINE)
     assert len(rows) == 5
     for name, cells in rows:
         spread = 1e-3 if name == "near 0" else float(name)
         sizes = [formula(sigma, spread) for sigma in (best(spread), 1.0, 1e6)]
-        expected = [f"{value:.2f}" for value in (best(spread), *sizes)]
+        expected = [f"{value:.2f}" for value in (best(spread), *sizes, best(spread, of_draws))]
         assert cells.replace("|", " ").split() == expected, name
 
 
