@@ -6,7 +6,7 @@ No token ever stops teaching, as it does under PPO's clip: a token that has beco
 1 + clip_high. Without a lower bound, which is the authors' setting, this is truncated importance sampling,
 c = min(rho, truncation), written with another number; ``truncation`` says it that way.
 
-Source: CISPO in MiniMax-M1, arXiv 2506.13585, equations 4 and 5 (where the lower bound is off and only the
+Source: CISPO in MiniMax-M1, arXiv 2506.13585 (where the lower bound is off and only the
 upper one was tuned; its value is not given, 0.2 is that of the public code in github.com/volcengine/verl,
 ``compute_policy_loss_cispo``). Truncated importance sampling: Ionides, Journal of Computational and
 Graphical Statistics 17 (2008). What the loss is reported to be worth is -c A.

@@ -17,10 +17,10 @@ Two proximal policies:
 
 Tokens with p / mu above ``behaviour_cap`` are dropped, or their weight is truncated there.
 
-Source: decoupled PPO, arXiv 2505.24298, equation 5 (after Hilton et al., arXiv 2110.00641); the
-interpolation is A-3PO's log-linear one. The cap is that of the authors' code, github.com/inclusionAI/AReaL
-(``behav_imp_weight_cap`` 5 with ``token_mask``, later ``rejection_sampling``); its dual clip is off there,
-too.
+Source: decoupled PPO, arXiv 2505.24298, the decoupled objective (after Hilton et al., arXiv 2110.00641);
+the interpolation is A-3PO's log-linear one, arXiv 2512.06547. The cap is that of the authors' code,
+github.com/inclusionAI/AReaL (``behav_imp_weight_cap`` 5 with ``token_mask``, later ``rejection_sampling``);
+its dual clip is off there, too.
 """
 
 from __future__ import annotations
