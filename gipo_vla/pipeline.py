@@ -101,6 +101,7 @@ class Pipeline:
             plans.spec.reward_scale,
             stored_values,
             reference,
+            self.behaviour,
         )
         self.replay = SegmentRing(
             plans.layout,

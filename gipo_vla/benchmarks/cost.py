@@ -109,6 +109,7 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
             1,
             1.0,
             reference=reference,
+            proximal=twin,
         )
         learner.normalizer.load_state_dict({"count": 1.0, "sum": 0.0, "sum_of_squares": 1.0})
         trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)

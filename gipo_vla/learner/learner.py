@@ -33,29 +33,20 @@ from gipo_vla.learner import engine as engines
 from gipo_vla.learner.batch import MicroBatch, count_valid, following_observations, split, to_device
 from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
-from gipo_vla.objectives.base import ObjectiveSettings, objective_loss
+from gipo_vla.learner.update_metrics import SUMS, metrics_of_sums
+from gipo_vla.objectives.base import (
+    BatchObjective,
+    ObjectiveSettings,
+    TokenObjective,
+    adaptive_of,
+    needs_proximal,
+    objective_loss,
+)
 from gipo_vla.objectives.diagnostics import StalenessDiagnostics, staleness_metrics
 from gipo_vla.objectives.regularizers import RegularizerSettings, regularizer_loss
 from gipo_vla.policies.base import Evaluation, Policy
 from gipo_vla.replay.segment import SegmentBatch
 from gipo_vla.settings.schema import LearnerSettings
-
-# Indices of the sums that one update collects over micro-batches and ranks.
-_SUMS = (
-    "policy_loss",
-    "value_loss",
-    "entropy",
-    "kl_behaviour",
-    "kl_reference",
-    "lag_iterations",
-    "advantage",
-    "advantage_square",
-    "target",
-    "target_square",
-    "error",
-    "error_square",
-    "value",
-)
 
 
 class NonFiniteError(RuntimeError):
@@ -78,6 +69,8 @@ class Update:
     """float32 (), in iterations."""
     known_moments: Tensor | None = None
     """The moments over all ranks, from an extra pass before the first micro-batch."""
+    statistics: Tensor | None = None
+    """The objective's ``batch_statistics``, from such a pass."""
     diagnostics: StalenessDiagnostics = field(default_factory=StalenessDiagnostics)
 
 
@@ -90,6 +83,7 @@ class Learner:
         total_iterations: where the schedule of the learning rate ends.
         reward_scale: multiplies rewards.
         reference: frozen initial policy, for ``kl_reference``.
+        proximal: the policy that acts, for an objective that needs it.
 
     Raises:
         UserError: the number of ranks does not divide ``learner.batch_segments``.
@@ -99,7 +93,7 @@ class Learner:
         self,
         policy: Policy,
         settings: LearnerSettings,
-        objective: ObjectiveSettings,
+        objective: ObjectiveSettings | TokenObjective,
         regularizers: RegularizerSettings,
         credit: CreditAssigner,
         normalizer: AdvantageNormalizer,
@@ -108,10 +102,13 @@ class Learner:
         reward_scale: float,
         stored_values: bool = False,
         reference: Policy | None = None,
+        proximal: Policy | None = None,
     ) -> None:
         assert isinstance(policy, nn.Module)
         self.policy, self.settings, self.device = policy, settings, device
         self.objective, self.regularizers = objective, regularizers
+        self.adaptive = adaptive_of(objective)
+        self.proximal = proximal if needs_proximal(objective) else None
         self.credit, self.normalizer = credit, normalizer
         self.reward_scale, self.stored_values, self.reference = reward_scale, stored_values, reference
         self.total_iterations = settings.schedule_iterations or total_iterations
@@ -150,12 +147,13 @@ class Learner:
             list(parts),
             self._bootstrap_values(segments).split(sizes),
             group.sum_over_ranks(to_device(np.array(count_valid(segments)), device)),
-            torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
+            torch.zeros(len(SUMS), dtype=torch.float64, device=device),
             torch.zeros(3, dtype=torch.float64, device=device),
             torch.zeros((), device=device),
         )
-        if self.normalizer.mode == "exact" or not self.normalizer.ready:
-            update.known_moments = self._moments_by_extra_pass(update)
+        of_moments = self.normalizer.mode == "exact" or not self.normalizer.ready
+        if of_moments or isinstance(self.objective, BatchObjective):
+            self._extra_pass(update, of_moments)
         return update
 
     @torch.no_grad()
@@ -172,12 +170,27 @@ class Learner:
         return values
 
     @torch.no_grad()
-    def _moments_by_extra_pass(self, update: Update) -> Tensor:
+    def _extra_pass(self, update: Update, of_moments: bool) -> None:
+        """A forward over the whole update, for what must be known of all of it before its first backward."""
         moments = torch.zeros(3, dtype=torch.float64, device=self.device)
+        advantages, log_ratios = [], []
         for batch, after in zip(update.micro_batches, update.bootstrap_values):
             evaluation = self.policy.evaluate(batch.observations, batch.tokens, batch.temperature)
-            moments += advantage_moments(self._credit(batch, evaluation, after).advantages, batch.mask)
-        return group.sum_over_ranks(moments)
+            advantages.append(self._credit(batch, evaluation, after).advantages)
+            log_ratios.append(evaluation.log_probs.float() - batch.behaviour_log_probs)
+            moments += advantage_moments(advantages[-1], batch.mask)
+        if of_moments:
+            update.known_moments = group.sum_over_ranks(moments)
+        if not isinstance(self.objective, BatchObjective):
+            return
+        columns = []
+        for batch, own, log_ratio in zip(update.micro_batches, advantages, log_ratios):
+            own = batch.rows(self.normalizer.normalize(own, update.known_moments))
+            parts = (log_ratio, own[:, None, None].expand_as(log_ratio), batch.token_mask)
+            # What stands at a token that is not valid may be anything.
+            columns.append(torch.stack([torch.where(batch.token_mask, part, 0.0) for part in parts], dim=-1))
+        packed = self._of_all_ranks(torch.cat([part.flatten(0, -2) for part in columns]), update)
+        update.statistics = self.objective.batch_statistics(*packed.unbind(-1))
 
     @torch.no_grad()
     def _credit(self, batch: MicroBatch, evaluation: Evaluation, bootstrap_values: Tensor) -> CreditOutput:
@@ -212,15 +225,21 @@ class Learner:
         advantages = batch.rows(self.normalizer.normalize(credit.advantages, update.known_moments))
         transitions, tokens = update.counts.unbind()
 
-        objective = objective_loss(
-            evaluation.log_probs, batch.behaviour_log_probs, advantages, batch.token_mask, self.objective
-        )
         with torch.no_grad():
-            reference = (
-                self.reference.evaluate(batch.observations, batch.tokens, batch.temperature)
-                if self.reference is not None
-                else None
+            reference, proximal = (
+                None if other is None else other.evaluate(batch.observations, batch.tokens, batch.temperature)
+                for other in (self.reference, self.proximal)
             )
+        objective = objective_loss(
+            evaluation.log_probs,
+            batch.behaviour_log_probs,
+            advantages,
+            batch.token_mask,
+            self.adaptive.settings if self.adaptive else self.objective,
+            lag=batch.lag,
+            proximal_log_probs=proximal.log_probs if proximal else None,
+            statistics=update.statistics,
+        )
         regularizer = regularizer_loss(
             evaluation.log_probs,
             evaluation.entropies,
@@ -295,43 +314,36 @@ class Learner:
         """Everything that describes an update, fetched from the device at once; moves the normaliser on."""
         norms = self.optimizer.gradient_norms
         summed = group.sum_over_ranks(torch.cat([update.sums, update.moments]))
-        tokens_by_column = self._diagnostics(update)
-        flat = torch.cat(
-            [
-                summed[: len(_SUMS)],
-                summed[len(_SUMS) :] if update.known_moments is None else update.known_moments,
-                update.counts.double(),
-                group.greatest_over_ranks(update.lag_max).double()[None],
-                *(norm[None] for norm in norms.values()),
-                tokens_by_column.double().flatten(),
-            ]
-        ).cpu()
-        lengths = [len(_SUMS), 3, 2, 1, len(norms), tokens_by_column.numel()]
-        sums_, moments, counts, lag_max, norms_, packed = flat.split(lengths)
+        tokens_by_column = self._of_all_ranks(update.diagnostics.packed(), update)
+        own = update.statistics if update.statistics is not None else summed[:0]
+        parts = [
+            summed[: len(SUMS)],
+            summed[len(SUMS) :] if update.known_moments is None else update.known_moments,
+            update.counts.double(),
+            group.greatest_over_ranks(update.lag_max).double()[None],
+            torch.stack([norm.double() for norm in norms.values()]),
+            own.double(),
+            tokens_by_column.double().flatten(),
+        ]
+        flat = torch.cat(parts).cpu()
+        sums, moments, counts, lag_max, norms_, statistics, packed = flat.split([len(p) for p in parts])
+        packed = packed.view(tokens_by_column.shape)
         self.normalizer.observe(moments)
-        sums = dict(zip(_SUMS, sums_.tolist()))
-        n, tokens = (int(count) for count in counts.tolist())
-        metrics = {
-            "loss/policy": sums["policy_loss"] / tokens,
-            "loss/value": sums["value_loss"] / n,
-            "policy/entropy": sums["entropy"] / tokens,
-            "policy/kl_behaviour": sums["kl_behaviour"] / tokens,
-            "advantage/mean": sums["advantage"] / n,
-            "advantage/std": _std(n, sums["advantage"], sums["advantage_square"]),
-            "value/mean": sums["value"] / n,
-            "value/target_mean": sums["target"] / n,
-            "value/explained_variance": _explained(n, sums),
-            "staleness/lag_iterations_mean": sums["lag_iterations"] / n,
-            "staleness/lag_iterations_max": float(lag_max),
-        }
+        metrics = metrics_of_sums(sums.tolist(), *(int(count) for count in counts.tolist()))
+        kl_reference = metrics.pop("policy/kl_reference")
+        metrics["staleness/lag_iterations_max"] = float(lag_max)
         if self.reference is not None:
-            metrics["policy/kl_reference"] = sums["kl_reference"] / tokens
+            metrics["policy/kl_reference"] = kl_reference
         metrics |= {f"gradient_norm/{name}": norm for name, norm in zip(norms, norms_.tolist())}
-        return metrics | staleness_metrics(packed.view(tokens_by_column.shape))
+        if isinstance(self.objective, BatchObjective):
+            metrics |= self.objective.statistics_metrics(statistics.tolist())
+        if self.adaptive is not None:
+            metrics |= self.adaptive.metrics()
+            self.adaptive.observe(packed)
+        return metrics | staleness_metrics(packed)
 
-    def _diagnostics(self, update: Update) -> Tensor:
-        """float32 (T, 5) of the tokens of all ranks; see ``StalenessDiagnostics.packed``."""
-        packed = update.diagnostics.packed()
+    def _of_all_ranks(self, packed: Tensor, update: Update) -> Tensor:
+        """(T, columns) of the tokens of all ranks, from those of this one; padded with zeros."""
         if self.world > 1:
             # Ranks drop unequal numbers of padded transitions; a collective call wants equal shapes.
             _, chunk, dims = update.micro_batches[0].tokens.shape
@@ -372,6 +384,7 @@ class Learner:
             "skipped_in_a_row": self.skipped_in_a_row,
             "total_iterations": self.total_iterations,
             "normalizer": self.normalizer.state_dict(),
+            "objective": self.adaptive.state_dict() if self.adaptive else None,
         }
 
     def load_counters(self, values: Mapping[str, Any]) -> None:
@@ -381,14 +394,6 @@ class Learner:
         self.total_iterations = values["total_iterations"]
         self.engine.skipped_steps = self.skipped
         self.normalizer.load_state_dict(values["normalizer"])
-
-
-def _std(count: int, total: float, squares: float) -> float:
-    return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
-
-
-def _explained(count: int, sums: dict[str, float]) -> float:
-    """1 - Var(target - value) / Var(target); 0 where targets do not vary."""
-    variance = _std(count, sums["target"], sums["target_square"]) ** 2
-    error = _std(count, sums["error"], sums["error_square"]) ** 2
-    return 1.0 - error / variance if variance > 1e-12 else 0.0
+        # A run that was begun with another objective, or by an older version, has no such state.
+        if self.adaptive is not None and values.get("objective"):
+            self.adaptive.load_state_dict(values["objective"])

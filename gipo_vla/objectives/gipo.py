@@ -15,17 +15,21 @@ w < 1e-3):
     1.0     1.649            1.18                   3.72
     2.0     7.389            2.35                   7.43
 
+``sigma=auto`` follows the data instead (``objectives.adaptive_sigma``).
+
 Source: GIPO, arXiv 2603.03955.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
 from gipo_envs.errors import UserError, nearest
+from gipo_vla.objectives.adaptive_sigma import AdaptiveSigma
 from gipo_vla.objectives.base import Surrogate, by_sign, finite_exp, register
 from gipo_vla.objectives.kernels import DEFAULT_LOG_RATIO_CLAMP, KERNELS, KernelName
 
@@ -36,9 +40,10 @@ class GipoSettings:
     """Gaussian-weighted importance sampling: old data is damped, never dead."""
 
     name: Literal["gipo"] = "gipo"
-    sigma: float = 1.0
+    sigma: float | Literal["auto"] = 1.0
     """Width of the trust kernel in nats of log-ratio. Lower it (0.5, 0.2) where training is unstable, raise
-    it where stale data teach too slowly; towards infinity GIPO becomes plain importance sampling."""
+    it where stale data teach too slowly; towards infinity GIPO becomes plain importance sampling. auto takes
+    the width at which the samples of recent updates count most evenly."""
     sigma_neg_ratio: float = 0.5
     """sigma is multiplied by this where the advantage is not positive. Below 1 to be more careful with
     pushing stale actions down than with pulling them up; 1 for the symmetric method."""
@@ -47,10 +52,23 @@ class GipoSettings:
     log_ratio_clamp: float | None = None
     """Clamp log rho to plus or minus this inside the coefficient; it bounds the coefficient and never makes
     a gradient zero. None takes the kernel's own: no clamp for gaussian, 5 for laplacian and cauchy."""
+    auto_lowest: float = 0.2
+    """The least sigma that auto may take."""
+    auto_highest: float = 2.0
+    """The largest sigma that auto may take: it bounds the coefficient by exp(sigma^2 / 2)."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < float("inf"):
-            raise UserError(f"objective.sigma is {self.sigma}: it must be above 0; 0.2 to 2 is usual")
+        word = isinstance(self.sigma, str)
+        if self.sigma != "auto" and (word or not 0 < float(self.sigma) < math.inf):
+            raise UserError(
+                f"objective.sigma is {self.sigma}: it must be above 0; 0.2 to 2 is usual, "
+                "and auto follows the data"
+            )
+        if not 0 < self.auto_lowest < self.auto_highest < math.inf:
+            raise UserError(
+                f"objective.auto_lowest is {self.auto_lowest}, objective.auto_highest {self.auto_highest}: "
+                "the first must be above 0 and below the second; 0.2 and 2 are usual"
+            )
         if not 0 < self.sigma_neg_ratio < float("inf"):
             raise UserError(
                 f"objective.sigma_neg_ratio is {self.sigma_neg_ratio}: it must be above 0; 0.5 or 1 is usual"
@@ -72,8 +90,20 @@ class GipoSettings:
             return self.log_ratio_clamp
         return DEFAULT_LOG_RATIO_CLAMP[self.kernel]
 
+    def adaptive(self) -> AdaptiveSigma | None:
+        """What finds sigma where it is auto."""
+        if self.sigma != "auto":
+            return None
+        return AdaptiveSigma(lambda sigma: replace(self, sigma=sigma), self.auto_lowest, self.auto_highest)
+
     def surrogate(self, log_ratio: Tensor, advantages: Tensor) -> Surrogate:
-        """Loss -w rho A, coefficient w rho = exp(log w + log rho)."""
+        """Loss -w rho A, coefficient w rho = exp(log w + log rho).
+
+        Raises:
+            ValueError: sigma is auto; ``adaptive().settings`` has the number in force.
+        """
+        if isinstance(self.sigma, str):
+            raise ValueError("sigma is auto: take the settings in force, GipoSettings.adaptive().settings")
         clamp = self.effective_log_ratio_clamp
         if clamp is not None:
             log_ratio = log_ratio.clamp(-clamp, clamp)

@@ -147,15 +147,28 @@ def validated(cls: type[Settings], values: Any, section: str = "") -> Settings:
 
 
 def _first_problem(error: ValidationError, section: str) -> str:
-    problem = error.errors(include_url=False)[0]
-    key = ".".join([section] * bool(section) + [str(part) for part in problem["loc"]])
+    problems = error.errors(include_url=False)
+    problem = problems[0]
+    place = [str(part) for part in problem["loc"]]
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    if place and _is_kind(place[-1]):
+        # A setting that may be of several kinds: one problem for each, with the kind behind the key.
+        place.pop()
+        others = [own["msg"] for own in problems[1:] if list(own["loc"][:-1]) == place]
+        message = " or ".join([message, *(text.removeprefix("Input should be ") for text in others)])
+    key = ".".join([section] * bool(section) + place)
     if problem["type"] == "value_error":  # raised by a settings class: its message is complete
         return str(problem["ctx"]["error"])
     if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         return f"unknown setting {key!r}"
     if problem["type"] == "missing":
         return f"{key} is missing"
-    return f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{key} is {problem['input']!r}: {message}"
+
+
+def _is_kind(part: str) -> bool:
+    """Whether pydantic names one of a setting's kinds, not a key."""
+    return part in ("float", "int", "str", "bool") or part.startswith("literal[")
 
 
 # ------------------------------------------------------------------------------------------------ defaults

@@ -268,3 +268,9 @@ class TrainingSettings:
                 f"credit={self.credit.name} compares episodes of one initial state: set rollout.group_size "
                 "to 2 or more"
             )
+        if getattr(self.objective, "needs_proximal", False) and rollout.sync_every == 1:
+            raise UserError(
+                "rollout.sync_every is 1: the policy that acts is then the learner itself, and "
+                f"objective={self.objective.name} as it is set compares the two; set rollout.sync_every to "
+                f"learner.updates ({learner.updates}), or objective.proximal=interpolated"
+            )

@@ -42,7 +42,7 @@ def test_the_number_of_ranks_changes_no_gradient(tmp_path: Path) -> None:
     """4 segments by a bound of 2: one rank with two micro-batches, or two ranks with one each. 6 segments:
     one rank with three of 2, or two ranks with one of 2 and one of 1 each."""
     one, two = run(1, tmp_path / "one"), run(2, tmp_path / "two")
-    for case in ("1-4", "1-6", "2-4", "2-6"):
+    for case in ("1-4", "1-6", "2-4", "2-6", "m2po", "auto"):
         # After two updates the first moments are the clipped gradients, to rounding ...
         early = [load_file(folder / f"early-{case}.safetensors") for folder in (one, two)]
         assert early[0].keys() == early[1].keys()

@@ -2,16 +2,16 @@
 
     python -m torch.distributed.run --nproc-per-node=N updates_on_ranks.py FOLDER
 
-Rank 0 writes what the updates led to, for both ZeRO stages and both sizes of batch; every rank checks what it
-alone can see.
+Rank 0 writes what the updates led to, for both ZeRO stages, both sizes of batch and several objectives;
+every rank checks what it alone can see.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.distributed import group
 from gipo_vla.learner.learner import Learner
 from gipo_vla.objectives.gipo import GipoSettings
+from gipo_vla.objectives.m2po import M2poSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
 from gipo_vla.replay.segment import SegmentBatch, layout
@@ -31,8 +32,13 @@ from gipo_vla.settings.schema import LearnerSettings
 CPU = torch.device("cpu")
 LENGTH, CHUNK, BINS = 5, 3, 8
 BATCHES = (4, 6)
-"""Segments of a global batch. By a bound of 2 two ranks cut them into 2 and into 2 + 1, one rank into 2 + 2
-and into 2 + 2 + 2."""
+CASES = {
+    **{f"{stage}-{segments}": (stage, segments, GipoSettings()) for stage in (1, 2) for segments in BATCHES},
+    "m2po": (1, 6, M2poSettings()),
+    "auto": (1, 6, GipoSettings(sigma="auto")),
+}
+"""ZeRO stage, segments of a global batch, objective: the last two know the tokens of all ranks. By a bound
+of 2 two ranks cut them into 2 and into 2 + 1, one rank into 2 + 2 and into 2 + 2 + 2."""
 
 
 def make_batch(segments: int, seed: int) -> SegmentBatch:
@@ -51,7 +57,7 @@ def make_batch(segments: int, seed: int) -> SegmentBatch:
     return SegmentBatch.from_arrays(batch)
 
 
-def make_learner(stage: int, segments: int) -> Learner:
+def make_learner(stage: int, segments: int, objective: Any) -> Learner:
     torch.manual_seed(0)
     spec = make_spec(EnvironmentSettings("point_reach", "reach"))
     policy = MlpPolicy(MlpSettings(hidden=(12,), bins=BINS, chunk=CHUNK), spec)
@@ -70,7 +76,7 @@ def make_learner(stage: int, segments: int) -> Learner:
     return Learner(
         policy,
         settings,
-        GipoSettings(),
+        objective,
         RegularizerSettings(entropy_coefficient=0.01),
         GaeSettings(gamma=0.99).build(),
         AdvantageNormalizer("running"),
@@ -103,8 +109,8 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     group.start(CPU)
     check_reductions()
-    for stage, segments in itertools.product((1, 2), BATCHES):
-        learner = make_learner(stage, segments)
+    for case, (stage, segments, objective) in CASES.items():
+        learner = make_learner(stage, segments, objective)
         rows = [update(learner, make_batch(segments, seed)) for seed in range(2)]
         gradients = learner.optimizer_tensors()
         spoiled = make_batch(segments, 2)
@@ -117,8 +123,9 @@ def main(folder: Path) -> None:
         for name, tensor in after.items():
             for other in group.gather(tensor):
                 assert torch.equal(tensor, other), f"{name} differs between ranks"
+        counters = json.dumps(learner.counters()["objective"])
+        assert len(set(group.gather(counters))) == 1, "every rank has learned the same"
         if group.rank() == 0:
-            case = f"{stage}-{segments}"
             save_file(gradients, folder / f"early-{case}.safetensors")
             save_file(after, folder / f"late-{case}.safetensors")
             (folder / f"metrics-{case}.json").write_text(json.dumps(rows))

@@ -20,11 +20,9 @@ from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.imitation.cloning import Cloner
 from gipo_vla.imitation.examples import Batch
 from gipo_vla.learner.learner import Learner
+from gipo_vla.objectives.decoupled_ppo import DecoupledPpoSettings
 from gipo_vla.objectives.gipo import GipoSettings
-from gipo_vla.objectives.no_clip import NoClipSettings
-from gipo_vla.objectives.ppo import PpoSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
-from gipo_vla.objectives.sapo import SapoSettings
 from gipo_vla.policies.base import Policy, copy_trainable
 from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
@@ -62,6 +60,7 @@ def update(
     regularizers: RegularizerSettings | None = None,
     credit: Any = None,
     reference: Policy | None = None,
+    proximal: Policy | None = None,
     normalize: Any = "running",
     updates: int = 1,
     **changes: Any,
@@ -78,6 +77,7 @@ def update(
         10,
         1.0,
         reference=reference,
+        proximal=proximal,
     )
     for _ in range(updates):
         held: list[Any] = []
@@ -167,12 +167,17 @@ def test_while_only_the_value_trains(gpu: torch.device) -> None:
     update(policy, segments, gpu, value_only_updates=5)
 
 
-@pytest.mark.parametrize("objective", registry.objectives.classes())
-def test_every_objective(gpu: torch.device, objective: str) -> None:
-    settings = {"gipo": GipoSettings, "ppo": PpoSettings, "sapo": SapoSettings, "no_clip": NoClipSettings}
-    own = settings.get(objective) or _settings_of(objective)
+OBJECTIVES = [
+    *(own() for own in registry.objectives.classes().values()),
+    GipoSettings(sigma="auto"),
+    DecoupledPpoSettings(proximal="synchronized"),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_every_objective(gpu: torch.device, objective: Any) -> None:
     policy, segments = mlp(gpu)
-    update(policy, segments, gpu, objective=own())
+    update(policy, segments, gpu, objective=objective, proximal=policy.twin(), updates=2)
 
 
 @pytest.mark.parametrize("credit", CREDITS, ids=lambda own: own.name)
@@ -183,15 +188,6 @@ def test_every_credit(gpu: torch.device, credit: Any) -> None:
 
 def test_every_credit_is_here() -> None:
     assert {own.name for own in CREDITS} == set(registry.credits.classes())
-
-
-def _settings_of(name: str) -> Any:
-    """Of a baseline, whose module has the settings of several."""
-    from gipo_vla.objectives import baselines
-
-    return next(
-        own for own in vars(baselines).values() if isinstance(own, type) and getattr(own, "name", "") == name
-    )
 
 
 @pytest.mark.parametrize("training", ["full", "lora"])

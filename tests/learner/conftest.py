@@ -93,7 +93,7 @@ def make_batch(segment_layout: SegmentLayout, make_policy: Callable[..., MlpPoli
 @pytest.fixture
 def make_learner(process_group: None, make_policy: Callable[..., MlpPolicy]) -> MakeLearner:
     """``make_learner(policy_seed=0, objective=..., credit=..., normalize=..., stored_values=False,
-    reference=None, **fields of LearnerSettings)``."""
+    reference=None, proximal=None, **fields of LearnerSettings)``."""
 
     def make(
         policy_seed: int = 0,
@@ -103,6 +103,7 @@ def make_learner(process_group: None, make_policy: Callable[..., MlpPolicy]) -> 
         normalize: Any = "running",
         stored_values: bool = False,
         reference: MlpPolicy | None = None,
+        proximal: MlpPolicy | None = None,
         reward_scale: float = 1.0,
         **settings: Any,
     ) -> Learner:
@@ -127,6 +128,7 @@ def make_learner(process_group: None, make_policy: Callable[..., MlpPolicy]) -> 
             reward_scale,
             stored_values,
             reference,
+            proximal,
         )
 
     return make

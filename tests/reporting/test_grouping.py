@@ -40,6 +40,16 @@ def test_every_other_difference_is_a_factor_and_sigma_is_missing_where_there_is_
     ]
 
 
+def test_a_sigma_that_follows_the_data_stands_behind_the_numbers() -> None:
+    runs = [
+        run(str(sigma), objective__name="gipo", objective__sigma=sigma, replay__capacity=capacity)
+        for sigma in ("auto", 0.5, 1.0)
+        for capacity in (5000, 20000)
+    ]
+    labels = [one.label for one in group(runs).configurations]
+    assert labels[::2] == [f"sigma {sigma}, capacity 5,000" for sigma in ("0.5", "1", "auto")]
+
+
 def test_what_follows_from_the_task_is_no_factor_but_the_algorithm_always_is() -> None:
     runs = [
         run("a", "reach", env__reward_scale=0.1, iterations=10, objective__sigma=1.0),

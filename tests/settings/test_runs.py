@@ -136,6 +136,7 @@ def test_unknown_names_come_with_the_nearest(override: str, named: tuple[str, ..
         (("objective.sigma=0",), ("objective.sigma", "0", "above 0")),
         (("objective.sigma=-0.5",), ("objective.sigma", "-0.5", "above 0")),
         (("objective.sigma=nan",), ("objective.sigma", "nan")),
+        (("objective.sigma=wide",), ("objective.sigma is 'wide'", "number", "or 'auto'")),
         (("objective.sigma=null",), ("objective.sigma",)),
         (("rollout.collect=some",), ("rollout.collect", "some")),
         (("replay.capacity=100",), ("replay.capacity", "100", "320")),
