@@ -36,9 +36,10 @@ def gradients(learner: Learner) -> dict[str, torch.Tensor]:
 
 
 def naive_gradients(
-    policy: Any, batch: SegmentBatch, gamma: float, lam: float, scale: float
+    policy: Any, batch: SegmentBatch, gamma: float, lam: float, scale: float, vtrace: bool = False
 ) -> dict[str, Any]:
-    """The same gradient from loops over segments, transitions and tokens: No-Clip, Huber, GAE."""
+    """The same gradient from loops over segments, transitions and tokens: No-Clip, Huber, GAE; with V-trace
+    what a transition hands back is weighted by min(1, the product of the ratios of its executed tokens)."""
     policy_terms, value_terms, tokens, transitions = [], [], 0, 0
     for n in range(len(batch.length)):
         length = int(batch.length[n])
@@ -51,14 +52,20 @@ def naive_gradients(
         )
         values = out.values.tolist()
         after = 0.0 if batch.terminated[n] else values[length]
-        advantage = 0.0
+        carry = 0.0
         for t in reversed(range(length)):
             executed = int(batch.executed[n, t])
             reward = sum(gamma**i * scale * float(batch.rewards[n, t, i]) for i in range(executed))
             delta = reward + gamma**executed * after - values[t]
-            advantage = delta + gamma**executed * lam * advantage
+            advantage = delta + gamma**executed * lam * carry
+            weight = 1.0
+            for token, behaviour in zip(
+                out.log_probs[t, :executed].flatten().tolist(), batch.log_probs[n, t, :executed].flatten()
+            ):
+                weight *= np.exp(token - float(behaviour))
+            carry = advantage * min(1.0, weight) if vtrace else advantage
             after = values[t]
-            error = (out.values[t] - (values[t] + advantage)).abs()
+            error = (out.values[t] - (values[t] + carry)).abs()
             value_terms.append(0.5 * error**2 if error.item() <= 1 else error - 0.5)
             for i in range(executed):
                 for d in range(2):
@@ -120,6 +127,27 @@ def test_segments_of_full_length_too(
     )
     update(learner, batch)
     assert_close(gradients(learner), naive_gradients(make_policy(0), batch, 0.995, 0.95, 1.0), 1e-4)
+
+
+def test_vtrace_weighs_by_the_ratio_of_the_whole_chunk(
+    make_learner: MakeLearner, make_batch: MakeBatch, make_policy: Any, update: RunUpdate
+) -> None:
+    """The product of the ratios of all executed tokens: not their mean, nor those of skipped actions."""
+    batch = make_batch(5, seed=3)
+    learner = make_learner(
+        objective=NoClipSettings(),
+        credit=GaeSettings(gamma=0.9, gae_lambda=0.8, importance_correction="vtrace"),
+        normalize="none",
+        batch_segments=5,
+        micro_batch_segments=2,
+        **NO_CLIPPING,
+    )
+    update(learner, batch)
+    expected = naive_gradients(make_policy(0), batch, 0.9, 0.8, 1.0, vtrace=True)
+    assert_close(gradients(learner), expected, 1e-4)
+    plain = naive_gradients(make_policy(0), batch, 0.9, 0.8, 1.0)
+    with pytest.raises(AssertionError):
+        assert_close(expected, plain, 1e-2)
 
 
 @pytest.mark.parametrize("normalize", ["running", "exact", "none"])
@@ -196,6 +224,24 @@ def test_policy_gradients_are_clipped_to_their_norm(
     norm = torch.cat([own[name].flatten() for name in own.keys() - VALUE_NAMES]).norm()
     assert metrics["gradient_norm/policy"] > 1e-2, "logged before clipping"
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.95, 1.05, 3.0])
+def test_a_gradient_is_clipped_from_its_norm_on_and_not_before(
+    make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, share: float
+) -> None:
+    """With a clip of that share of the norm, the step is taken with the smaller of clip and norm."""
+    free = make_learner(**NO_CLIPPING)
+    unclipped = update(free, make_batch())
+    norms = {group: unclipped[f"gradient_norm/{group}"] for group in ("policy", "value")}
+    learner = make_learner(
+        policy_gradient_clip=share * norms["policy"], value_gradient_clip=share * norms["value"]
+    )
+    metrics, own, whole = update(learner, make_batch()), gradients(learner), gradients(free)
+    for group, names in (("value", VALUE_NAMES), ("policy", own.keys() - VALUE_NAMES)):
+        assert metrics[f"gradient_norm/{group}"] == norms[group], "logged before clipping"
+        for name in names:
+            torch.testing.assert_close(own[name], min(share, 1.0) * whole[name], rtol=1e-4, atol=1e-8)
 
 
 def test_values_come_from_the_training_forward(
