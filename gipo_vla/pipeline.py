@@ -95,7 +95,7 @@ class Pipeline:
             config.objective,
             config.regularizers,
             self.credit,
-            AdvantageNormalizer(config.credit.normalize),
+            AdvantageNormalizer(config.credit.normalize, shift=config.credit.shifts_advantages),
             device,
             total_iterations or config.iterations,
             plans.spec.reward_scale,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,36 @@ def test_landmarks_are_stored_only_where_asked_for_and_change_nothing(make_pipel
     assert held.observations["landmarks"].shape[1:] == (11, 6)
     states = held.observations["state"][:, :, [0, 1, 2, 3, 4, 5]]
     np.testing.assert_allclose(held.observations["landmarks"], 0.1 * states, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", ["running", "exact"])
+def test_groups_without_contrast_keep_an_advantage_of_zero(
+    make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, normalize: str
+) -> None:
+    """Every other group is given advantages whose mean is not 0, as unequal lengths of episodes make it."""
+    overrides = (*GROUPS, "credit=group", "rollout.group_size=4", f"credit.normalize={normalize}")
+    pipeline = make_pipeline(*overrides)
+    on_group, seen = pipeline.credit.on_group, []
+
+    def unequal(episodes: Any, older: Any = ()) -> Any:
+        advantages = (3.0, -0.1, -0.1, -0.1) if len(seen) % 2 else (0.0,) * 4
+        seen.append(on_group(episodes, older))
+        return [np.full(len(own), value, np.float32) for own, value in zip(episodes, advantages)]
+
+    monkeypatch.setattr(pipeline.credit, "on_group", unequal)
+    normalize_batch, handed = pipeline.learner.normalizer.normalize, []
+
+    def recorded(advantages: torch.Tensor, moments: torch.Tensor | None = None) -> torch.Tensor:
+        normalized = normalize_batch(advantages, moments)
+        handed.append((advantages, normalized))
+        return normalized
+
+    monkeypatch.setattr(pipeline.learner.normalizer, "normalize", recorded)
+    iterations(pipeline, 4)
+    before, after = (torch.cat([pair[at].flatten() for pair in handed]) for at in (0, 1))
+    assert (before == 0).any() and (before > 0).any() and (before < 0).any()
+    assert torch.equal(before.sign(), after.sign())
+    assert not torch.equal(before, after)
 
 
 def group_runs(pipeline: Pipeline) -> list[int]:

@@ -104,7 +104,7 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
             settings.objective,
             settings.regularizers,
             settings.credit.build(),
-            AdvantageNormalizer(settings.credit.normalize),
+            AdvantageNormalizer(settings.credit.normalize, shift=settings.credit.shifts_advantages),
             device,
             1,
             1.0,

@@ -252,6 +252,12 @@ class CreditSettings(Protocol):
         return "running"
 
     @property
+    def shifts_advantages(self) -> bool:
+        """``normalize`` subtracts the mean of the advantages too. Not where they are of groups: their zero
+        means no better and no worse than the siblings."""
+        return not self.needs_groups
+
+    @property
     def needs_landmarks(self) -> bool:
         """The environment has to observe landmarks for this credit."""
         return False

@@ -53,7 +53,8 @@ class GroupSettings(CreditSettings):
     normalize_std: bool = True
     """false leaves out the division (Dr. GRPO): where easy and hard initial states are mixed."""
     normalize: NormalizationMode = "none"
-    """A second normalisation over batches; none, since groups are normalised already."""
+    """A second normalisation over batches, which scales and does not shift; none, since groups are normalised
+    already. Where most groups fail altogether, running gives the rest the scale of other credits."""
 
     def __post_init__(self) -> None:
         if self.outcome not in ("return", "success_once"):
