@@ -73,6 +73,7 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
         batch_segments=2 * micro_batch_segments,
         micro_batch_segments=micro_batch_segments,
         value_only_updates=0,
+        policy_every=1,
     )
     rows = micro_batch_segments * length
     decisions = settings.rollout.workers * settings.rollout.envs_per_worker

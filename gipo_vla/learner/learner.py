@@ -18,14 +18,14 @@ over them), counted, and makes no new version.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
 from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
 from gipo_vla.distributed import group
@@ -33,52 +33,17 @@ from gipo_vla.learner import engine as engines
 from gipo_vla.learner.batch import MicroBatch, count_valid, following_observations, split, to_device
 from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
+from gipo_vla.learner.update import SUMS, Update, explained_variance, std
 from gipo_vla.objectives.base import ObjectiveSettings, objective_loss
-from gipo_vla.objectives.diagnostics import StalenessDiagnostics, staleness_metrics
+from gipo_vla.objectives.diagnostics import staleness_metrics
 from gipo_vla.objectives.regularizers import RegularizerSettings, regularizer_loss
 from gipo_vla.policies.base import Evaluation, Policy
 from gipo_vla.replay.segment import SegmentBatch
 from gipo_vla.settings.schema import LearnerSettings
 
-# Indices of the sums that one update collects over micro-batches and ranks.
-_SUMS = (
-    "policy_loss",
-    "value_loss",
-    "entropy",
-    "kl_behaviour",
-    "kl_reference",
-    "lag_iterations",
-    "advantage",
-    "advantage_square",
-    "target",
-    "target_square",
-    "error",
-    "error_square",
-    "value",
-)
-
 
 class NonFiniteError(RuntimeError):
     """Too many updates in a row had a loss or gradient that is not finite."""
-
-
-@dataclass
-class Update:
-    """A drawn batch on its way through the learner."""
-
-    micro_batches: list[MicroBatch]
-    bootstrap_values: Sequence[Tensor]
-    """float32 (N,) for each micro-batch: of what follows its segments, 0 where the task ended."""
-    counts: Tensor
-    """int64 (2,): valid transitions and valid tokens, over all ranks."""
-    sums: Tensor
-    moments: Tensor
-    """Count, sum and sum of squares of the advantages before normalisation."""
-    lag_max: Tensor
-    """float32 (), in iterations."""
-    known_moments: Tensor | None = None
-    """The moments over all ranks, from an extra pass before the first micro-batch."""
-    diagnostics: StalenessDiagnostics = field(default_factory=StalenessDiagnostics)
 
 
 class Learner:
@@ -92,7 +57,9 @@ class Learner:
         reference: frozen initial policy, for ``kl_reference``.
 
     Raises:
-        UserError: the number of ranks does not divide ``learner.batch_segments``.
+        UserError: the number of ranks does not divide ``learner.batch_segments``, or there is no value to
+        train
+            in the updates that ``learner.policy_every`` leaves to it.
     """
 
     def __init__(
@@ -110,6 +77,11 @@ class Learner:
         reference: Policy | None = None,
     ) -> None:
         assert isinstance(policy, nn.Module)
+        if settings.policy_every > 1 and not credit.needs_values:
+            raise UserError(
+                f"learner.policy_every is {settings.policy_every}, but this credit trains no value: the "
+                "other updates would train nothing; set it to 1, or choose credit=gae"
+            )
         self.policy, self.settings, self.device = policy, settings, device
         self.objective, self.regularizers = objective, regularizers
         self.credit, self.normalizer = credit, normalizer
@@ -140,6 +112,12 @@ class Learner:
         """Updates that changed the weights."""
         return self.attempted - self.skipped
 
+    @property
+    def trains_policy(self) -> bool:
+        """The update under way (or the next one) takes the policy's gradient too."""
+        warm = self.attempted >= self.settings.value_only_updates
+        return warm and (self.attempted + 1) % self.settings.policy_every == 0
+
     # --------------------------------------------------------------------------------------------- update
 
     def begin(self, segments: SegmentBatch, iteration: int) -> Update:
@@ -150,7 +128,7 @@ class Learner:
             list(parts),
             self._bootstrap_values(segments).split(sizes),
             group.sum_over_ranks(to_device(np.array(count_valid(segments)), device)),
-            torch.zeros(len(_SUMS), dtype=torch.float64, device=device),
+            torch.zeros(len(SUMS), dtype=torch.float64, device=device),
             torch.zeros(3, dtype=torch.float64, device=device),
             torch.zeros((), device=device),
         )
@@ -233,7 +211,7 @@ class Learner:
             reference_logits=reference.logits if reference else None,
         )
         policy_loss = (objective.loss + regularizer.loss).sum() / tokens
-        if self.attempted < self.settings.value_only_updates:
+        if not self.trains_policy:
             # Detached: the policy's whole backward pass would only make zeros.
             policy_loss = 0.0 * policy_loss.detach()
         values = evaluation.values
@@ -250,6 +228,10 @@ class Learner:
         # A loss that is not finite can have finite gradients (Huber's; a clamped advantage's): spoil them, so
         # that DeepSpeed finds and skips the update on all ranks.
         loss = loss + 0.0 * loss.detach() * values.sum()
+        # Between two of its gradients the policy stands still: AdamW's momentum would carry it on. (Before
+        # its first one there is no momentum.)
+        between = self.settings.policy_every > 1 and not self.trains_policy
+        self.optimizer.resting = frozenset({"policy"} if between else ())
         self.engine.backward(loss * (self.world * self.micro_batches))
         self.engine.step()
 
@@ -293,23 +275,25 @@ class Learner:
 
     def _metrics(self, update: Update) -> dict[str, float]:
         """Everything that describes an update, fetched from the device at once; moves the normaliser on."""
-        norms = self.optimizer.gradient_norms
+        # In the order of the groups, also where one of them rested before.
+        names = [own["name"] for own in self.optimizer.param_groups]
+        norms = {n: self.optimizer.gradient_norms[n] for n in names if n in self.optimizer.gradient_norms}
         summed = group.sum_over_ranks(torch.cat([update.sums, update.moments]))
         tokens_by_column = self._diagnostics(update)
         flat = torch.cat(
             [
-                summed[: len(_SUMS)],
-                summed[len(_SUMS) :] if update.known_moments is None else update.known_moments,
+                summed[: len(SUMS)],
+                summed[len(SUMS) :] if update.known_moments is None else update.known_moments,
                 update.counts.double(),
                 group.greatest_over_ranks(update.lag_max).double()[None],
                 *(norm[None] for norm in norms.values()),
                 tokens_by_column.double().flatten(),
             ]
         ).cpu()
-        lengths = [len(_SUMS), 3, 2, 1, len(norms), tokens_by_column.numel()]
+        lengths = [len(SUMS), 3, 2, 1, len(norms), tokens_by_column.numel()]
         sums_, moments, counts, lag_max, norms_, packed = flat.split(lengths)
         self.normalizer.observe(moments)
-        sums = dict(zip(_SUMS, sums_.tolist()))
+        sums = dict(zip(SUMS, sums_.tolist()))
         n, tokens = (int(count) for count in counts.tolist())
         metrics = {
             "loss/policy": sums["policy_loss"] / tokens,
@@ -317,10 +301,10 @@ class Learner:
             "policy/entropy": sums["entropy"] / tokens,
             "policy/kl_behaviour": sums["kl_behaviour"] / tokens,
             "advantage/mean": sums["advantage"] / n,
-            "advantage/std": _std(n, sums["advantage"], sums["advantage_square"]),
+            "advantage/std": std(n, sums["advantage"], sums["advantage_square"]),
             "value/mean": sums["value"] / n,
             "value/target_mean": sums["target"] / n,
-            "value/explained_variance": _explained(n, sums),
+            "value/explained_variance": explained_variance(n, sums),
             "staleness/lag_iterations_mean": sums["lag_iterations"] / n,
             "staleness/lag_iterations_max": float(lag_max),
         }
@@ -381,14 +365,3 @@ class Learner:
         self.total_iterations = values["total_iterations"]
         self.engine.skipped_steps = self.skipped
         self.normalizer.load_state_dict(values["normalizer"])
-
-
-def _std(count: int, total: float, squares: float) -> float:
-    return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
-
-
-def _explained(count: int, sums: dict[str, float]) -> float:
-    """1 - Var(target - value) / Var(target); 0 where targets do not vary."""
-    variance = _std(count, sums["target"], sums["target_square"]) ** 2
-    error = _std(count, sums["error"], sums["error_square"]) ** 2
-    return 1.0 - error / variance if variance > 1e-12 else 0.0

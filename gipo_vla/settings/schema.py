@@ -146,6 +146,9 @@ class LearnerSettings:
     value_only_updates: NonNegative = 0
     """The first updates train the value alone (a policy that can already do something is worth more than
     the advantages of an untrained value)."""
+    policy_every: Positive = 1
+    """The policy's gradient is taken only in every n-th update; the value is trained in all of them. Every
+    update makes a version, so lags in updates count all, and the policy's own are an n-th of it."""
     policy_gradient_clip: PositiveFloat = 1.0
     """Largest norm of the policy's gradient; a larger one is scaled down to it."""
     value_gradient_clip: PositiveFloat = 1.0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gipo_envs.errors import UserError
 from gipo_vla.credit.gae import GaeSettings
 from gipo_vla.credit.group import GroupSettings
 from gipo_vla.learner.learner import Learner
@@ -310,6 +311,51 @@ def test_value_only_updates_leave_the_policy_alone(
     now = weights(learner)
     assert not any(torch.equal(now[name], before[name]) for name in now)
     assert learner.version == 3
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_the_policy_rests_between_its_gradients(
+    make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, weights: Weights, zero_stage: int
+) -> None:
+    """With ``policy_every=3`` it moves in the updates 3, 6, ... and momentum does not carry it on in
+    between."""
+    learner = make_learner(policy_every=3, zero_stage=zero_stage)
+    for number in range(1, 8):
+        before = weights(learner)
+        metrics = update(learner, make_batch(seed=number))
+        now = weights(learner)
+        moved = {name for name in now if not torch.equal(now[name], before[name])}
+        assert moved == (now.keys() if number % 3 == 0 else VALUE_NAMES)
+        assert ("gradient_norm/policy" in metrics) == (number % 3 == 0)
+        assert list(metrics)[-1] != "gradient_norm/policy", "the order of the groups"
+        assert learner.optimizer_tensors()["step/policy"] == number // 3
+        assert learner.optimizer_tensors()["step/value"] == number == learner.version
+
+
+def test_a_policy_gradient_between_rests_is_as_ever(
+    make_learner: MakeLearner, make_batch: MakeBatch, make_policy: Any, update: RunUpdate
+) -> None:
+    """The second update's, of a policy that stood still and a value that did not: GAE knows the new value."""
+    options: dict[str, Any] = {
+        "objective": NoClipSettings(),
+        "credit": GaeSettings(gamma=0.9, gae_lambda=0.8, normalize="none"),
+        "normalize": "none",
+        **NO_CLIPPING,
+    }
+    learner, moved = make_learner(policy_every=2, **options), make_policy(0)
+    update(learner, make_batch(seed=1))
+    moved.load_state_dict(learner.policy.state_dict())  # type: ignore[attr-defined]
+    update(learner, make_batch(seed=2))
+    tensors = learner.optimizer_tensors()
+    expected = naive_gradients(moved, make_batch(seed=2), 0.9, 0.8, 1.0)
+    own = {name: tensors[f"exp_avg/{name}"] / 0.1 for name in expected if name not in VALUE_NAMES}
+    assert_close(own, {name: expected[name] for name in own}, 1e-4)
+
+
+def test_resting_is_refused_where_no_value_trains(make_learner: MakeLearner) -> None:
+    with pytest.raises(UserError, match=r"learner\.policy_every is 2.*trains no value") as caught:
+        make_learner(credit=GroupSettings(), normalize="none", policy_every=2)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_exact_kl_uses_the_stored_logits(
