@@ -184,6 +184,11 @@ class CreditAssigner(Protocol):
         """
         ...
 
+    def outcome(self, episode: GroupEpisode) -> float:
+        """The measure that an episode of a group is judged by: a group in which all are equal has no
+        contrast. The sum of its scaled rewards, unless a credit has another one."""
+        return float(episode.rewards.sum(where=episode.executed_mask, dtype=np.float64))
+
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
         """Advantages and value targets of drawn segments."""
         ...

@@ -100,6 +100,10 @@ class GroupRelative(CreditAssigner):
         advantages = group_relative(outcomes, self.settings.normalize_std)
         return [np.full(len(e), a, np.float32) for e, a in zip(episodes, advantages, strict=True)]
 
+    def outcome(self, episode: GroupEpisode) -> float:
+        """By ``credit.outcome``."""
+        return episode_outcome(episode, self.settings.outcome)
+
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
         """The stored advantages; no value targets."""
         return CreditOutput(stored_advantages(batch), None)

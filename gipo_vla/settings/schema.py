@@ -104,6 +104,13 @@ class RolloutSettings:
     """Spread the ends of the first episodes, so that resets do not all fall into the same vector step."""
     group_size: Positive = 1
     """Episodes that share one task and initial state, for group-relative credits (8 is usual there)."""
+    group_filter: Literal["none", "contrast"] = "none"
+    """contrast: groups whose outcomes (``credit.outcome``) are all equal are left out of the replay, and as
+    many transitions are collected in their place, without training meanwhile (dynamic sampling). Where most
+    groups fail or succeed altogether; with dense rewards choose ``credit.outcome=success_once``."""
+    group_filter_rounds: Positive = 4
+    """group_filter=contrast: rounds of at most ``env_steps`` in which an iteration replaces what it left out;
+    after them the run goes on with what the replay has."""
     task_sampling: Literal["uniform", "success"] = "uniform"
     """How the task of an episode is drawn. success: hard tasks more often, by the failures of each one's last
     episodes (the formula is in ``rollout/task_sampler.py``)."""
@@ -265,6 +272,11 @@ class TrainingSettings:
             raise UserError(
                 f"rollout.group_size is {rollout.group_size}: it must divide rollout.workers x "
                 f"rollout.envs_per_worker = {rollout.workers * rollout.envs_per_worker}"
+            )
+        if rollout.group_filter == "contrast" and not self.credit.needs_groups:
+            raise UserError(
+                "rollout.group_filter=contrast compares episodes of one initial state, but credit="
+                f"{self.credit.name} does not: choose credit=group, graph or information_gain"
             )
         if self.credit.needs_groups and rollout.group_size < 2:
             raise UserError(

@@ -292,6 +292,10 @@ class GraphCredit(CreditAssigner):
             )
         return np.split(ids, np.cumsum(lengths)[:-1])
 
+    def outcome(self, episode: GroupEpisode) -> float:
+        """By ``credit.outcome``."""
+        return episode_outcome(episode, self.settings.outcome)
+
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
         """The stored advantages; no value targets."""
         return CreditOutput(stored_advantages(batch), None)

@@ -237,6 +237,10 @@ class InformationGain(CreditAssigner):
             self._sums[name] += float(value)
         return np.split(clipped, np.cumsum([len(own) for own in exact])[:-1])
 
+    def outcome(self, episode: GroupEpisode) -> float:
+        """By ``credit.outcome``."""
+        return episode_outcome(episode, self.settings.outcome)
+
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
         """The stored advantages; with base=gae added to GAE's, whose value targets stay."""
         stored = stored_advantages(batch)
