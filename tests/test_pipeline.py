@@ -182,7 +182,7 @@ INTERRUPTED = ("iterations=3", "learner.updates=3", "policy.normalizer_iteration
 VARIANTS = {
     "gae": (),
     "group": ("credit=group", "rollout.group_size=2"),
-    "policy-every": ("learner.policy_every=2",),
+    "policy-every": ("learner.policy_every=2", "learner.value_scale=running"),
 }
 
 

@@ -41,6 +41,9 @@ from gipo_vla.policies.base import Evaluation, Policy
 from gipo_vla.replay.segment import SegmentBatch
 from gipo_vla.settings.schema import LearnerSettings
 
+SMALLEST_VALUE_SCALE = 1e-3
+"""Of ``learner.value_scale=running``: where all returns are 0 nothing is blown up beyond this."""
+
 
 class NonFiniteError(RuntimeError):
     """Too many updates in a row had a loss or gradient that is not finite."""
@@ -82,6 +85,11 @@ class Learner:
                 f"learner.policy_every is {settings.policy_every}, but this credit trains no value: the "
                 "other updates would train nothing; set it to 1, or choose credit=gae"
             )
+        if settings.value_scale != "none" and stored_values:
+            raise UserError(
+                "learner.value_scale=running changes what the value network's numbers mean, so that those of "
+                "other times cannot be used: set credit.values=recomputed, or learner.value_scale=none"
+            )
         self.policy, self.settings, self.device = policy, settings, device
         self.objective, self.regularizers = objective, regularizers
         self.credit, self.normalizer = credit, normalizer
@@ -93,6 +101,8 @@ class Learner:
         """Segments of each micro-batch, the largest first."""
         self.micro_batches = len(self.micro_batch_sizes)
         """Micro-batches an update on each rank."""
+        self.targets_seen = AdvantageNormalizer("running", shift=False)
+        """For ``value_scale``."""
         self.attempted = 0
         """Updates begun, skipped ones included."""
         self.skipped = 0
@@ -117,6 +127,17 @@ class Learner:
         """The update under way (or the next one) takes the policy's gradient too."""
         warm = self.attempted >= self.settings.value_only_updates
         return warm and (self.attempted + 1) % self.settings.policy_every == 0
+
+    @property
+    def value_scale(self) -> float:
+        """What the value network's 1 is worth, in scaled return: the root mean square of recent targets.
+
+        Unlike PopArt (arXiv 1602.07714) it leaves the output layer alone where it changes: as returns grow,
+        so do the predictions. It changes between updates only.
+        """
+        if self.settings.value_scale == "none" or not self.targets_seen.ready:
+            return 1.0
+        return max(self.targets_seen.std, SMALLEST_VALUE_SCALE)
 
     # --------------------------------------------------------------------------------------------- update
 
@@ -146,7 +167,7 @@ class Learner:
         for start in range(0, len(going_on), most):
             chosen = going_on[start : start + most]
             own = self.policy.value(following_observations(segments, chosen, self.device))
-            values[to_device(chosen, self.device)] = own
+            values[to_device(chosen, self.device)] = own * self.value_scale
         return values
 
     @torch.no_grad()
@@ -164,7 +185,8 @@ class Learner:
             if self.stored_values:
                 values, bootstrap = batch.stored_values, batch.stored_bootstrap_values
             else:
-                values, bootstrap = batch.grid(evaluation.values.detach().float()), bootstrap_values
+                now = evaluation.values.detach().float() * self.value_scale
+                values, bootstrap = batch.grid(now), bootstrap_values
         log_ratios = torch.where(
             batch.token_mask, evaluation.log_probs.detach().float() - batch.behaviour_log_probs, 0.0
         )
@@ -214,15 +236,15 @@ class Learner:
         if not self.trains_policy:
             # Detached: the policy's whole backward pass would only make zeros.
             policy_loss = 0.0 * policy_loss.detach()
-        values = evaluation.values
+        values, scale = evaluation.values, self.value_scale
         if credit.value_targets is not None:
             targets = batch.rows(credit.value_targets)
             value_errors = nn.functional.huber_loss(
-                values, targets, reduction="none", delta=self.settings.huber_delta
+                values, targets / scale, reduction="none", delta=self.settings.huber_delta
             )
         else:
             # Keeps the value head in the graph, with a gradient of zero.
-            targets, value_errors = values.detach(), 0.0 * values
+            targets, value_errors = values.detach() * scale, 0.0 * values
         value_loss = value_errors.sum() / transitions
         loss = policy_loss + self.settings.value_loss_coefficient * value_loss
         # A loss that is not finite can have finite gradients (Huber's; a clamped advantage's): spoil them, so
@@ -236,6 +258,7 @@ class Learner:
         self.engine.step()
 
         with torch.no_grad():
+            values = values * scale
             error = targets - values
             lags = batch.lag_iterations
             update.sums += torch.stack(
@@ -310,6 +333,11 @@ class Learner:
         }
         if self.reference is not None:
             metrics["policy/kl_reference"] = sums["kl_reference"] / tokens
+        if self.settings.value_scale == "running":
+            metrics["value/scale"] = self.value_scale
+            if self.credit.needs_values:
+                seen = [float(n), sums["target"], sums["target_square"]]
+                self.targets_seen.observe(torch.tensor(seen, dtype=torch.float64))
         metrics |= {f"gradient_norm/{name}": norm for name, norm in zip(norms, norms_.tolist())}
         return metrics | staleness_metrics(packed.view(tokens_by_column.shape))
 
@@ -356,6 +384,7 @@ class Learner:
             "skipped_in_a_row": self.skipped_in_a_row,
             "total_iterations": self.total_iterations,
             "normalizer": self.normalizer.state_dict(),
+            "targets_seen": self.targets_seen.state_dict(),
         }
 
     def load_counters(self, values: Mapping[str, Any]) -> None:
@@ -365,3 +394,5 @@ class Learner:
         self.total_iterations = values["total_iterations"]
         self.engine.skipped_steps = self.skipped
         self.normalizer.load_state_dict(values["normalizer"])
+        if "targets_seen" in values:  # not in checkpoints of older versions
+            self.targets_seen.load_state_dict(values["targets_seen"])

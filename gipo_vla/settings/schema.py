@@ -110,7 +110,7 @@ class RolloutSettings:
     groups fail or succeed altogether; with dense rewards choose ``credit.outcome=success_once``."""
     group_filter_rounds: Positive = 4
     """group_filter=contrast: rounds of at most ``env_steps`` in which an iteration replaces what it left out;
-    after them the run goes on with what the replay has."""
+    after them the run continues with what the replay has."""
     task_sampling: Literal["uniform", "success"] = "uniform"
     """How the task of an episode is drawn. success: hard tasks more often, by the failures of each one's last
     episodes (the formula is in ``rollout/task_sampler.py``)."""
@@ -163,7 +163,10 @@ class LearnerSettings:
     value_loss_coefficient: PositiveFloat = 1.0
     """Weight of the value loss beside the policy loss."""
     huber_delta: PositiveFloat = 1.0
-    """Value errors beyond this (in scaled return) count linearly."""
+    """Value errors beyond this (in scaled return, or in units of ``value_scale``) count linearly."""
+    value_scale: Literal["none", "running"] = "none"
+    """running: what the value network gives is multiplied by the root mean square of recent targets, and its
+    errors are measured in it. Where returns are far from 1, or grow a lot, and ``env.reward_scale`` stays."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of AdamW's mean of gradients."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999

@@ -9,83 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from gipo_envs.errors import UserError
 from gipo_vla.credit.gae import GaeSettings
 from gipo_vla.credit.group import GroupSettings
 from gipo_vla.learner.learner import Learner
 from gipo_vla.objectives.no_clip import NoClipSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
 from gipo_vla.replay.segment import SegmentBatch
+from tests.learner.naive import NO_CLIPPING, VALUE_NAMES, assert_close, gradients, naive_gradients
 
 MakeLearner = Callable[..., Learner]
 MakeBatch = Callable[..., SegmentBatch]
 RunUpdate = Callable[..., dict[str, float]]
 Weights = Callable[[Learner], dict[str, torch.Tensor]]
-
-NO_CLIPPING = {"policy_gradient_clip": 1e9, "value_gradient_clip": 1e9}
-
-
-def gradients(learner: Learner) -> dict[str, torch.Tensor]:
-    """Gradients of the first update, as Adam's first moment remembers them."""
-    assert learner.version == 1
-    tensors = learner.optimizer_tensors()
-    return {
-        name.removeprefix("exp_avg/"): tensor / (1 - learner.settings.adam_beta1)
-        for name, tensor in tensors.items()
-        if name.startswith("exp_avg/")
-    }
-
-
-def naive_gradients(
-    policy: Any, batch: SegmentBatch, gamma: float, lam: float, scale: float, vtrace: bool = False
-) -> dict[str, Any]:
-    """The same gradient from loops over segments, transitions and tokens: No-Clip, Huber, GAE; with V-trace
-    what a transition hands back is weighted by min(1, the product of the ratios of its executed tokens)."""
-    policy_terms, value_terms, tokens, transitions = [], [], 0, 0
-    for n in range(len(batch.length)):
-        length = int(batch.length[n])
-        # One row more than there are transitions: the observation that follows (its token does not matter).
-        tokens_taken = batch.tokens[n].astype(np.int64)[[*range(length), 0]]
-        out = policy.evaluate(
-            {"state": torch.from_numpy(batch.observations["state"][n][: length + 1])},
-            torch.from_numpy(tokens_taken),
-            torch.full((length + 1,), 1.6),
-        )
-        values = out.values.tolist()
-        after = 0.0 if batch.terminated[n] else values[length]
-        carry = 0.0
-        for t in reversed(range(length)):
-            executed = int(batch.executed[n, t])
-            reward = sum(gamma**i * scale * float(batch.rewards[n, t, i]) for i in range(executed))
-            delta = reward + gamma**executed * after - values[t]
-            advantage = delta + gamma**executed * lam * carry
-            weight = 1.0
-            for token, behaviour in zip(
-                out.log_probs[t, :executed].flatten().tolist(), batch.log_probs[n, t, :executed].flatten()
-            ):
-                weight *= np.exp(token - float(behaviour))
-            carry = advantage * min(1.0, weight) if vtrace else advantage
-            after = values[t]
-            error = (out.values[t] - (values[t] + carry)).abs()
-            value_terms.append(0.5 * error**2 if error.item() <= 1 else error - 0.5)
-            for i in range(executed):
-                for d in range(2):
-                    log_ratio = out.log_probs[t, i, d] - float(batch.log_probs[n, t, i, d])
-                    policy_terms.append(-torch.exp(log_ratio) * advantage)
-                    tokens += 1
-            transitions += 1
-    loss = sum(policy_terms) / tokens + sum(value_terms) / transitions
-    names, parameters = zip(*policy.named_parameters())
-    return dict(zip(names, torch.autograd.grad(loss, parameters)))
-
-
-def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], rtol: float) -> None:
-    assert first.keys() == second.keys()
-    for name in first:
-        scale = float(second[name].abs().max())
-        torch.testing.assert_close(
-            first[name], second[name], rtol=0, atol=rtol * max(scale, 1e-6), msg=lambda m, n=name: f"{n}: {m}"
-        )
 
 
 def test_is_that_of_the_naive_loops(
@@ -213,9 +148,6 @@ def test_the_clips_of_policy_and_value_are_apart(
         assert torch.equal(weights(small)[name], weights(large)[name]), name
 
 
-VALUE_NAMES = {"critic.0.weight", "critic.0.bias", "value_head.weight", "value_head.bias"}
-
-
 def test_policy_gradients_are_clipped_to_their_norm(
     make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate
 ) -> None:
@@ -296,66 +228,6 @@ def test_group_credit_trains_the_policy_alone(
     for name, tensor in weights(learner).items():
         assert torch.equal(tensor, before[name]) == (name in VALUE_NAMES), name
     assert metrics["gradient_norm/value"] == 0 and metrics["loss/value"] == 0
-
-
-def test_value_only_updates_leave_the_policy_alone(
-    make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, weights: Weights
-) -> None:
-    learner = make_learner(value_only_updates=2, regularizers=RegularizerSettings(entropy_coefficient=0.1))
-    before = weights(learner)
-    for number in range(2):
-        update(learner, make_batch(seed=number))
-        now = weights(learner)
-        assert all(torch.equal(now[name], before[name]) == (name not in VALUE_NAMES) for name in now)
-    update(learner, make_batch(seed=2))
-    now = weights(learner)
-    assert not any(torch.equal(now[name], before[name]) for name in now)
-    assert learner.version == 3
-
-
-@pytest.mark.parametrize("zero_stage", [1, 2])
-def test_the_policy_rests_between_its_gradients(
-    make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, weights: Weights, zero_stage: int
-) -> None:
-    """With ``policy_every=3`` it moves in the updates 3, 6, ... and momentum does not carry it on in
-    between."""
-    learner = make_learner(policy_every=3, zero_stage=zero_stage)
-    for number in range(1, 8):
-        before = weights(learner)
-        metrics = update(learner, make_batch(seed=number))
-        now = weights(learner)
-        moved = {name for name in now if not torch.equal(now[name], before[name])}
-        assert moved == (now.keys() if number % 3 == 0 else VALUE_NAMES)
-        assert ("gradient_norm/policy" in metrics) == (number % 3 == 0)
-        assert list(metrics)[-1] != "gradient_norm/policy", "the order of the groups"
-        assert learner.optimizer_tensors()["step/policy"] == number // 3
-        assert learner.optimizer_tensors()["step/value"] == number == learner.version
-
-
-def test_a_policy_gradient_between_rests_is_as_ever(
-    make_learner: MakeLearner, make_batch: MakeBatch, make_policy: Any, update: RunUpdate
-) -> None:
-    """The second update's, of a policy that stood still and a value that did not: GAE knows the new value."""
-    options: dict[str, Any] = {
-        "objective": NoClipSettings(),
-        "credit": GaeSettings(gamma=0.9, gae_lambda=0.8, normalize="none"),
-        "normalize": "none",
-        **NO_CLIPPING,
-    }
-    learner, moved = make_learner(policy_every=2, **options), make_policy(0)
-    update(learner, make_batch(seed=1))
-    moved.load_state_dict(learner.policy.state_dict())  # type: ignore[attr-defined]
-    update(learner, make_batch(seed=2))
-    tensors = learner.optimizer_tensors()
-    expected = naive_gradients(moved, make_batch(seed=2), 0.9, 0.8, 1.0)
-    own = {name: tensors[f"exp_avg/{name}"] / 0.1 for name in expected if name not in VALUE_NAMES}
-    assert_close(own, {name: expected[name] for name in own}, 1e-4)
-
-
-def test_resting_is_refused_where_no_value_trains(make_learner: MakeLearner) -> None:
-    with pytest.raises(UserError, match=r"learner\.policy_every is 2.*trains no value") as caught:
-        make_learner(credit=GroupSettings(), normalize="none", policy_every=2)
-    assert "\n" not in str(caught.value)
 
 
 def test_an_exact_kl_uses_the_stored_logits(
