@@ -11,6 +11,7 @@ No ``if`` here that ranks could decide differently stands before a collective ca
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.rollout.actor import Actor
 from gipo_vla.rollout.collection import Collection
 from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
-from gipo_vla.rollout.groups import EpisodeGroups, GroupAdvantages
+from gipo_vla.rollout.groups import EpisodeGroups, GroupAdvantages, GroupCounts
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.rollout.records import EpisodeRecord
 from gipo_vla.rollout.task_sampler import TaskSampler
@@ -95,7 +96,7 @@ class Pipeline:
             config.objective,
             config.regularizers,
             self.credit,
-            AdvantageNormalizer(config.credit.normalize),
+            AdvantageNormalizer(config.credit.normalize, shift=config.credit.shifts_advantages),
             device,
             total_iterations or config.iterations,
             plans.spec.reward_scale,
@@ -156,7 +157,8 @@ class Pipeline:
             return EpisodeGroups()
         features = policy_features(self.behaviour, self.device)
         hook = GroupAdvantages(self.credit, self.plans.spec.reward_scale, self.replay, features)
-        return EpisodeGroups(hook, self.config.rollout.group_size)
+        rollout = self.config.rollout
+        return EpisodeGroups(hook, rollout.group_size, rollout.group_filter == "contrast")
 
     def close(self) -> None:
         self.pool.close()
@@ -189,6 +191,10 @@ class Pipeline:
         if self.config.rollout.collect == "all":
             self.actor.finish()
         self._insert()
+        trained = time.perf_counter()
+        if not self._replace_left_out(should_stop):
+            return None
+        replaced = time.perf_counter()
         self.iteration += 1
         metrics = self._metrics(self.updates_done)
         self.updates_done = []
@@ -197,7 +203,7 @@ class Pipeline:
         env_steps = self.world * (self.actor.env_steps - steps_before)
         timings = {
             "seconds": ended - began,
-            "collect_only_seconds": collected - began,
+            "collect_only_seconds": collected - began + replaced - trained,
             "env_steps_per_second": env_steps / max(ended - began, 1e-9),
         }
         return metrics, timings
@@ -224,17 +230,49 @@ class Pipeline:
         for _ in range(self.config.rollout.max_collection_rounds):
             drawable = len(self.replay.drawable(self.learner.version + max(to_come - 1, 0)))
             if to_come == 0 or group.smallest(drawable, self.device) >= needed:
+                if not self.updates_done:
+                    # In the place of what these rounds left out, the next of them collected.
+                    self.actor.groups.counts.replaced = self.actor.groups.counts.left_out
                 return True
             self._advance(self.plans.steps)
             self.actor.finish()
             self._insert()
             if should_stop():
                 return False
+        if self.actor.groups.only_contrast and not len(self.replay):
+            raise UserError(
+                f"after {self.config.rollout.max_collection_rounds} rounds of collection all outcomes were "
+                "equal in every group, and rollout.group_filter=contrast left them out: begin with a policy "
+                "that succeeds now and then (init_from), raise rollout.group_size, or set the filter to none"
+            )
         raise UserError(
             f"after {self.config.rollout.max_collection_rounds} rounds of collection fewer than {needed} "
             f"segments a rank may be drawn: raise replay.max_lag ({self.config.replay.max_lag}) or "
             "rollout.env_steps, or lower learner.batch_segments or learner.updates"
         )
+
+    def _replace_left_out(self, should_stop: Callable[[], bool]) -> bool:
+        """Collect in the place of what the group filter left out of this iteration, which may be left out
+        again, for a limited number of rounds; False if asked to stop before it is done.
+
+        What counts is over all ranks, so that they make the same number of steps.
+        """
+        groups = self.actor.groups
+        most = self.config.rollout.group_filter_rounds if groups.only_contrast else 0
+        while groups.counts.rounds < most:
+            counts = groups.counts
+            missing = sum(group.gather(counts.left_out - counts.replaced))
+            if missing <= 0:
+                break
+            steps = min(self.plans.steps, math.ceil(missing / (self.pool.envs * self.world)))
+            self._advance(steps)
+            self.actor.finish()
+            self._insert()
+            counts.replaced += steps * self.pool.envs
+            counts.rounds += 1
+            if should_stop():
+                return False
+        return True
 
     def _advance(self, steps: int) -> None:
         """Send ``steps`` vector steps' worth of decisions to the simulators."""
@@ -319,12 +357,29 @@ class Pipeline:
             "learner/skipped_total": self.learner.skipped,
         }
         self.tasks.observe((record.task, record.success_once) for record in episodes)
-        row |= self.tasks.metrics()
+        row |= self.tasks.metrics() | self._group_metrics()
         row |= {f"staleness/numerical_floor_{k}": v for k, v in (self.numerical_floor or {}).items()}
         row |= self.credit.metrics(credit)
         merged = mean_of(updates)
         skipped = merged.pop("learner/skipped", 0.0)
         return row | {"learner/skipped": round(skipped * len(updates))} | merged
+
+    def _group_metrics(self) -> dict[str, float | int | None]:
+        """The groups that closed in the iteration; none where the credit compares no episodes."""
+        if not self.credit.needs_groups:
+            return {}
+        groups = self.actor.groups
+        own, groups.counts = groups.counts, GroupCounts()
+        counts = group.gather(own)
+        closed = sum(each.closed for each in counts)
+        alike = sum(each.alike for each in counts)
+        row: dict[str, float | int | None] = {
+            "rollout/groups_without_contrast": alike / closed if closed else None
+        }
+        if groups.only_contrast:
+            row["rollout/left_out_transitions"] = sum(each.left_out for each in counts)
+            row["rollout/group_filter_rounds"] = own.rounds
+        return row
 
 
 def _mean(values: Sequence[float | bool]) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,11 @@ GROUPS = ("rollout.envs_per_worker=8", "rollout.group_size=4", "env.reward=spars
 GRAPH = (*GROUPS, "credit=graph", "rollout.group_size=4")
 GAIN = (*GROUPS, "credit=information_gain", "rollout.group_size=4", "credit.refresh_every=2")
 
+
+CONTRAST = (
+    *(*GROUPS, "credit=group", "rollout.group_size=4"),
+    *("rollout.group_filter=contrast", "rollout.group_filter_rounds=2"),
+)
 
 CREDITS = {
     "graph": GRAPH,
@@ -107,6 +113,36 @@ def test_landmarks_are_stored_only_where_asked_for_and_change_nothing(make_pipel
     np.testing.assert_allclose(held.observations["landmarks"], 0.1 * states, atol=1e-6)
 
 
+@pytest.mark.parametrize("normalize", ["running", "exact"])
+def test_groups_without_contrast_keep_an_advantage_of_zero(
+    make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, normalize: str
+) -> None:
+    """Every other group is given advantages whose mean is not 0, as unequal lengths of episodes make it."""
+    overrides = (*GROUPS, "credit=group", "rollout.group_size=4", f"credit.normalize={normalize}")
+    pipeline = make_pipeline(*overrides)
+    on_group, seen = pipeline.credit.on_group, []
+
+    def unequal(episodes: Any, older: Any = ()) -> Any:
+        advantages = (3.0, -0.1, -0.1, -0.1) if len(seen) % 2 else (0.0,) * 4
+        seen.append(on_group(episodes, older))
+        return [np.full(len(own), value, np.float32) for own, value in zip(episodes, advantages)]
+
+    monkeypatch.setattr(pipeline.credit, "on_group", unequal)
+    normalize_batch, handed = pipeline.learner.normalizer.normalize, []
+
+    def recorded(advantages: torch.Tensor, moments: torch.Tensor | None = None) -> torch.Tensor:
+        normalized = normalize_batch(advantages, moments)
+        handed.append((advantages, normalized))
+        return normalized
+
+    monkeypatch.setattr(pipeline.learner.normalizer, "normalize", recorded)
+    iterations(pipeline, 4)
+    before, after = (torch.cat([pair[at].flatten() for pair in handed]) for at in (0, 1))
+    assert (before == 0).any() and (before > 0).any() and (before < 0).any()
+    assert torch.equal(before.sign(), after.sign())
+    assert not torch.equal(before, after)
+
+
 def group_runs(pipeline: Pipeline) -> list[int]:
     """Groups in the order of the ring, one entry for each stretch of neighbours."""
     numbers = [segment.group for segment in pipeline.replay.contents()]
@@ -168,14 +204,74 @@ def test_demonstrations_of_a_file_are_scored(make_pipeline: MakePipeline, tmp_pa
     assert chunks.actions.shape == (9, 2, 2), "of 4 observations 3 have a whole chunk"
 
 
+# ------------------------------------------------------------------------------------- groups with contrast
+
+
+def test_only_groups_with_contrast_are_trained_on(make_pipeline: MakePipeline) -> None:
+    """And what was left out is collected anew, in as many steps, within the limit."""
+    plain, pipeline = make_pipeline(*CONTRAST, "rollout.group_filter=none"), make_pipeline(*CONTRAST)
+    before = iterations(plain, 4)
+    assert any(row["rollout/groups_without_contrast"] for row in before)
+    assert "rollout/left_out_transitions" not in before[0]
+    steps = [0]
+    for number in range(5):
+        row = iterations(pipeline, 1)[0]
+        steps.append(row["env_steps"])
+        rounds, left_out = row["rollout/group_filter_rounds"], row["rollout/left_out_transitions"]
+        if number > 0:
+            extra = steps[-1] - steps[-2] - 160
+            assert extra >= min(left_out, 2 * 160) and rounds == -(-extra // 160)
+        assert rounds <= 2
+    held = pipeline.replay.contents()
+    by_group = {number: held.advantages[held.group == number] for number in set(held.group.tolist())}
+    assert by_group and all(own.any() for own in by_group.values())
+    assert any(not segment.advantages.any() for segment in plain.replay.contents())
+
+
+def test_nothing_is_collected_where_every_group_has_contrast(make_pipeline: MakePipeline) -> None:
+    """Dense returns are never equal: the filter changes nothing but what is logged."""
+    dense = (*CONTRAST, "env.reward=dense")
+    rows = iterations(make_pipeline(*dense), 3)
+    assert all(row.pop("rollout/left_out_transitions") == 0 for row in rows)
+    assert all(row.pop("rollout/group_filter_rounds") == 0 for row in rows)
+    assert rows == iterations(make_pipeline(*dense, "rollout.group_filter=none"), 3)
+
+
+def test_a_run_in_which_nothing_succeeds_any_more_goes_on(
+    make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On what the replay has; the rounds of an iteration are limited, and their transitions are counted."""
+    pipeline = make_pipeline(*CONTRAST)
+    iterations(pipeline, 3)
+    monkeypatch.setattr(pipeline.credit, "outcome", lambda episode: 0.0)
+    added, rows = pipeline.replay.added, iterations(pipeline, 4)
+    assert pipeline.replay.added - added <= 16, "what was released before"
+    assert all(row["rollout/groups_without_contrast"] in (None, 1.0) for row in rows)
+    assert max(row["rollout/group_filter_rounds"] for row in rows) == 2
+    lags = [row["staleness/lag_iterations_mean"] for row in rows]
+    assert lags == sorted(lags) and rows[-1]["learner/skipped_total"] == 0
+
+
+def test_a_run_that_never_succeeds_says_what_to_do(make_pipeline: MakePipeline) -> None:
+    never = ("env.step_limit=3", "replay.segment_length=3", "rollout.max_collection_rounds=3")
+    with pytest.raises(
+        UserError, match=r"all outcomes were equal in every group.*group_filter=contrast"
+    ) as caught:
+        iterations(make_pipeline(*CONTRAST, *never), 1)
+    assert "\n" not in str(caught.value)
+
+
 # ------------------------------------------------------------------------------------- stopping, going on
 
 
-@pytest.mark.parametrize("credit", list(CREDITS))
+CREDITS_TO_STOP = CREDITS | {"contrast": CONTRAST}
+
+
+@pytest.mark.parametrize("credit", list(CREDITS_TO_STOP))
 def test_stopped_at_n_of_2n_writes_the_same_metrics(
     tmp_path: Path, tiny_overrides: tuple[str, ...], credit: str
 ) -> None:
-    common = [*tiny_overrides, *CREDITS[credit], "iterations=6", "policy.normalizer_iterations=4"]
+    common = [*tiny_overrides, *CREDITS_TO_STOP[credit], "iterations=6", "policy.normalizer_iterations=4"]
     train(resolve([*common, f"run_dir={tmp_path / 'straight'}"]))
     halves = tmp_path / "halves"
     train(resolve([*common, f"run_dir={halves}", "stop_after=3"]))
@@ -184,15 +280,17 @@ def test_stopped_at_n_of_2n_writes_the_same_metrics(
     assert metrics == (tmp_path / "straight" / "metrics.jsonl").read_bytes()
     rows = [json.loads(line) for line in metrics.splitlines()]
     assert [row["iteration"] for row in rows] == list(range(1, 7))
-    assert any(value is not None for name, value in rows[-1].items() if name.startswith("credit/"))
+    told = {name: value for name, value in rows[-1].items() if name.startswith("credit/")}
+    assert not told or any(value is not None for value in told.values())
 
 
-@pytest.mark.parametrize("credit", list(CREDITS))
+@pytest.mark.parametrize("credit", list(CREDITS_TO_STOP))
 def test_stopping_within_an_iteration_loses_no_diagnostic(
     make_pipeline: MakePipeline, tmp_path: Path, credit: str
 ) -> None:
-    expected = iterations(make_pipeline(*CREDITS[credit]), 3)
-    pipeline, rows, stops = make_pipeline(*CREDITS[credit]), [], 0
+    overrides = CREDITS_TO_STOP[credit]
+    expected = iterations(make_pipeline(*overrides), 3)
+    pipeline, rows, stops = make_pipeline(*overrides), [], 0
     while len(rows) < 3:
         done = pipeline.run_iteration(lambda: True)
         if done is not None:
@@ -202,9 +300,11 @@ def test_stopping_within_an_iteration_loses_no_diagnostic(
         if stops % 2:
             folder = run_state.save(tmp_path / "checkpoints", pipeline, {})
             pipeline.close()
-            pipeline = make_pipeline(*CREDITS[credit])
+            pipeline = make_pipeline(*overrides)
             run_state.load(folder, pipeline)
     assert rows == expected
+    if credit == "contrast":
+        assert any(row["rollout/group_filter_rounds"] for row in rows), "stopped in them too"
 
 
 def test_a_run_writes_a_few_small_graphs(tmp_path: Path, tiny_overrides: tuple[str, ...]) -> None:
@@ -222,6 +322,7 @@ def test_a_run_writes_a_few_small_graphs(tmp_path: Path, tiny_overrides: tuple[s
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (("rollout.group_filter=contrast",), r"rollout\.group_filter=contrast.*credit=gae does not"),
         (("credit=graph", "rollout.group_size=1"), r"credit=graph compares.*rollout\.group_size"),
         ((*GRAPH, "credit.state_key=sim"), r"credit\.state_key is sim"),
         (("credit=information_gain", "rollout.group_size=1"), r"credit=information_gain.*group_size"),

@@ -73,6 +73,7 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
         batch_segments=2 * micro_batch_segments,
         micro_batch_segments=micro_batch_segments,
         value_only_updates=0,
+        policy_every=1,
     )
     rows = micro_batch_segments * length
     decisions = settings.rollout.workers * settings.rollout.envs_per_worker
@@ -104,7 +105,7 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
             settings.objective,
             settings.regularizers,
             settings.credit.build(),
-            AdvantageNormalizer(settings.credit.normalize),
+            AdvantageNormalizer(settings.credit.normalize, shift=settings.credit.shifts_advantages),
             device,
             1,
             1.0,

@@ -184,6 +184,11 @@ class CreditAssigner(Protocol):
         """
         ...
 
+    def outcome(self, episode: GroupEpisode) -> float:
+        """The measure that an episode of a group is judged by: a group in which all are equal has no
+        contrast. The sum of its scaled rewards, unless a credit has another one."""
+        return float(episode.rewards.sum(where=episode.executed_mask, dtype=np.float64))
+
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
         """Advantages and value targets of drawn segments."""
         ...
@@ -250,6 +255,12 @@ class CreditSettings(Protocol):
     def normalize(self) -> NormalizationMode:
         """How advantages are normalised over batches: a setting of most credits."""
         return "running"
+
+    @property
+    def shifts_advantages(self) -> bool:
+        """``normalize`` subtracts the mean of the advantages too. Not where they are of groups: their zero
+        means no better and no worse than the siblings."""
+        return not self.needs_groups
 
     @property
     def needs_landmarks(self) -> bool:

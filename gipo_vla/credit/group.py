@@ -53,7 +53,8 @@ class GroupSettings(CreditSettings):
     normalize_std: bool = True
     """false leaves out the division (Dr. GRPO): where easy and hard initial states are mixed."""
     normalize: NormalizationMode = "none"
-    """A second normalisation over batches; none, since groups are normalised already."""
+    """A second normalisation over batches, which scales and does not shift; none, since groups are normalised
+    already. Where most groups fail altogether, running gives the rest the scale of other credits."""
 
     def __post_init__(self) -> None:
         if self.outcome not in ("return", "success_once"):
@@ -98,6 +99,10 @@ class GroupRelative(CreditAssigner):
         outcomes = np.array([episode_outcome(episode, self.settings.outcome) for episode in episodes])
         advantages = group_relative(outcomes, self.settings.normalize_std)
         return [np.full(len(e), a, np.float32) for e, a in zip(episodes, advantages, strict=True)]
+
+    def outcome(self, episode: GroupEpisode) -> float:
+        """By ``credit.outcome``."""
+        return episode_outcome(episode, self.settings.outcome)
 
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
         """The stored advantages; no value targets."""

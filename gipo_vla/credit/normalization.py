@@ -13,6 +13,11 @@ add up over micro-batches and ranks:
 
 ``running`` normalises a batch by the batches before it: nothing waits for statistics, and one forward
 suffices.
+
+Advantages of GAE are shifted to a mean of 0 and scaled to a standard deviation of 1. Those of groups have a
+zero that means something (no better and no worse than the siblings; a group without contrast says nothing),
+so they are scaled to a root mean square of 1 and not shifted: a shift would give groups that all failed an
+advantage.
 """
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ def advantage_moments(advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 class AdvantageNormalizer:
-    """Subtracts a mean and divides by a standard deviation; see the module for when to call what.
+    """Subtracts a mean (or not) and divides by a deviation; see the module for when to call what.
 
     In running mode the statistics are those of all batches so far, a batch weighted by its count and by
     ``decay`` to the power of its age. Being ratios of decayed sums they have no start-up bias.
@@ -57,11 +62,15 @@ class AdvantageNormalizer:
         limit: in running mode, normalised advantages are clamped to plus or minus this. With a sparse
             reward all batches before the first success have almost no variance; without a limit that
             first success would be divided by it.
+        shift: subtract the mean. Without it the mean counts as 0, and the deviation is the root mean square.
     """
 
-    def __init__(self, mode: NormalizationMode, decay: float = 0.95, limit: float = 10.0) -> None:
+    def __init__(
+        self, mode: NormalizationMode, decay: float = 0.95, limit: float = 10.0, shift: bool = True
+    ) -> None:
         check_normalize(mode)
         self.mode = mode
+        self.shift = shift
         self.decay = decay
         self.limit = limit
         self._count = 0.0
@@ -75,12 +84,12 @@ class AdvantageNormalizer:
 
     @property
     def mean(self) -> float:
-        """Mean in force."""
-        return self._sum / self._count
+        """Mean in force; 0 where advantages are not shifted."""
+        return self._sum / self._count if self.shift else 0.0
 
     @property
     def std(self) -> float:
-        """Population standard deviation in force."""
+        """Population standard deviation in force, about ``mean``."""
         # Rounding can leave a variance of equal numbers just below 0.
         return math.sqrt(max(self._sum_of_squares / self._count - self.mean**2, 0.0))
 
@@ -107,7 +116,7 @@ class AdvantageNormalizer:
         std: float | Tensor
         if moments is not None:
             count, total, squares = moments.unbind()
-            mean = total / count
+            mean = total / count if self.shift else torch.zeros_like(total)
             std = (squares / count - mean**2).clamp_min(0.0).sqrt()
         elif self.ready:
             mean, std = self.mean, self.std

@@ -18,14 +18,14 @@ over them), counted, and makes no new version.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
 from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
 from gipo_vla.distributed import group
@@ -33,7 +33,8 @@ from gipo_vla.learner import engine as engines
 from gipo_vla.learner.batch import MicroBatch, count_valid, following_observations, split, to_device
 from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
-from gipo_vla.learner.update_metrics import SUMS, metrics_of_sums
+from gipo_vla.learner.update import SUMS, Update, metrics_of_sums
+from gipo_vla.learner.value_scale import ValueScale
 from gipo_vla.objectives.base import (
     BatchObjective,
     ObjectiveSettings,
@@ -42,7 +43,7 @@ from gipo_vla.objectives.base import (
     needs_proximal,
     objective_loss,
 )
-from gipo_vla.objectives.diagnostics import StalenessDiagnostics, staleness_metrics
+from gipo_vla.objectives.diagnostics import staleness_metrics
 from gipo_vla.objectives.regularizers import RegularizerSettings, regularizer_loss
 from gipo_vla.policies.base import Evaluation, Policy
 from gipo_vla.replay.segment import SegmentBatch
@@ -51,27 +52,6 @@ from gipo_vla.settings.schema import LearnerSettings
 
 class NonFiniteError(RuntimeError):
     """Too many updates in a row had a loss or gradient that is not finite."""
-
-
-@dataclass
-class Update:
-    """A drawn batch on its way through the learner."""
-
-    micro_batches: list[MicroBatch]
-    bootstrap_values: Sequence[Tensor]
-    """float32 (N,) for each micro-batch: of what follows its segments, 0 where the task ended."""
-    counts: Tensor
-    """int64 (2,): valid transitions and valid tokens, over all ranks."""
-    sums: Tensor
-    moments: Tensor
-    """Count, sum and sum of squares of the advantages before normalisation."""
-    lag_max: Tensor
-    """float32 (), in iterations."""
-    known_moments: Tensor | None = None
-    """The moments over all ranks, from an extra pass before the first micro-batch."""
-    statistics: Tensor | None = None
-    """The objective's ``batch_statistics``, from such a pass."""
-    diagnostics: StalenessDiagnostics = field(default_factory=StalenessDiagnostics)
 
 
 class Learner:
@@ -86,7 +66,8 @@ class Learner:
         proximal: the policy that acts, for an objective that needs it.
 
     Raises:
-        UserError: the number of ranks does not divide ``learner.batch_segments``.
+        UserError: the number of ranks does not divide ``learner.batch_segments``, or there is no value to
+            train in the updates that ``learner.policy_every`` leaves to it, or see ``ValueScale``.
     """
 
     def __init__(
@@ -105,6 +86,11 @@ class Learner:
         proximal: Policy | None = None,
     ) -> None:
         assert isinstance(policy, nn.Module)
+        if settings.policy_every > 1 and not credit.needs_values:
+            raise UserError(
+                f"learner.policy_every is {settings.policy_every}, but this credit trains no value: the "
+                "other updates would train nothing; set it to 1, or choose credit=gae"
+            )
         self.policy, self.settings, self.device = policy, settings, device
         self.objective, self.regularizers = objective, regularizers
         self.adaptive = adaptive_of(objective)
@@ -118,6 +104,7 @@ class Learner:
         """Segments of each micro-batch, the largest first."""
         self.micro_batches = len(self.micro_batch_sizes)
         """Micro-batches an update on each rank."""
+        self.value_scale = ValueScale(settings.value_scale, stored_values)
         self.attempted = 0
         """Updates begun, skipped ones included."""
         self.skipped = 0
@@ -136,6 +123,12 @@ class Learner:
     def version(self) -> int:
         """Updates that changed the weights."""
         return self.attempted - self.skipped
+
+    @property
+    def trains_policy(self) -> bool:
+        """The update under way (or the next one) takes the policy's gradient too."""
+        warm = self.attempted >= self.settings.value_only_updates
+        return warm and (self.attempted + 1) % self.settings.policy_every == 0
 
     # --------------------------------------------------------------------------------------------- update
 
@@ -166,7 +159,7 @@ class Learner:
         for start in range(0, len(going_on), most):
             chosen = going_on[start : start + most]
             own = self.policy.value(following_observations(segments, chosen, self.device))
-            values[to_device(chosen, self.device)] = own
+            values[to_device(chosen, self.device)] = own * self.value_scale.now
         return values
 
     @torch.no_grad()
@@ -189,7 +182,7 @@ class Learner:
             parts = (log_ratio, own[:, None, None].expand_as(log_ratio), batch.token_mask)
             # What stands at a token that is not valid may be anything.
             columns.append(torch.stack([torch.where(batch.token_mask, part, 0.0) for part in parts], dim=-1))
-        packed = self._of_all_ranks(torch.cat([part.flatten(0, -2) for part in columns]), update)
+        packed = update.of_all_ranks(torch.cat([part.flatten(0, -2) for part in columns]))
         update.statistics = self.objective.batch_statistics(*packed.unbind(-1))
 
     @torch.no_grad()
@@ -199,7 +192,8 @@ class Learner:
             if self.stored_values:
                 values, bootstrap = batch.stored_values, batch.stored_bootstrap_values
             else:
-                values, bootstrap = batch.grid(evaluation.values.detach().float()), bootstrap_values
+                now = evaluation.values.detach().float() * self.value_scale.now
+                values, bootstrap = batch.grid(now), bootstrap_values
         log_ratios = torch.where(
             batch.token_mask, evaluation.log_probs.detach().float() - batch.behaviour_log_probs, 0.0
         )
@@ -252,27 +246,32 @@ class Learner:
             reference_logits=reference.logits if reference else None,
         )
         policy_loss = (objective.loss + regularizer.loss).sum() / tokens
-        if self.attempted < self.settings.value_only_updates:
+        if not self.trains_policy:
             # Detached: the policy's whole backward pass would only make zeros.
             policy_loss = 0.0 * policy_loss.detach()
-        values = evaluation.values
+        values, scale = evaluation.values, self.value_scale.now
         if credit.value_targets is not None:
             targets = batch.rows(credit.value_targets)
             value_errors = nn.functional.huber_loss(
-                values, targets, reduction="none", delta=self.settings.huber_delta
+                values, targets / scale, reduction="none", delta=self.settings.huber_delta
             )
         else:
             # Keeps the value head in the graph, with a gradient of zero.
-            targets, value_errors = values.detach(), 0.0 * values
+            targets, value_errors = values.detach() * scale, 0.0 * values
         value_loss = value_errors.sum() / transitions
         loss = policy_loss + self.settings.value_loss_coefficient * value_loss
         # A loss that is not finite can have finite gradients (Huber's; a clamped advantage's): spoil them, so
         # that DeepSpeed finds and skips the update on all ranks.
         loss = loss + 0.0 * loss.detach() * values.sum()
+        # Between two of its gradients the policy stands still: AdamW's momentum would carry it on. (Before
+        # its first one there is no momentum.)
+        between = self.settings.policy_every > 1 and not self.trains_policy
+        self.optimizer.resting = frozenset({"policy"} if between else ())
         self.engine.backward(loss * (self.world * self.micro_batches))
         self.engine.step()
 
         with torch.no_grad():
+            values = values * scale
             error = targets - values
             lags = batch.lag_iterations
             update.sums += torch.stack(
@@ -312,9 +311,11 @@ class Learner:
 
     def _metrics(self, update: Update) -> dict[str, float]:
         """Everything that describes an update, fetched from the device at once; moves the normaliser on."""
-        norms = self.optimizer.gradient_norms
+        # In the order of the groups, also where one of them rested before.
+        names = [own["name"] for own in self.optimizer.param_groups]
+        norms = {n: self.optimizer.gradient_norms[n] for n in names if n in self.optimizer.gradient_norms}
         summed = group.sum_over_ranks(torch.cat([update.sums, update.moments]))
-        tokens_by_column = self._of_all_ranks(update.diagnostics.packed(), update)
+        tokens_by_column = update.of_all_ranks(update.diagnostics.packed())
         own = update.statistics if update.statistics is not None else summed[:0]
         parts = [
             summed[: len(SUMS)],
@@ -334,6 +335,9 @@ class Learner:
         metrics["staleness/lag_iterations_max"] = float(lag_max)
         if self.reference is not None:
             metrics["policy/kl_reference"] = kl_reference
+        if self.value_scale.mode == "running":
+            metrics["value/scale"] = self.value_scale.now
+            self.value_scale.observe(sums, counts[0])
         metrics |= {f"gradient_norm/{name}": norm for name, norm in zip(norms, norms_.tolist())}
         if isinstance(self.objective, BatchObjective):
             metrics |= self.objective.statistics_metrics(statistics.tolist())
@@ -341,15 +345,6 @@ class Learner:
             metrics |= self.adaptive.metrics()
             self.adaptive.observe(packed)
         return metrics | staleness_metrics(packed)
-
-    def _of_all_ranks(self, packed: Tensor, update: Update) -> Tensor:
-        """(T, columns) of the tokens of all ranks, from those of this one; padded with zeros."""
-        if self.world > 1:
-            # Ranks drop unequal numbers of padded transitions; a collective call wants equal shapes.
-            _, chunk, dims = update.micro_batches[0].tokens.shape
-            slots = sum(batch.mask.numel() for batch in update.micro_batches) * chunk * dims
-            packed = nn.functional.pad(packed, (0, 0, 0, slots - len(packed)))
-        return group.gather_tensors(packed)
 
     # ------------------------------------------------------------------------------------------- schedule
 
@@ -385,6 +380,7 @@ class Learner:
             "total_iterations": self.total_iterations,
             "normalizer": self.normalizer.state_dict(),
             "objective": self.adaptive.state_dict() if self.adaptive else None,
+            "value_scale": self.value_scale.state_dict(),
         }
 
     def load_counters(self, values: Mapping[str, Any]) -> None:
@@ -397,3 +393,5 @@ class Learner:
         # A run that was begun with another objective, or by an older version, has no such state.
         if self.adaptive is not None and values.get("objective"):
             self.adaptive.load_state_dict(values["objective"])
+        if "value_scale" in values:  # not in checkpoints of older versions
+            self.value_scale.load_state_dict(values["value_scale"])

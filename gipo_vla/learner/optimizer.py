@@ -20,12 +20,14 @@ class GroupClippedAdamW(torch.optim.AdamW):
     """AdamW with a ``clip`` and a ``name`` in each group; no weight decay.
 
     ``gradient_norms`` holds each group's norm before clipping, of the last step: float64 () on the device,
-    where it also decides on the clipping, so that nobody waits for it.
+    where it also decides on the clipping, so that nobody waits for it. Groups named in ``resting`` are left
+    out of a step: their weights, moments and counts stay, and they have no norm.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, betas=betas, eps=eps, weight_decay=0.0)
         self.gradient_norms: dict[str, Tensor] = {}
+        self.resting: frozenset[str] = frozenset()
 
     def create_state(self) -> None:
         """Create the moments of every group now instead of at the first step.
@@ -44,6 +46,11 @@ class GroupClippedAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            if group["name"] in self.resting:
+                self.gradient_norms.pop(group["name"], None)
+                for parameter in group["params"]:
+                    parameter.grad = None
+                continue
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if not gradients:
                 continue

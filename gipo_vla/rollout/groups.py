@@ -4,7 +4,7 @@ A *group* is all episodes of one task from one initial state on one rank. With a
 closed segments wait here until the last episode of their group has ended; then the credit writes its
 advantages into them, and they are released together. Segments of any other run are released as they close.
 
-    EpisodeGroups     which segments wait, and which group is complete
+    EpisodeGroups     which segments wait, which group is complete, and whether it is left out
     GroupAdvantages   a complete group on its way through a credit: segments joined to episodes, advantages
                       written back
 """
@@ -12,6 +12,7 @@ advantages into them, and they are released together. Segments of any other run 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,28 @@ from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.replay.segment import Segment, SegmentBatch, SegmentLayout
 from gipo_vla.rollout.episodes import EpisodePlan
 
-GroupHook = Callable[[Sequence[list[Segment]]], None]
-"""Gets the episodes of a complete group, each as its segments in order, and writes their advantages."""
+GroupHook = Callable[[Sequence[list[Segment]]], bool]
+"""Gets the episodes of a complete group, each as its segments in order, and writes their advantages; returns
+whether the outcomes differ."""
 
 Features = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.float32]]
 """A policy's description (n, F) of observations (arrays (n, ...) by name)."""
+
+
+@dataclass
+class GroupCounts:
+    """What became of the groups of one iteration, on this rank."""
+
+    closed: int = 0
+    """Groups whose last episode ended."""
+    alike: int = 0
+    """Those in which all outcomes are equal."""
+    left_out: int = 0
+    """Transitions of groups that were left out for it, and are to be replaced."""
+    replaced: int = 0
+    """Transitions that were collected in their place."""
+    rounds: int = 0
+    """Rounds of collection in which that was done."""
 
 
 class EpisodeGroups:
@@ -35,16 +53,18 @@ class EpisodeGroups:
     Args:
         on_group: see ``GroupHook``; None: segments are released as they close.
         size: episodes a group.
+        only_contrast: leave out groups in which all outcomes are equal.
     """
 
-    def __init__(self, on_group: GroupHook | None = None, size: int = 1) -> None:
-        self.on_group, self.size = on_group, size
+    def __init__(self, on_group: GroupHook | None = None, size: int = 1, only_contrast: bool = False) -> None:
+        self.on_group, self.size, self.only_contrast = on_group, size, only_contrast
         self.dropped_segments = 0
         """Segments lost with a failed worker, with those of the groups it spoilt."""
         self.clear()
 
     def clear(self) -> None:
         """Forget every segment and every group."""
+        self.counts = GroupCounts()
         self._released: list[Segment] = []
         self._waiting: dict[int, dict[int, list[Segment]]] = {}
         """Closed segments of unfinished groups, by group and environment."""
@@ -74,8 +94,14 @@ class EpisodeGroups:
         own = self._waiting.pop(plan.group)
         del self._finished[plan.group]
         episodes = [own[env] for env in sorted(own)]
-        self.on_group(episodes)
-        self._released += [segment for episode in episodes for segment in episode]
+        differ = self.on_group(episodes)
+        segments = [segment for episode in episodes for segment in episode]
+        self.counts.closed += 1
+        self.counts.alike += not differ
+        if self.only_contrast and not differ:
+            self.counts.left_out += sum(segment.length for segment in segments)
+        else:
+            self._released += segments
 
     def lose_episode(self, plan: EpisodePlan, open_segments: int) -> None:
         """Drop the group of an episode whose simulator was lost.
@@ -107,6 +133,7 @@ class EpisodeGroups:
             "dropped_segments": self.dropped_segments,
             "finished_members": [[group, sorted(envs)] for group, envs in self._finished.items()],
             "lost_groups": sorted(self._lost),
+            "group_counts": asdict(self.counts),
         }
 
     def load_state(self, batches: Mapping[str, SegmentBatch], values: Mapping[str, Any]) -> None:
@@ -119,6 +146,7 @@ class EpisodeGroups:
         self.dropped_segments = values["dropped_segments"]
         self._finished = {group: set(envs) for group, envs in values["finished_members"]}
         self._lost = set(values["lost_groups"])
+        self.counts = GroupCounts(**values.get("group_counts", {}))
 
 
 class GroupAdvantages:
@@ -140,8 +168,9 @@ class GroupAdvantages:
         """Older segments by task, of the replay as it was after ``_added`` segments."""
         self._added = -1
 
-    def __call__(self, episodes: Sequence[list[Segment]]) -> None:
-        """Write the advantages of a complete group into its segments, each episode given in order."""
+    def __call__(self, episodes: Sequence[list[Segment]]) -> bool:
+        """Write the advantages of a complete group into its segments, each episode given in order; returns
+        whether the outcomes differ."""
         group = [self.episode(segments) for segments in episodes]
         advantages = self.credit.on_group(group, self._older(group[0].task))
         for segments, own in zip(episodes, advantages, strict=True):
@@ -149,6 +178,7 @@ class GroupAdvantages:
             for segment in segments:
                 segment.advantages[: segment.length] = own[at : at + segment.length]
                 at += segment.length
+        return len({self.credit.outcome(episode) for episode in group}) > 1
 
     def episode(self, segments: Sequence[Segment]) -> GroupEpisode:
         """Consecutive segments of an episode as one piece (copies)."""

@@ -84,7 +84,8 @@ class RunPlan:
         """Lines for the table at the start of a run: a name and what is planned."""
         rows = []
         if self.collection and self.replay and self.lag and isinstance(self.settings, TrainingSettings):
-            lag, replay = self.lag, self.replay
+            lag, replay, every = self.lag, self.replay, self.settings.learner.policy_every
+            own = f", {lag.mean_updates / every:.0f} of the policy" if every > 1 else ""
             rows.append(
                 (
                     "replay",
@@ -95,8 +96,8 @@ class RunPlan:
             rows.append(
                 (
                     "expected lag",
-                    f"mean {lag.mean_iterations:.1f} iterations ({lag.mean_updates:.0f} updates), greatest "
-                    f"{lag.greatest_iterations} ({lag.greatest_updates}); every transition is used "
+                    f"mean {lag.mean_iterations:.1f} iterations ({lag.mean_updates:.0f} updates{own}), "
+                    f"greatest {lag.greatest_iterations} ({lag.greatest_updates}); every transition is used "
                     f"{lag.samples_per_transition:.1f} times",
                 )
             )

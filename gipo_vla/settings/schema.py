@@ -104,6 +104,13 @@ class RolloutSettings:
     """Spread the ends of the first episodes, so that resets do not all fall into the same vector step."""
     group_size: Positive = 1
     """Episodes that share one task and initial state, for group-relative credits (8 is usual there)."""
+    group_filter: Literal["none", "contrast"] = "none"
+    """contrast: groups whose outcomes (``credit.outcome``) are all equal are left out of the replay, and as
+    many transitions are collected in their place, without training meanwhile (dynamic sampling). Where most
+    groups fail or succeed altogether; with dense rewards choose ``credit.outcome=success_once``."""
+    group_filter_rounds: Positive = 4
+    """group_filter=contrast: rounds of at most ``env_steps`` in which an iteration replaces what it left out;
+    after them the run continues with what the replay has."""
     task_sampling: Literal["uniform", "success"] = "uniform"
     """How the task of an episode is drawn. success: hard tasks more often, by the failures of each one's last
     episodes (the formula is in ``rollout/task_sampler.py``)."""
@@ -146,6 +153,9 @@ class LearnerSettings:
     value_only_updates: NonNegative = 0
     """The first updates train the value alone (a policy that can already do something is worth more than
     the advantages of an untrained value)."""
+    policy_every: Positive = 1
+    """The policy's gradient is taken only in every n-th update; the value is trained in all of them. Every
+    update makes a version, so lags in updates count all, and the policy's own are an n-th of it."""
     policy_gradient_clip: PositiveFloat = 1.0
     """Largest norm of the policy's gradient; a larger one is scaled down to it."""
     value_gradient_clip: PositiveFloat = 1.0
@@ -153,7 +163,10 @@ class LearnerSettings:
     value_loss_coefficient: PositiveFloat = 1.0
     """Weight of the value loss beside the policy loss."""
     huber_delta: PositiveFloat = 1.0
-    """Value errors beyond this (in scaled return) count linearly."""
+    """Value errors beyond this (in scaled return, or in units of ``value_scale``) count linearly."""
+    value_scale: Literal["none", "running"] = "none"
+    """running: what the value network gives is multiplied by the root mean square of recent targets, and its
+    errors are measured in it. Where returns are far from 1, or grow a lot, and ``env.reward_scale`` stays."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of AdamW's mean of gradients."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -262,6 +275,11 @@ class TrainingSettings:
             raise UserError(
                 f"rollout.group_size is {rollout.group_size}: it must divide rollout.workers x "
                 f"rollout.envs_per_worker = {rollout.workers * rollout.envs_per_worker}"
+            )
+        if rollout.group_filter == "contrast" and not self.credit.needs_groups:
+            raise UserError(
+                "rollout.group_filter=contrast compares episodes of one initial state, but credit="
+                f"{self.credit.name} does not: choose credit=group, graph or information_gain"
             )
         if self.credit.needs_groups and rollout.group_size < 2:
             raise UserError(

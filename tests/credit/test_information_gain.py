@@ -103,13 +103,52 @@ def test_gains_by_hand() -> None:
 
 
 def test_normalising_by_index_by_hand() -> None:
-    """Index 0: 1, 3, 5 (mean 3, deviation 2). Index 1 is reached by two only: as all five (mean 3)."""
+    """Index 0: 1, 3, 5 (mean 3). Index 1 is reached by 2 and 4; for the third stands the mean 3 of all.
+
+    What is left: -2, 0, 2 and -1, 1, with a deviation of sqrt(10 / 4).
+    """
     gains = [np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([5.0])]
-    result = standardized_by_index(gains, least=3)
-    overall = np.std([1, 2, 3, 4, 5], ddof=1)
-    np.testing.assert_allclose(result[0], [-1.0, -1 / overall])
-    np.testing.assert_allclose(result[1], [0.0, 1 / overall])
-    np.testing.assert_allclose(result[2], [1.0])
+    std = math.sqrt(10 / 4)
+    result = standardized_by_index(gains, 3)
+    for own, expected in zip(result, ([-2.0, -1.0], [0.0, 1.0], [2.0])):
+        np.testing.assert_allclose(own, np.array(expected) / std)
+
+
+def test_an_index_that_few_reach_is_compared_with_the_group() -> None:
+    """Index 1 is reached by one, which gains 9; of four, three count as the mean 3: (9 + 3 * 3) / 4 = 4.5."""
+    gains = [np.array([1.0, 9.0]), np.array([1.0]), np.array([1.0])]
+    result = standardized_by_index(gains, 4)
+    # Index 0: (3 + 3) / 4 = 1.5. Left: -0.5 three times, and 4.5.
+    std = math.sqrt((3 * 0.25 + 4.5**2) / 3)
+    np.testing.assert_allclose(np.concatenate(result), np.array([-0.5, 4.5, -0.5, -0.5]) / std)
+
+
+@pytest.mark.parametrize("episodes", [4, 8, 16])
+@pytest.mark.parametrize("drift", [0.0, 0.03])
+def test_equal_successes_get_the_same_whenever_they_come(episodes: int, drift: float) -> None:
+    """With ``samples_per_index`` of the group's size: half of a group gains 0.9 in its last step, each later
+    than the one before; the others fail at a step limit of 50. Everything else gains ``drift``."""
+    gains = [np.full(50, drift) for _ in range(episodes)]
+    for number in range(episodes // 2):
+        gains[number] = np.full(10 + 4 * number, drift)
+        gains[number][-1] += 0.9
+    result = standardized_by_index(gains, episodes)
+    last = np.array([own[-1] for own in result[: episodes // 2]])
+    assert last.min() > 0.95 * last.max() and last.min() > 3
+    rest = np.concatenate([own[:-1] for own in result[: episodes // 2]] + result[episodes // 2 :])
+    # At the index of one success its mean is that share of it.
+    assert rest.min() > -1.1 * last.max() / (episodes - 1) and rest.max() < 0.05 * last.max()
+
+
+def test_what_others_get_hardly_depends_on_an_early_success() -> None:
+    """Seven failures of random gains, and an eighth rollout that fails with them or succeeds early."""
+    rng = np.random.default_rng(0)
+    failures = [0.05 * rng.standard_normal(40) for _ in range(7)]
+    long = 0.05 * rng.standard_normal(40)
+    first, second = (standardized_by_index([*failures, own], 8)[:7] for own in (long, long[:6]))
+    for own, other in zip(first, second):
+        np.testing.assert_allclose(own, other, atol=0.5)
+        assert np.corrcoef(own, other)[0, 1] > 0.98
 
 
 def test_small_differences_are_not_blown_up() -> None:
@@ -134,12 +173,13 @@ def test_a_constant_scorer_gives_zero(gamma: float) -> None:
 
 
 def test_gains_and_outcome_are_normalised_apart() -> None:
-    """Outcomes 1 and 0 are +-1/sqrt(2); gains of the first step 0.1 and -0.1 also, those of the second 0."""
+    """Outcomes 1 and 0 are +-1/sqrt(2). Gains 0.1 and -0.1 of the first step have mean 0, 0.1 and 0.1 of the
+    second no difference: +-0.1 and 0 over sqrt(0.02 / 3) = 0.1 / sqrt(1.5)."""
     credit = make(samples_per_index=2, coefficient=2.0)
     better, worse = credit.on_group([episode([0.5, 0.6, 0.7], 1.0), episode([0.5, 0.4, 0.5], 0.0)])
-    half = 1 / math.sqrt(2)
-    np.testing.assert_allclose(better, [2 * half + half, half], atol=1e-5)
-    np.testing.assert_allclose(worse, [-2 * half - half, -half], atol=1e-5)
+    half, gain = 1 / math.sqrt(2), math.sqrt(1.5)
+    np.testing.assert_allclose(better, [2 * gain + half, half], atol=1e-5)
+    np.testing.assert_allclose(worse, [-2 * gain - half, -half], atol=1e-5)
 
 
 def test_a_group_in_which_every_rollout_fails_still_learns() -> None:
@@ -260,6 +300,25 @@ def test_shaping_leaves_the_optimal_policy(seed: int) -> None:
     np.testing.assert_allclose(shaped, (1 + gamma) * plain - belief[:, None], atol=1e-6)
     best = plain >= plain.max(axis=1, keepdims=True) - 1e-9
     np.testing.assert_array_equal(shaped >= shaped.max(axis=1, keepdims=True) - 1e-6, best)
+
+
+def test_at_a_step_limit_the_belief_in_the_last_state_counts() -> None:
+    """What the module says of step limits. One choice: a lottery that succeeds at once in half of the cases
+    and else runs out of time far from success (belief 0), or a way that never succeeds, to where the belief
+    is 0.8 when time is over."""
+
+    def shaped(end: float, outcome: float, weight: float) -> float:
+        gains = information_gain(np.array([0.3, end]), np.ones(1, np.int64), 1.0)
+        return float(outcome + weight * (gains.sum() + 0.3))  # the same b_0 is in all of them
+
+    def values(weight: float, at_limit: float) -> tuple[float, float]:
+        lottery = 0.5 * shaped(1.0, 1.0, weight) + 0.5 * shaped(0.0, 0.0, weight)
+        return lottery, shaped(at_limit, 0.0, weight)
+
+    assert values(0.1, 0.8) == pytest.approx((0.55, 0.08)), "the default weight keeps the order here"
+    assert values(3.0, 0.8) == pytest.approx((2.0, 2.4)), "a heavy one turns it round"
+    for weight in (0.1, 3.0, 30.0):  # ends that are outcomes keep it
+        assert values(weight, 0.0) == pytest.approx((0.5 * (1 + weight), 0.0))
 
 
 # ---------------------------------------------------------------------------------------------- settings

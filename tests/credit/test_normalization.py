@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit import AdvantageNormalizer, advantage_moments
+from gipo_vla.credit import (
+    AdvantageNormalizer,
+    GaeSettings,
+    GraphSettings,
+    GroupSettings,
+    InformationGainSettings,
+    advantage_moments,
+)
 
 
 def moments(*values: float) -> Tensor:
@@ -49,6 +56,27 @@ def test_running_by_hand() -> None:
     assert normalizer.std == pytest.approx(math.sqrt(14 - 3.5**2))
     actual = normalizer.normalize(torch.tensor([3.5, 3.5 + normalizer.std]))
     torch.testing.assert_close(actual, torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("mode", ["running", "exact"])
+def test_without_a_shift_zero_stays_zero(mode: str) -> None:
+    """Root mean square of 0, 0, 0, 0, -1, 3: sqrt(10 / 6). Their mean is 1/3."""
+    normalizer = AdvantageNormalizer(mode, shift=False)  # type: ignore[arg-type]
+    values = (0.0, 0.0, 0.0, 0.0, -1.0, 3.0)
+    expected = torch.tensor(values) / math.sqrt(10 / 6)
+    torch.testing.assert_close(normalizer.normalize(torch.tensor(values), moments(*values)), expected)
+    normalizer.observe(moments(*values))
+    assert (normalizer.mean, normalizer.std) == (0.0, pytest.approx(math.sqrt(10 / 6)))
+    torch.testing.assert_close(normalizer.normalize(torch.tensor(values)), expected)
+
+
+def test_which_credits_are_shifted() -> None:
+    """GAE's advantages are; a group's have a zero that means something."""
+    assert GaeSettings().shifts_advantages
+    assert not GroupSettings().shifts_advantages
+    assert not GraphSettings().shifts_advantages
+    assert not InformationGainSettings().shifts_advantages
+    assert InformationGainSettings(base="gae").shifts_advantages
 
 
 def test_running_forgets_at_the_rate_of_its_decay() -> None:

@@ -15,69 +15,12 @@ from gipo_vla.learner.learner import Learner
 from gipo_vla.objectives.no_clip import NoClipSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
 from gipo_vla.replay.segment import SegmentBatch
+from tests.learner.naive import NO_CLIPPING, VALUE_NAMES, assert_close, gradients, naive_gradients
 
 MakeLearner = Callable[..., Learner]
 MakeBatch = Callable[..., SegmentBatch]
 RunUpdate = Callable[..., dict[str, float]]
 Weights = Callable[[Learner], dict[str, torch.Tensor]]
-
-NO_CLIPPING = {"policy_gradient_clip": 1e9, "value_gradient_clip": 1e9}
-
-
-def gradients(learner: Learner) -> dict[str, torch.Tensor]:
-    """Gradients of the first update, as Adam's first moment remembers them."""
-    assert learner.version == 1
-    tensors = learner.optimizer_tensors()
-    return {
-        name.removeprefix("exp_avg/"): tensor / (1 - learner.settings.adam_beta1)
-        for name, tensor in tensors.items()
-        if name.startswith("exp_avg/")
-    }
-
-
-def naive_gradients(
-    policy: Any, batch: SegmentBatch, gamma: float, lam: float, scale: float
-) -> dict[str, Any]:
-    """The same gradient from loops over segments, transitions and tokens: No-Clip, Huber, GAE."""
-    policy_terms, value_terms, tokens, transitions = [], [], 0, 0
-    for n in range(len(batch.length)):
-        length = int(batch.length[n])
-        # One row more than there are transitions: the observation that follows (its token does not matter).
-        tokens_taken = batch.tokens[n].astype(np.int64)[[*range(length), 0]]
-        out = policy.evaluate(
-            {"state": torch.from_numpy(batch.observations["state"][n][: length + 1])},
-            torch.from_numpy(tokens_taken),
-            torch.full((length + 1,), 1.6),
-        )
-        values = out.values.tolist()
-        after = 0.0 if batch.terminated[n] else values[length]
-        advantage = 0.0
-        for t in reversed(range(length)):
-            executed = int(batch.executed[n, t])
-            reward = sum(gamma**i * scale * float(batch.rewards[n, t, i]) for i in range(executed))
-            delta = reward + gamma**executed * after - values[t]
-            advantage = delta + gamma**executed * lam * advantage
-            after = values[t]
-            error = (out.values[t] - (values[t] + advantage)).abs()
-            value_terms.append(0.5 * error**2 if error.item() <= 1 else error - 0.5)
-            for i in range(executed):
-                for d in range(2):
-                    log_ratio = out.log_probs[t, i, d] - float(batch.log_probs[n, t, i, d])
-                    policy_terms.append(-torch.exp(log_ratio) * advantage)
-                    tokens += 1
-            transitions += 1
-    loss = sum(policy_terms) / tokens + sum(value_terms) / transitions
-    names, parameters = zip(*policy.named_parameters())
-    return dict(zip(names, torch.autograd.grad(loss, parameters)))
-
-
-def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], rtol: float) -> None:
-    assert first.keys() == second.keys()
-    for name in first:
-        scale = float(second[name].abs().max())
-        torch.testing.assert_close(
-            first[name], second[name], rtol=0, atol=rtol * max(scale, 1e-6), msg=lambda m, n=name: f"{n}: {m}"
-        )
 
 
 def test_is_that_of_the_naive_loops(
@@ -120,6 +63,27 @@ def test_segments_of_full_length_too(
     )
     update(learner, batch)
     assert_close(gradients(learner), naive_gradients(make_policy(0), batch, 0.995, 0.95, 1.0), 1e-4)
+
+
+def test_vtrace_weighs_by_the_ratio_of_the_whole_chunk(
+    make_learner: MakeLearner, make_batch: MakeBatch, make_policy: Any, update: RunUpdate
+) -> None:
+    """The product of the ratios of all executed tokens: not their mean, nor those of skipped actions."""
+    batch = make_batch(5, seed=3)
+    learner = make_learner(
+        objective=NoClipSettings(),
+        credit=GaeSettings(gamma=0.9, gae_lambda=0.8, importance_correction="vtrace"),
+        normalize="none",
+        batch_segments=5,
+        micro_batch_segments=2,
+        **NO_CLIPPING,
+    )
+    update(learner, batch)
+    expected = naive_gradients(make_policy(0), batch, 0.9, 0.8, 1.0, vtrace=True)
+    assert_close(gradients(learner), expected, 1e-4)
+    plain = naive_gradients(make_policy(0), batch, 0.9, 0.8, 1.0)
+    with pytest.raises(AssertionError):
+        assert_close(expected, plain, 1e-2)
 
 
 @pytest.mark.parametrize("normalize", ["running", "exact", "none"])
@@ -184,9 +148,6 @@ def test_the_clips_of_policy_and_value_are_apart(
         assert torch.equal(weights(small)[name], weights(large)[name]), name
 
 
-VALUE_NAMES = {"critic.0.weight", "critic.0.bias", "value_head.weight", "value_head.bias"}
-
-
 def test_policy_gradients_are_clipped_to_their_norm(
     make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate
 ) -> None:
@@ -196,6 +157,24 @@ def test_policy_gradients_are_clipped_to_their_norm(
     norm = torch.cat([own[name].flatten() for name in own.keys() - VALUE_NAMES]).norm()
     assert metrics["gradient_norm/policy"] > 1e-2, "logged before clipping"
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.95, 1.05, 3.0])
+def test_a_gradient_is_clipped_from_its_norm_on_and_not_before(
+    make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, share: float
+) -> None:
+    """With a clip of that share of the norm, the step is taken with the smaller of clip and norm."""
+    free = make_learner(**NO_CLIPPING)
+    unclipped = update(free, make_batch())
+    norms = {group: unclipped[f"gradient_norm/{group}"] for group in ("policy", "value")}
+    learner = make_learner(
+        policy_gradient_clip=share * norms["policy"], value_gradient_clip=share * norms["value"]
+    )
+    metrics, own, whole = update(learner, make_batch()), gradients(learner), gradients(free)
+    for group, names in (("value", VALUE_NAMES), ("policy", own.keys() - VALUE_NAMES)):
+        assert metrics[f"gradient_norm/{group}"] == norms[group], "logged before clipping"
+        for name in names:
+            torch.testing.assert_close(own[name], min(share, 1.0) * whole[name], rtol=1e-4, atol=1e-8)
 
 
 def test_values_come_from_the_training_forward(
@@ -249,21 +228,6 @@ def test_group_credit_trains_the_policy_alone(
     for name, tensor in weights(learner).items():
         assert torch.equal(tensor, before[name]) == (name in VALUE_NAMES), name
     assert metrics["gradient_norm/value"] == 0 and metrics["loss/value"] == 0
-
-
-def test_value_only_updates_leave_the_policy_alone(
-    make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, weights: Weights
-) -> None:
-    learner = make_learner(value_only_updates=2, regularizers=RegularizerSettings(entropy_coefficient=0.1))
-    before = weights(learner)
-    for number in range(2):
-        update(learner, make_batch(seed=number))
-        now = weights(learner)
-        assert all(torch.equal(now[name], before[name]) == (name not in VALUE_NAMES) for name in now)
-    update(learner, make_batch(seed=2))
-    now = weights(learner)
-    assert not any(torch.equal(now[name], before[name]) for name in now)
-    assert learner.version == 3
 
 
 def test_an_exact_kl_uses_the_stored_logits(

@@ -118,7 +118,11 @@ def test_the_schedule_ends_with_the_run_unless_told_otherwise(make_learner: Make
 def test_saved_tensors_continue_to_the_bit(
     make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, weights: Weights, zero_stage: int
 ) -> None:
-    arguments: dict[str, Any] = {"micro_batch_segments": 2, "zero_stage": zero_stage}
+    arguments: dict[str, Any] = {
+        "micro_batch_segments": 2,
+        "zero_stage": zero_stage,
+        "value_scale": "running",
+    }
     learner, other = make_learner(0, **arguments), make_learner(5, **arguments)
     for seed in range(3):
         update(learner, make_batch(seed=seed))

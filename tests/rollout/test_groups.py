@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gipo_vla.credit import GraphSettings, GroupSettings, InformationGainSettings
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput, GroupEpisode
 from gipo_vla.replay import samplers
 from gipo_vla.replay.ring import SegmentRing
 from gipo_vla.replay.segment import Segment
 from gipo_vla.rollout.actor import Actor
-from gipo_vla.rollout.groups import GroupAdvantages
+from gipo_vla.rollout.groups import GroupAdvantages, GroupCounts
 
 MakeActor = Callable[..., Actor]
 
@@ -79,6 +81,54 @@ def collected(make_actor: MakeActor) -> Callable[..., tuple[Numbering, list[Segm
         return credit, segments, ring
 
     return collect
+
+
+@pytest.mark.parametrize("only_contrast", [False, True])
+def test_groups_without_contrast_are_left_out_and_counted(make_actor: MakeActor, only_contrast: bool) -> None:
+    """Every second of six groups of two episodes of ten decisions; what is known of them is saved."""
+    calls: list[int] = []
+
+    def differ(episodes: Sequence[list[Segment]]) -> bool:
+        calls.append(episodes[0][0].group)
+        return len(calls) % 2 == 0
+
+    arguments = {"length": 4, "step_limit": 10, "group_size": 2, "envs_per_worker": 2, "workers": 1}
+    actor, other = (make_actor(on_group=differ, **arguments) for _ in range(2))
+    actor.groups.only_contrast = only_contrast
+    segments = []
+    for _ in range(6):
+        for _ in range(10):
+            actor.advance()
+        actor.finish()
+        segments += actor.take_segments()
+    assert len(calls) == 6
+    assert {segment.group for segment in segments} == set(calls[1::2] if only_contrast else calls)
+    counts = actor.groups.counts
+    assert (counts.closed, counts.alike) == (6, 3)
+    assert counts.left_out == (3 * 2 * 10 if only_contrast else 0)
+    batches, values = actor.groups.state(actor.layout)
+    other.groups.load_state(batches, json.loads(json.dumps(values)))
+    assert other.groups.counts == counts
+    other.groups.clear()
+    assert other.groups.counts == GroupCounts()
+
+
+@pytest.mark.parametrize(("successes", "differ"), [((1, 0), True), ((0, 0), False), ((1, 1), False)])
+@pytest.mark.parametrize("credit", [GroupSettings, GraphSettings, InformationGainSettings])
+def test_contrast_is_of_the_outcome_that_the_credit_judges_by(
+    credit: Any, successes: tuple[int, int], differ: bool
+) -> None:
+    """Rewards that differ in any case, and successes that may not."""
+
+    def episode(success: int, reward: float) -> GroupEpisode:
+        rewards = np.full((1, 1), reward, np.float32)
+        return GroupEpisode(0, rewards, np.ones(1, np.int64), np.full((1, 1), bool(success)), False)
+
+    group = [episode(success, 0.1 * number) for number, success in enumerate(successes)]
+    by_success, by_return = credit(outcome="success_once").build(), credit(outcome="return").build()
+    assert (len({by_success.outcome(own) for own in group}) > 1) == differ
+    assert len({by_return.outcome(own) for own in group}) == 2
+    assert len({Numbering().outcome(own) for own in group}) == 2, "a credit that says nothing of outcomes"
 
 
 def test_segments_become_episodes(collected: Any) -> None:

@@ -87,7 +87,8 @@ class GraphSettings(CreditSettings):
     """Share of a group's states that must coincide with another one; below it the episode's advantage gets
     all of the weight."""
     normalize: NormalizationMode = "none"
-    """A second normalisation over batches; none, since both parts are normalised already."""
+    """A second normalisation over batches, which scales and does not shift; none, since both parts are
+    normalised already."""
 
     def __post_init__(self) -> None:
         for key, value, known in (
@@ -290,6 +291,10 @@ class GraphCredit(CreditAssigner):
                 landmarks[:, chosen], landmarks[0, chosen], self.settings.cell, self._is_position[chosen]
             )
         return np.split(ids, np.cumsum(lengths)[:-1])
+
+    def outcome(self, episode: GroupEpisode) -> float:
+        """By ``credit.outcome``."""
+        return episode_outcome(episode, self.settings.outcome)
 
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
         """The stored advantages; no value targets."""

@@ -5,12 +5,18 @@ steps, gains
 
     g_t = gamma^n b_(t+1) - b_t          clipped at +-clip
 
-which is shaping by a potential (Ng et al. 1999): the gains of an episode telescope, so what is optimal stays
-optimal; but credit arrives with the step that earned it, also in a group in which every rollout fails.
+which is shaping by a potential (Ng et al. 1999): the gains of an episode telescope to gamma^(all steps) b_T -
+b_0, and credit arrives with the step that earned it. Where every episode ends by a termination, b_T is the
+outcome, and what is optimal stays optimal (before clipping and normalising). *At a step limit it is not
+covered*: b_T is then the scorer's estimate for the last state, and a run maximises success plus
+``coefficient`` times the belief in the states at which time ran out. That is wanted: it is all that a group
+in which every rollout fails can learn from (with b_T = 0 there, the sums of such a group would be -b_t,
+whatever was done). It is bounded: a failure's gains sum to less than a success's of the same length, since
+b_T <= 1.
 
-Gains and outcome are normalised apart, since they have nothing of each other's scale: gains within the group
-by the index of the chunk where at least ``samples_per_index`` episodes have one (early and late steps differ
-in what can be gained at all), else over the whole group. The advantage is the discounted sum
+Gains and outcome are normalised apart, since they have nothing of each other's scale: from a gain is taken
+the mean of its chunk index (early and late steps differ in what can be gained at all), and all are divided by
+the one standard deviation that is left (``standardized_by_index``). The advantage is the discounted sum
 
     base=group    A_t = sum over k >= t of gamma^(...) (coefficient g~_k + [k last] outcome~)
     base=gae      A_t = GAE_t + sum over k >= t of gamma^(...) coefficient g~_k
@@ -18,7 +24,10 @@ in what can be gained at all), else over the whole group. The advantage is the d
 With base=gae a scorer that equals the critic adds nothing: delta_t of GAE with the critic's own values
 contains gamma^n V' - V already. It has to know something else, or earlier.
 
-Source: IGPO, arXiv 2510.14967, with a potential in the place of an answer's probability for success_belief.
+Source: IGPO, arXiv 2510.14967. What is ours: success_belief asks a network of its own on landmarks where the
+source asks the acting model for the probability of the right answer; gains are weighed, clipped and
+discounted as a potential's, where the source takes plain differences; and the mean of each index, where the
+source takes one mean and one deviation of all gains of a group.
 """
 
 from __future__ import annotations
@@ -76,7 +85,7 @@ class InformationGainSettings(CreditSettings):
     base: Literal["group", "gae"] = "group"
     """The credit that the gains are added to: group-relative outcomes, or GAE with its value network."""
     coefficient: float = 0.1
-    """Weight of the gains, which are normalised step by step: their discounted sum has a standard deviation
+    """Weight of the gains, which are normalised: their discounted sum has a standard deviation
     of up to 1 / sqrt(1 - gamma^2), 7 for 0.99 a decision. Beside GAE with a sparse reward (advantages of
     about 0.1) lower it to 0.02."""
     gamma: float = 0.995
@@ -86,14 +95,15 @@ class InformationGainSettings(CreditSettings):
     clip: float = 0.2
     """Largest gain of one step, either way: one surprise of the scorer must not outweigh an episode."""
     samples_per_index: int = 8
-    """Episodes of the group that must have a chunk of an index for that index to be normalised by itself."""
+    """Episodes of which the mean gain of a chunk index is made, at least: the mean of the whole group stands
+    for those that ended earlier. Far above the group's size, gains are compared over the group alone."""
     outcome: Outcome = "return"
     """What an episode is judged by with base=group, as in credit=group."""
     refresh_every: int = 1
     """Iterations for which the scorer is frozen. Longer windows hold back what it learned: a belief that was
     refreshed every 5th iteration lagged behind a policy that improves (docs/results/metaworld_sparse)."""
     normalize: NormalizationMode = "running"
-    """Normalisation of the sum, over batches."""
+    """Normalisation of the sum, over batches; with base=group it scales and does not shift."""
 
     def __post_init__(self) -> None:
         for key, least, integer in (
@@ -111,6 +121,10 @@ class InformationGainSettings(CreditSettings):
         return InformationGain(self)
 
     @property
+    def shifts_advantages(self) -> bool:
+        return self.base == "gae"
+
+    @property
     def needs_landmarks(self) -> bool:
         return self.scorer.needs_landmarks
 
@@ -126,23 +140,24 @@ def information_gain(
     return gains
 
 
-def standardized_by_index(gains: Sequence[Floats], least: int) -> list[Floats]:
-    """Gains of a group, each (T,), with mean 0 and standard deviation 1 among those of the same index.
+def standardized_by_index(gains: Sequence[Floats], samples: int) -> list[Floats]:
+    """Gains of a group, each (T,), less the mean of their index, over the standard deviation of what is left.
 
-    Indices that fewer than ``least`` episodes reach are normalised by mean and deviation of the whole group.
+    An index's mean is of the episodes that have one, and where those are fewer than ``samples``, the mean of
+    the whole group's gains stands for each that is missing: with n of them, mean_i = (n m_i + (samples - n)
+    m) / samples. So an episode that ends moves the statistics of the others by its own share. The deviation
+    is one for the group: where a gain stands, early or late, does not change what it is worth.
     """
     values = np.concatenate(gains)
     index = np.concatenate([np.arange(len(own)) for own in gains])
     count = np.bincount(index)
-    enough = count >= least
     # Measured from one of them, so that equal gains differ by exactly 0.
     shifted = values - values[0]
-    mean = np.where(enough, np.bincount(index, shifted) / count, shifted.mean())
+    missing = np.maximum(samples - count, 0)
+    mean = (np.bincount(index, shifted) + missing * shifted.mean()) / (count + missing)
     centred = shifted - mean[index]
-    variance = np.bincount(index, centred**2) / np.maximum(count - 1, 1)
-    overall = (shifted - shifted.mean()).std(ddof=1) if len(values) > 1 else 0.0
-    std = np.maximum(np.where(enough, np.sqrt(variance), overall), SMALLEST_STD)
-    return np.split(centred / std[index], np.cumsum([len(own) for own in gains])[:-1])
+    std = np.sqrt((centred**2).sum() / max(len(values) - 1, 1))
+    return np.split(centred / max(std, SMALLEST_STD), np.cumsum([len(own) for own in gains])[:-1])
 
 
 def discounted_sums(rewards: Sequence[Floats], discounts: Sequence[Floats]) -> list[Floats]:
@@ -221,6 +236,10 @@ class InformationGain(CreditAssigner):
         ):
             self._sums[name] += float(value)
         return np.split(clipped, np.cumsum([len(own) for own in exact])[:-1])
+
+    def outcome(self, episode: GroupEpisode) -> float:
+        """By ``credit.outcome``."""
+        return episode_outcome(episode, self.settings.outcome)
 
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
         """The stored advantages; with base=gae added to GAE's, whose value targets stay."""
