@@ -296,7 +296,7 @@ def probe_opengl() -> str:
     """Draw a picture of a small MuJoCo model."""
     import mujoco
 
-    from gipo_envs import gl, rendering
+    from gipo_envs import egl_devices, gl, rendering
 
     backend, reason = gl.choose()
     model = mujoco.MjModel.from_xml_string(
@@ -315,8 +315,8 @@ def probe_opengl() -> str:
     red = frame[128, 128, 0] > 100 and frame[128, 128, 1] < 90 and frame[2, 2, 0] < 50
     if not red:
         raise UserError(f"{backend} draws a wrong picture")
-    device = gl.egl_device() if backend == "egl" else None
-    where = "" if device is None else f", GPU {device}"
+    device = egl_devices.drawing_device() if backend == "egl" else None
+    where = "" if device is None else f" on EGL's device {device}"
     return f"{backend}{where} ({reason}): a 256 x 256 frame in {min(times) * 1e3:.1f} ms"
 
 
