@@ -175,6 +175,8 @@ def check_torch() -> Finding:
 def check_gpus() -> Finding:
     import torch
 
+    from gipo_vla.distributed import group
+
     if torch.cuda.is_available():
         names = [
             f"{torch.cuda.get_device_name(index)} {properties.total_memory / 2**30:.0f} GiB"
@@ -182,9 +184,8 @@ def check_gpus() -> Finding:
             for properties in [torch.cuda.get_device_properties(index)]
         ]
         return Finding("ok", f"{len(names)}: {', '.join(sorted(set(names)))}")
-    driver = shutil.which("nvidia-smi")
-    if driver and subprocess.run([driver, "-L"], capture_output=True).returncode == 0:
-        remedy = f"install torch for CUDA (this is {torch.__version__}) and unset CUDA_VISIBLE_DEVICES"
+    if group.machine_shows_gpu():
+        remedy = f"GIPO_TORCH=cuda ./scripts/setup.sh (this is torch {torch.__version__})"
         return Finding("note", "there are NVIDIA GPUs, but torch cannot use them", remedy)
     return Finding(
         "note", "none: training runs on the CPU", "OpenVLA-OFT 7B needs GPUs, small policies do not"
