@@ -171,6 +171,9 @@ class LearnerSettings:
     log-probs and small policies are float32 always."""
     threads: Positive = 1
     """Torch's CPU threads a rank. More than one beside busy simulator workers is slower, not faster."""
+    deterministic: bool = False
+    """On a GPU: only kernels that give the same bits twice, which are slower (docs/resume.md says what is
+    promised). A CPU gives the same bits without it."""
 
 
 @dataclass(frozen=True)
