@@ -89,6 +89,10 @@ def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> N
         # DeepSpeed would compile a shared-memory collective for 45 s; gloo's serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
+        # Read when the first tensor is made. Micro-batches differ in their rows: blocks of a fixed size would
+        # leave gaps between them.
+        if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+            os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         torch.cuda.set_device(device)
     store = dist.HashStore() if alone else _store_of_attempt(timeout)
     if store is not None:

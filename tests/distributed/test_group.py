@@ -72,6 +72,35 @@ def test_no_silent_fall_to_the_cpu(
     assert group.choose_device("auto") == CPU
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_blocks_of_gpu_memory_grow_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, own: dict[str, str], expected: str | None
+) -> None:
+    """Before the first use of the GPU; there is none here, so a stand-in notes what torch would read."""
+    monkeypatch.setattr(
+        os, "environ", {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ} | own
+    )
+    seen: list[str | None] = []
+
+    def first_use(_: torch.device) -> None:
+        seen.append(os.environ.get("PYTORCH_ALLOC_CONF"))
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.cuda, "set_device", first_use)
+    monkeypatch.setattr(group, "import_deepspeed", lambda: None)
+    with pytest.raises(InterruptedError):
+        group.start(torch.device("cuda", 0))
+    group.stop()
+    assert seen == [expected]
+
+
 def test_each_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
