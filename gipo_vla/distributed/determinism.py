@@ -11,15 +11,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch.utils import deterministic as memory
+import torch.utils.deterministic
 
 from gipo_envs.errors import UserError
 
 _VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _WORKSPACES = (":4096:8", ":16:8")
 """The values under which cuBLAS gives the same bits (cuBLAS documentation, "Results reproducibility")."""
+
+
+_memory: Any = torch.utils.deterministic
+"""Its one attribute is a property that type checkers do not see."""
 
 
 @contextmanager
@@ -39,15 +44,15 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
         raise UserError(
             f"{_VARIABLE}={before} and learner.deterministic=true: unset it, or set it to {_WORKSPACES[0]}"
         )
-    was_on, filled = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    was_on, filled = torch.are_deterministic_algorithms_enabled(), _memory.fill_uninitialized_memory
     os.environ.setdefault(_VARIABLE, _WORKSPACES[0])
     torch.use_deterministic_algorithms(True)
     # Writing to every new tensor costs bandwidth and helps only programs that read what they never wrote.
-    memory.fill_uninitialized_memory = False
+    _memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was_on)
-        memory.fill_uninitialized_memory = filled
+        _memory.fill_uninitialized_memory = filled
         if before is None:
             os.environ.pop(_VARIABLE, None)
