@@ -109,6 +109,19 @@ def test_what_simulators_draw_with_is_on_the_device(
     assert planned(settings).memory.drawing == 0
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_7b_on_a_cpu_is_planned_as_it_was_measured(samples: int) -> None:
+    """One iteration with random weights, one camera and one update in bfloat16 took 17.05 GiB.
+
+    How many decisions its micro-batch had was not recorded; they were few.
+    """
+    small = (f"replay.segment_length={samples}", "learner.batch_segments=1", "rollout.workers=1")
+    policy = ("policy=openvla_oft_7b", "policy.random_weights=true", "learner.precision=bfloat16")
+    camera = ("env.observations=[images]", "env.camera.height=224", "env.camera.width=224")
+    settings = runs.load("train", ["experiment=point_reach", "replay.capacity=64", *small, *policy, *camera])
+    assert planned(settings, CPU).memory.host / GIB == pytest.approx(17.05, rel=0.05)
+
+
 def test_states_are_not_drawn(make_config: MakeConfig) -> None:
     assert planned(make_config()).memory.drawing == 0
 
