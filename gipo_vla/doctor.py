@@ -175,6 +175,8 @@ def check_torch() -> Finding:
 def check_gpus() -> Finding:
     import torch
 
+    from gipo_vla.distributed import group
+
     if torch.cuda.is_available():
         names = [
             f"{torch.cuda.get_device_name(index)} {properties.total_memory / 2**30:.0f} GiB"
@@ -182,9 +184,8 @@ def check_gpus() -> Finding:
             for properties in [torch.cuda.get_device_properties(index)]
         ]
         return Finding("ok", f"{len(names)}: {', '.join(sorted(set(names)))}")
-    driver = shutil.which("nvidia-smi")
-    if driver and subprocess.run([driver, "-L"], capture_output=True).returncode == 0:
-        remedy = f"install torch for CUDA (this is {torch.__version__}) and unset CUDA_VISIBLE_DEVICES"
+    if group.machine_shows_gpu():
+        remedy = f"GIPO_TORCH=cuda ./scripts/setup.sh (this is torch {torch.__version__})"
         return Finding("note", "there are NVIDIA GPUs, but torch cannot use them", remedy)
     return Finding(
         "note", "none: training runs on the CPU", "OpenVLA-OFT 7B needs GPUs, small policies do not"
@@ -296,7 +297,7 @@ def probe_opengl() -> str:
     """Draw a picture of a small MuJoCo model."""
     import mujoco
 
-    from gipo_envs import gl, rendering
+    from gipo_envs import egl_devices, gl, rendering
 
     backend, reason = gl.choose()
     model = mujoco.MjModel.from_xml_string(
@@ -315,8 +316,8 @@ def probe_opengl() -> str:
     red = frame[128, 128, 0] > 100 and frame[128, 128, 1] < 90 and frame[2, 2, 0] < 50
     if not red:
         raise UserError(f"{backend} draws a wrong picture")
-    device = gl.egl_device() if backend == "egl" else None
-    where = "" if device is None else f", GPU {device}"
+    device = egl_devices.drawing_device() if backend == "egl" else None
+    where = "" if device is None else f" on EGL's device {device}"
     return f"{backend}{where} ({reason}): a 256 x 256 frame in {min(times) * 1e3:.1f} ms"
 
 

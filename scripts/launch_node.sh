@@ -4,7 +4,7 @@
 #   ./scripts/launch_node.sh experiment=libero_spatial_oft7b policy.checkpoint=PATH run_dir=runs/spatial
 #   ./scripts/launch_node.sh --dry-run experiment=point_reach      print what would be started, and stop
 #
-# One rank a GPU; RANKS=N says otherwise (N ranks on the CPU where there is no GPU). With resume=auto and a
+# One rank a GPU that CUDA_VISIBLE_DEVICES shows; RANKS=N says otherwise (N ranks on the CPU where there is no GPU). With resume=auto and a
 # run_dir the same command begins a run and resumes it. A rank that dies is restarted with the others
 # from the last good checkpoint, MAX_RESTARTS times (3). PYTHON chooses the interpreter.
 set -euo pipefail
@@ -16,7 +16,21 @@ if [ "${1:-}" = --dry-run ]; then
     shift
 fi
 
-gpus() { nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true; }
+# The GPUs that CUDA shows to the ranks: CUDA_VISIBLE_DEVICES up to the first -1, else all of the machine.
+gpus() {
+    local name count=0
+    local -a names=()
+    if [ -z "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true
+        return
+    fi
+    IFS=', ' read -r -a names <<<"$CUDA_VISIBLE_DEVICES"
+    for name in ${names[@]+"${names[@]}"}; do
+        [ "$name" != -1 ] || break
+        count=$((count + 1))
+    done
+    echo "$count"
+}
 
 ranks=${RANKS:-$(gpus)}
 [ "$ranks" -gt 0 ] || ranks=1

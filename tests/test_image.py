@@ -49,6 +49,18 @@ def test_what_is_copied_travels() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
+def test_the_caches_are_mounted_where_the_user_may_write() -> None:
+    """Folders above a mounted one that the image lacks would be made for root."""
+    text = DOCKERFILE.read_text()
+    (made,) = re.findall(r"install --directory --owner gipo (.+)$", text.replace("\\\n", " "), re.MULTILINE)
+    for page in (text, (ROOT / "docs/cluster.md").read_text()):
+        (command,) = re.findall(r"docker run .*?gipo_vla ", page.replace("\n", " "))
+        mounted = set(re.findall(r'-v "[^":]+:([^"]+)"', command))
+        assert {"/home/gipo/.cache/huggingface", "/home/gipo/.cache/libero"} < mounted <= set(made.split())
+        assert "--ulimit memlock=-1" in command
+        assert "driver of branch 580" in page
+
+
 @pytest.mark.skipif(which("hadolint") is None, reason="hadolint is not installed")
 def test_hadolint_has_nothing_to_say() -> None:
     subprocess.run([str(which("hadolint")), str(DOCKERFILE)], check=True)

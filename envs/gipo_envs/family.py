@@ -29,6 +29,11 @@ class BareSimulator(Protocol):
     def step(self, action: NDArray[np.float32]) -> object: ...
 
 
+EGL_CONTEXT_BYTES = 90_000_000
+"""GPU memory of a process that renders MuJoCo with EGL: 86 MiB in nvidia-smi's table of
+github.com/google-deepmind/mujoco/issues/461."""
+
+
 @dataclass(frozen=True)
 class WorkerCost:
     """What one worker process costs: host memory in bytes, and seconds on one core.
@@ -55,10 +60,21 @@ class WorkerCost:
 
     def bytes(self, spec: EnvironmentSpec) -> int:
         """The memory of a worker that has played every task of ``spec``."""
-        tasks = len(spec.tasks) if self.tasks_kept is None else min(len(spec.tasks), self.tasks_kept)
+        tasks = self._tasks(spec)
         if "images" in spec.observation:
             return self.libraries + self.cameras + tasks * self.task_with_cameras
         return self.libraries + tasks * self.task
+
+    def drawing_bytes(self, spec: EnvironmentSpec) -> int:
+        """The GPU memory of such a worker if it draws with EGL: its context, and for every task the meshes,
+        textures and buffers that software rendering keeps on the host. An estimate; no GPU was measured."""
+        if "images" not in spec.observation or not self.task_with_cameras:
+            return 0
+        return EGL_CONTEXT_BYTES + self._tasks(spec) * (self.task_with_cameras - self.task)
+
+    def _tasks(self, spec: EnvironmentSpec) -> int:
+        """Compiled tasks that a worker comes to hold."""
+        return len(spec.tasks) if self.tasks_kept is None else min(len(spec.tasks), self.tasks_kept)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gipo_envs import egl_devices
 from gipo_envs.errors import UserError
 
 BACKENDS = ("egl", "osmesa", "glfw")
@@ -41,6 +42,8 @@ def choose() -> Choice:
     if requested:
         return _requested(requested)
     if _nvidia_egl():
+        if _mig() and _osmesa():
+            return Choice("osmesa", "CUDA_VISIBLE_DEVICES names a MIG slice, and most of those do not draw")
         return Choice("egl", "an NVIDIA GPU with its EGL driver is there")
     if _osmesa():
         return Choice("osmesa", "no NVIDIA EGL driver; OSMesa renders in software")
@@ -62,7 +65,7 @@ def context_class() -> Any:
         UserError: as ``choose``, or the backend's library fails to load.
     """
     backend, reason = choose()
-    if backend == "egl" and (device := egl_device()) is not None:
+    if backend == "egl" and (device := egl_devices.drawing_device()) is not None:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)
     try:
         if backend == "egl":
@@ -77,28 +80,6 @@ def context_class() -> Any:
             f"{', '.join(BACKENDS)}"
         ) from error
     return GLContext
-
-
-def egl_device() -> int | None:
-    """Which GPU this process draws on: that of its rank, on a node where torchrun started several.
-
-    Simulator workers inherit torchrun's variables from the rank they belong to. None: MuJoCo's own choice,
-    the first GPU or what ``MUJOCO_EGL_DEVICE_ID`` says. EGL counts all GPUs of the machine or container,
-    whatever ``CUDA_VISIBLE_DEVICES`` says.
-    """
-    gpus = _nvidia_gpus()
-    if "MUJOCO_EGL_DEVICE_ID" in os.environ or int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < 2 or gpus < 2:
-        return None
-    rank = int(os.environ.get("LOCAL_RANK", 0))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    device = rank
-    if all(number.strip().isdecimal() for number in visible):
-        device = int(visible[rank % len(visible)])
-    return device % gpus
-
-
-def _nvidia_gpus() -> int:
-    return sum(path.name[6:].isdecimal() for path in Path("/dev").glob("nvidia*"))
 
 
 def _requested(backend: str) -> Choice:
@@ -124,6 +105,11 @@ def _nvidia_egl() -> bool:
         and _loads("libEGL_nvidia.so.0")
         and any("libEGL_nvidia" in path.read_text() for path in _vendor_files())
     )
+
+
+def _mig() -> bool:
+    """This process computes on a slice of a GPU; only profiles +gfx draw (NVIDIA's MIG User Guide)."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").strip().startswith("MIG-")
 
 
 def _software_egl() -> bool:

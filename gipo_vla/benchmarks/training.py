@@ -19,6 +19,7 @@ from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.benchmarks import Options
 from gipo_vla.benchmarks.timing import device_name, timed
 from gipo_vla.distributed import group
+from gipo_vla.distributed.determinism import deterministic
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.run.measured import measure_memory
 from gipo_vla.run.memory import RankMemory, machine_limits
@@ -42,7 +43,7 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     if needs_opengl(settings.env):
         gl.choose()
     device = group.choose_device(settings.learner.device)
-    with group.joined(device):
+    with deterministic(settings.learner.deterministic, device), group.joined(device):
         plan, limits = plan_run(settings, spec, group.world_size(), device), machine_limits(device)
         plan.refuse(limits)
         assert plan.collection is not None

@@ -168,6 +168,7 @@ def _run_values(run: Run) -> dict[str, Any]:
         "recent": [asdict(record) for record in run.recent],
         "tasks": run.tasks.state(),
         "world_size": group.world_size(),
+        "device": run.device.type,
         "environments_per_rank": run.actor.pool.envs,
         "learner": run.learner.counters(),
     }
@@ -226,9 +227,10 @@ class Loaded:
 def load(folder: Path, run: Run) -> Loaded:
     """Bring a new pipeline of the same settings to a checkpoint (a collective call).
 
-    With as many ranks and environments as wrote it the run continues to the bit. With others, parameters
-    and optimiser are exact, the replay is dealt out anew, and every simulator begins an episode that was not
-    played before.
+    With as many ranks and environments as wrote it, on the same kind of device, the run continues to the bit.
+    With others, parameters and optimiser are exact, the replay is dealt out anew, and every simulator begins
+    an episode that was not played before. On another kind of device replay and simulators are exact as well,
+    but actions are sampled from new streams: generators of CPU and GPU cannot take over each other's state.
 
     Raises:
         UserError: it was written with another policy or segment length.
@@ -247,18 +249,37 @@ def load(folder: Path, run: Run) -> Loaded:
     run.recent.extend(EpisodeRecord(**record) for record in values["recent"])
     run.tasks.load_state(values["tasks"])
     before = (values["world_size"], values["environments_per_rank"])
-    if before == (group.world_size(), run.actor.pool.envs):
-        _load_rank(folder, group.rank(), run)
+    moved = moved_between_devices(values, run.device)
+    if before != (group.world_size(), run.actor.pool.envs):
+        return Loaded(values, (*moved, *_deal_out(folder, *before, run)))
+    _load_rank(folder, group.rank(), run, new_streams=bool(moved))
+    if not moved:
         return Loaded(values)
-    return Loaded(values, tuple(_deal_out(folder, *before, run)))
+    kept = (
+        "parameters, optimizer, statistics, counters, replay and simulators: exactly as they were",
+        "random streams of actions: new ones",
+        f"numerical floor of the log-ratios: still that of the {values['device']}",
+    )
+    return Loaded(values, (*moved, *kept))
 
 
-def _load_rank(folder: Path, rank: int, run: Run) -> None:
+def moved_between_devices(values: dict[str, Any], device: torch.device) -> tuple[str, ...]:
+    """A line if run.json was written on another kind of device; what follows is not equal to the bit."""
+    before = values.get("device", device.type)
+    return () if before == device.type else (f"device: {before} -> {device.type}",)
+
+
+def _load_rank(folder: Path, rank: int, run: Run, new_streams: bool) -> None:
     own = folder / _rank_name(rank)
     values = json.loads((own / "rank.json").read_text())
     run.replay.load(own / "replay")
     run.replay_rng.bit_generator.state = values["replay_rng"]
-    run.actor.load_state(load_arrays(own / "actor.safetensors"), values)
+    arrays = load_arrays(own / "actor.safetensors")
+    if new_streams:
+        stream = (rank, group.world_size(), run.learner.attempted)
+        run.actor.generator.manual_seed(integer_seed(run.config.seed, Role.ACTION, *stream))
+        arrays["generator"] = run.actor.generator.get_state().numpy()
+    run.actor.load_state(arrays, values)
     run.episodes.load_state(values["group_tasks"])
     _load_credit(own, values, run)
     states = load_file(own / "random.safetensors")

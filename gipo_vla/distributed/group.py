@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -39,13 +41,33 @@ def choose_device(setting: str) -> torch.device:
     """``auto`` takes this rank's GPU where there is one.
 
     Raises:
-        UserError: ``cuda`` on a machine without a GPU that torch can use.
+        UserError: ``cuda`` without a GPU that torch can use, or ``auto`` with a GPU that torch cannot use: a
+            run that was meant for it would take days on the CPU.
     """
+    if setting != "cpu" and not torch.cuda.is_available() and machine_shows_gpu():
+        if torch.version.cuda is None:
+            remedy = "is built without CUDA: GIPO_TORCH=cuda ./scripts/setup.sh"
+        else:
+            remedy = f"cannot use it: it needs a driver for CUDA {torch.version.cuda}"
+        found = f"nvidia-smi finds a GPU, but torch {torch.__version__}"
+        raise UserError(f"{found} {remedy}, or set learner.device=cpu")
     if setting == "cuda" and not torch.cuda.is_available():
         raise UserError("learner.device is cuda, but torch finds no GPU: set learner.device=cpu or auto")
     if setting == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def machine_shows_gpu() -> bool:
+    """Whether nvidia-smi finds a GPU that ``CUDA_VISIBLE_DEVICES`` does not hide."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.split(",")[0].strip() in ("", "-1"):
+        return False
+    driver = shutil.which("nvidia-smi")
+    if driver is None:
+        return False
+    listed = subprocess.run([driver, "-L"], capture_output=True, text=True)
+    return listed.returncode == 0 and "GPU" in listed.stdout
 
 
 def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -67,6 +89,10 @@ def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> N
         # DeepSpeed would compile a shared-memory collective for 45 s; gloo's serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
+        # Read when the first tensor is made. Micro-batches differ in their rows: blocks of a fixed size would
+        # leave gaps between them.
+        if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+            os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         torch.cuda.set_device(device)
     store = dist.HashStore() if alone else _store_of_attempt(timeout)
     if store is not None:

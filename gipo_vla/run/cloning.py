@@ -186,6 +186,7 @@ class Cloning:
             "updates_done": self.updates_done,
             "held_losses": self.held_losses,
             "world_size": group.world_size(),
+            "device": self.device.type,
             "learner": self.cloner.counters(),
             "tracker_id": tracker_id,
         }
@@ -200,7 +201,7 @@ class Cloning:
         self.cloner.load(load_file(checkpoint / OPTIMIZER_FILE), values["learner"])
         self.iteration, self.held_losses = values["iteration"], values["held_losses"]
         self.updates_done = values["updates_done"]
-        return Loaded(values)
+        return Loaded(values, run_state.moved_between_devices(values, self.device))
 
     @contextmanager
     def simulators(self) -> Iterator[WorkerPool]:

@@ -57,10 +57,12 @@ class RankMemory:
     """The training process without policy and data."""
     on_host: bool
     """The policy is on the CPU, so its memory is the host's."""
+    drawing: int = 0
+    """On the device: what the rank's simulators draw with, where they draw with EGL."""
 
     @property
     def device(self) -> int:
-        return self.policy.total
+        return self.policy.total + self.drawing
 
     @property
     def resident(self) -> int:
@@ -138,16 +140,24 @@ def plan_memory(
         cuda=device.type == "cuda",
         twins=twins,
     )
+    cost = families.get(settings.env.family).worker_cost
     return RankMemory(
         settings.policy.memory(work, spec),
         micro_batch,
         replay.expected if replay else 0,
         replay.most if replay else 0,
         batches,
-        rollout.workers * families.get(settings.env.family).worker_cost.bytes(spec),
+        rollout.workers * cost.bytes(spec),
         PROCESS_BYTES[device.type],
         on_host=device.type == "cpu",
+        # A rank draws on the GPU that it computes on; on a CPU the workers' host memory has it.
+        drawing=rollout.workers * cost.drawing_bytes(spec) * _draws_with_egl(device),
     )
+
+
+def _draws_with_egl(device: torch.device) -> bool:
+    """On a machine with a GPU, unless its user chose another way."""
+    return device.type == "cuda" and os.environ.get("MUJOCO_GL", "").strip().lower() in ("", "egl")
 
 
 def micro_batch_samples(settings: RunSettings, world: int) -> int:
@@ -214,7 +224,8 @@ def problem(settings: RunSettings, memory: RankMemory, limits: Limits) -> str | 
         return (
             f"a rank needs {gib(memory.device)} of GPU memory and there are {gib(limits.device)} "
             f"(weights {gib(policy.frozen + policy.trainable)}, activations of a micro-batch "
-            f"{gib(policy.activations + policy.workspace)}): {_for_the_device(settings, memory)}"
+            f"{gib(policy.activations + policy.workspace)}, drawing {gib(memory.drawing)}): "
+            f"{_for_the_device(settings, memory, limits.device)}"
         )
     needed = memory.host * limits.ranks
     if needed > limits.host:
@@ -229,8 +240,10 @@ def problem(settings: RunSettings, memory: RankMemory, limits: Limits) -> str | 
     return None
 
 
-def _for_the_device(settings: RunSettings, memory: RankMemory) -> str:
+def _for_the_device(settings: RunSettings, memory: RankMemory, limit: int) -> str:
     """The setting that helps most."""
+    if memory.policy.total <= limit:
+        return f"lower rollout.workers ({settings.rollout.workers}), or draw on the CPU with MUJOCO_GL=osmesa"
     bfloat16 = network_dtype(settings.learner.precision, torch.device("cuda")) == torch.bfloat16
     remedy = settings.policy.remedy(memory.policy, "bfloat16" if bfloat16 else "float32")
     return remedy or _smaller_micro_batch(settings)
@@ -281,6 +294,8 @@ def memory_table(memory: RankMemory, limits: Limits) -> Table:
     for name, size in shown.items():
         if size:
             table.add_row(name, *(("", gib(size)) if memory.on_host else (gib(size), "")))
+    if memory.drawing:
+        table.add_row("drawing with EGL, estimated", gib(memory.drawing), "")
     if memory.replay:
         table.add_row("replay", "", f"{gib(memory.replay)} (at most {gib(memory.replay_most)})")
         table.add_row("batches, open segments", "", gib(memory.batches))

@@ -109,7 +109,7 @@ class RunPlan:
 
     def predicted(self) -> dict[str, float | int | None]:
         """The predictions that a run measures, by the names of ``Measured``."""
-        on_gpu = not self.memory.on_host
+        on_gpu, policy = not self.memory.on_host, self.memory.policy
         return {
             "env_steps": self.env_steps if self.collection else None,
             "updates": self.updates,
@@ -117,8 +117,8 @@ class RunPlan:
             "mean_lag_updates": self.lag.mean_updates if self.lag else None,
             "process_bytes": self.memory.resident,
             "worker_bytes": self.memory.workers,
-            # CUDA's own libraries are in no allocator's count.
-            "device_bytes": self.memory.device - self.memory.policy.overhead if on_gpu else None,
+            # Neither CUDA's own libraries nor what the simulators draw with are in torch's count.
+            "device_bytes": policy.total - policy.overhead if on_gpu else None,
             "training_seconds": round(self.duration.training, 1),
         }
 

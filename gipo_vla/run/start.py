@@ -18,6 +18,7 @@ from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint.run_folder import RunFolder, create, refuse_taken
 from gipo_vla.cli import RunStoppedError
 from gipo_vla.distributed import group
+from gipo_vla.distributed.determinism import deterministic
 from gipo_vla.distributed.signals import stop_with_launcher
 from gipo_vla.run.lifecycle import Lifecycle, WriteReport
 from gipo_vla.run.memory import machine_limits
@@ -53,7 +54,8 @@ def run(start: Start[Any], make: MakeTrainer, write_report: WriteReport | None =
     """
     torch.set_num_threads(start.settings.learner.threads)
     device = group.choose_device(start.settings.learner.device)
-    with _full_disk_in_one_line(), group.joined(device):
+    exact = deterministic(start.settings.learner.deterministic, device)
+    with _full_disk_in_one_line(), exact, group.joined(device):
         return _run(_agree(start), make, device, write_report)
 
 

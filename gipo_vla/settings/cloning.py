@@ -50,7 +50,7 @@ class CloningSettings:
 class CloningLearnerSettings:
     """How the policy is updated: as in training, whose ``LearnerSettings`` has the explanations."""
 
-    movable: ClassVar[tuple[str, ...]] = ("threads",)
+    movable: ClassVar[tuple[str, ...]] = ("threads", "deterministic")
 
     policy_learning_rate: PositiveFloat = 1e-3
     """AdamW's rate."""
@@ -68,6 +68,7 @@ class CloningLearnerSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Positive = 1
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

@@ -178,12 +178,15 @@ class LearnerSettings:
     zero_stage: Literal["auto", 1, 2] = "auto"
     """DeepSpeed's ZeRO stage; auto: 1 on CPU, 2 on GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where learner and behaviour policy live; auto: a GPU if torch finds one."""
+    """Where learner and behaviour policy live; auto: a GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What a vision-language-action network computes in; auto: bfloat16 on GPU, float32 on CPU. Heads,
     log-probs and small policies are float32 always."""
     threads: Positive = 1
     """Torch's CPU threads a rank. More than one beside busy simulator workers is slower, not faster."""
+    deterministic: bool = False
+    """On a GPU: only kernels that give the same bits twice, which are slower (docs/resume.md says what is
+    promised). A CPU gives the same bits without it."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ def cores() -> int:
 
 
 def gpus() -> list[str]:
-    """Ids of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    """Ids of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them: numbers, or names of GPUs
+    and of MIG slices. CUDA reads that list up to the first -1."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [name for name in visible.split(",") if name and name != "-1"]
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        return names[: names.index("-1")] if "-1" in names else names
     return [str(index) for index in range(torch.cuda.device_count())]
 
 

@@ -15,6 +15,7 @@ NVIDIA, OSMESA, SOFTWARE = "_nvidia_egl", "_osmesa", "_software_egl"
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine on which nothing can render and MUJOCO_GL is not set."""
     monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for check in (NVIDIA, OSMESA, SOFTWARE):
         monkeypatch.setattr(gl, check, lambda: False)
     return monkeypatch
@@ -34,6 +35,16 @@ def test_order(machine: pytest.MonkeyPatch, available: tuple[str, ...], backend:
     choice = gl.choose()
     assert choice.backend == backend
     assert choice.reason
+
+
+def test_a_mig_slice_is_not_drawn_on(machine: pytest.MonkeyPatch) -> None:
+    machine.setenv("CUDA_VISIBLE_DEVICES", "MIG-7d5a1b5e-1c1f-5e0e-9ad5-8a1f3b1d3c11")
+    machine.setattr(gl, NVIDIA, lambda: True)
+    assert gl.choose().backend == "egl"
+    machine.setattr(gl, OSMESA, lambda: True)
+    assert gl.choose().backend == "osmesa" and "MIG" in gl.choose().reason
+    machine.setenv("MUJOCO_GL", "egl")
+    assert gl.choose().backend == "egl"
 
 
 def test_nothing_there(machine: pytest.MonkeyPatch) -> None:

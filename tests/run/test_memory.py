@@ -89,6 +89,43 @@ def test_7b_fits_an_h200_and_no_small_card(seven_billion: TrainingSettings) -> N
     assert line is not None and "GPU memory" in line and "\n" not in line
 
 
+def test_what_simulators_draw_with_is_on_the_device(
+    seven_billion: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers, each with a context (86 MiB) and the meshes and textures of ten tasks."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    settings = changed(seven_billion, "rollout", workers=2)
+    plan = planned(settings)
+    need = plan.memory
+    assert need.drawing == 2 * (90_000_000 + 10 * 110_000_000)
+    assert need.device == need.policy.total + need.drawing
+    # torch's own count, with which it is compared at the end, has neither.
+    assert plan.predicted()["device_bytes"] == need.policy.total - need.policy.overhead
+    line = plan.problem(Limits(PLENTY, need.policy.total))
+    assert line is not None and "rollout.workers (2)" in line and "drawing" in line
+    assert plan.problem(Limits(PLENTY, need.device)) is None
+    assert planned(settings, CPU).memory.drawing == 0
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    assert planned(settings).memory.drawing == 0
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_7b_on_a_cpu_is_planned_as_it_was_measured(samples: int) -> None:
+    """One iteration with random weights, one camera and one update in bfloat16 took 17.05 GiB.
+
+    How many decisions its micro-batch had was not recorded; they were few.
+    """
+    small = (f"replay.segment_length={samples}", "learner.batch_segments=1", "rollout.workers=1")
+    policy = ("policy=openvla_oft_7b", "policy.random_weights=true", "learner.precision=bfloat16")
+    camera = ("env.observations=[images]", "env.camera.height=224", "env.camera.width=224")
+    settings = runs.load("train", ["experiment=point_reach", "replay.capacity=64", *small, *policy, *camera])
+    assert planned(settings, CPU).memory.host / GIB == pytest.approx(17.05, rel=0.05)
+
+
+def test_states_are_not_drawn(make_config: MakeConfig) -> None:
+    assert planned(make_config()).memory.drawing == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

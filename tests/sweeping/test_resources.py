@@ -55,6 +55,8 @@ def test_gpus_are_divided_and_then_shared() -> None:
 def test_a_scheduler_says_which_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert gpus() == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa, MIG-bb,-1,3")
+    assert gpus() == ["GPU-aa", "MIG-bb"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus() == []
     assert cores() >= 1
