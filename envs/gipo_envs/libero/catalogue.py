@@ -2,8 +2,8 @@
 
 hf-libero keeps its task lists in a module that imports torch, and its initial states as pickles that it
 loads with everything allowed. Here both are read without running anything of theirs, and kept as JSON and
-npy in the user's cache, by version. ``python -m gipo_envs.libero.catalogue`` does it ahead of time
-(scripts/setup.sh libero); otherwise it happens when first asked for, in a second.
+npy in the user's cache, by version. ``scripts/setup.sh libero`` does it ahead of time; otherwise it happens
+when first asked for, in a second.
 
 Source: Liu et al. 2023, "LIBERO: Benchmarking Knowledge Transfer for Lifelong Robot Learning".
 """
@@ -29,13 +29,7 @@ from gipo_envs.errors import UserError
 from gipo_envs.libero import installation
 
 STEP_LIMITS: Mapping[str, int] = MappingProxyType(
-    {
-        "libero_spatial": 220,
-        "libero_object": 280,
-        "libero_goal": 300,
-        "libero_10": 520,
-        "libero_90": 400,
-    }
+    {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 )
 """Suite -> env steps of the published evaluation (OpenVLA-OFT, ``run_libero_eval.py``), which count from
 after the settle steps."""
@@ -75,18 +69,24 @@ def tasks(suite: str) -> tuple[Task, ...]:
     Raises:
         UserError: LIBERO is not installed, or no such suite.
     """
-    listed = json.loads((_converted() / "tasks.json").read_text())
+    listed = json.loads((prepare() / "tasks.json").read_text())
     return tuple(Task(suite=suite, **entry) for entry in listed[suite])
+
+
+def task(suite: str, name: str) -> Task:
+    """The task of that name."""
+    return next(task for task in tasks(suite) if task.name == name)
 
 
 def published_states(task: Task) -> NDArray[np.float64]:
     """(50, ``state_size``) the states in which published evaluations begin."""
-    states: NDArray[np.float64] = np.load(_converted() / task.suite / f"{task.name}.npy", mmap_mode="r")
+    states: NDArray[np.float64] = np.load(prepare() / task.suite / f"{task.name}.npy", mmap_mode="r")
     return states
 
 
 @cache
-def _converted() -> Path:
+def prepare() -> Path:
+    """The folder of the converted files, converted now unless they were before."""
     folder = installation.cache_folder() / f"tasks-{_FORMAT}"
     if not (folder / "tasks.json").is_file():  # written last
         _convert(folder)
@@ -96,17 +96,14 @@ def _converted() -> Path:
 def _convert(folder: Path) -> None:
     package = installation.package_folder()
     lists = _literal(package / "benchmark" / "libero_suite_task_map.py", "libero_task_map")
-    catalogue: dict[str, list[dict[str, Any]]] = {}
-    for suite in STEP_LIMITS:
-        catalogue[suite] = []
+    catalogue: dict[str, list[dict[str, Any]]] = {suite: [] for suite in STEP_LIMITS}
+    for suite, entries in catalogue.items():
         for name in lists[suite]:
             states = _read_states(package / "init_files" / suite / f"{name}.pruned_init")
             with io.BytesIO() as buffer:
                 np.save(buffer, states)
                 installation.write_atomically(folder / suite / f"{name}.npy", buffer.getvalue())
-            catalogue[suite].append(
-                {"name": name, "instruction": instruction(name), "state_size": states.shape[1]}
-            )
+            entries.append({"name": name, "instruction": instruction(name), "state_size": states.shape[1]})
     installation.write_atomically(folder / "tasks.json", json.dumps(catalogue, indent=1).encode())
 
 
@@ -146,11 +143,6 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of initial states")
         return self._ALLOWED[module, name]
-
-
-def prepare() -> None:
-    """Convert the package's files now, so that no worker does it on its first reset; ``scripts/setup.sh``."""
-    _converted()
 
 
 def _read_states(path: Path) -> NDArray[np.float64]:

@@ -14,17 +14,9 @@ from gipo_envs.libero import simulations
 from gipo_envs.libero.catalogue import PUBLISHED_STATES, Task
 from gipo_envs.libero.simulation import EpisodeState, TaskSimulation
 from gipo_envs.libero.stepping import Floats
-from gipo_envs.protocol import (
-    EVALUATION_KEYS_START,
-    EnvironmentSettings,
-    EnvironmentSpec,
-    Observation,
-)
+from gipo_envs.protocol import EVALUATION_KEYS_START, EnvironmentSettings, EnvironmentSpec, Observation
 
-CAMERAS = {
-    "agentview": "agentview",
-    "wrist": "robot0_eye_in_hand",
-}
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 """Our name of a camera -> LIBERO's."""
 
 VIDEO_CAMERA = "agentview"
@@ -95,10 +87,8 @@ class LiberoEnvironment(EpisodicEnvironment[Floats]):
 
     def _look(self) -> Observation:
         """As LIBERO's last step would have returned it."""
-        seen: Observation = {}
         proprio = proprioception(self.episode)
-        if "proprio" in self._spec.observation:
-            seen["proprio"] = proprio
+        seen: Observation = {"proprio": proprio}
         if "state" in self._spec.observation:
             state = np.zeros(self._spec.observation["state"].shape, np.float32)
             joints = self.simulation.state(self.episode)
@@ -110,9 +100,8 @@ class LiberoEnvironment(EpisodicEnvironment[Floats]):
         return seen
 
     def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        return self.simulation.observed_picture(
-            self.episode, CAMERAS[camera], height, width, self._settings.camera.quality
-        )
+        quality = self._settings.camera.quality
+        return self.simulation.observed_picture(self.episode, CAMERAS[camera], height, width, quality)
 
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
         return self.simulation.picture(self.episode, CAMERAS[VIDEO_CAMERA], height, width, "default")

@@ -49,15 +49,10 @@ class MetaWorldEnvironment(EpisodicEnvironment[PreparedAction]):
         return self._simulations[self._task].advance(action)
 
     def _look(self) -> Observation:
-        seen: Observation = {}
-        if "state" in self._spec.observation:
-            seen["state"] = self.simulation.observation.astype(np.float32)
-        if "proprio" in self._spec.observation:
-            seen["proprio"] = self.simulation.observation[:4].astype(np.float32)
-        if "landmarks" in self._spec.observation:
-            seen["landmarks"] = self.simulation.observation[LANDMARK_SOURCES].astype(np.float32)
-            seen["landmarks"][-1] *= WIDEST_OPENING
-        return seen
+        state = self.simulation.observation.astype(np.float32)
+        landmarks = state[LANDMARK_SOURCES]
+        landmarks[-1] *= WIDEST_OPENING
+        return {"state": state, "proprio": state[:4].copy(), "landmarks": landmarks}
 
     def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
         return self.simulation.picture(camera, height, width, self._settings.camera.quality)

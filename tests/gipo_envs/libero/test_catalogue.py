@@ -108,9 +108,9 @@ def test_arrays_are_read(tmp_path: Path) -> None:
 
 def test_conversion_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = catalogue._converted.__wrapped__()
+    folder = catalogue.prepare.__wrapped__()
     assert folder.is_relative_to(tmp_path)
     written = (folder / "tasks.json").stat().st_mtime_ns
     assert len(list(folder.rglob("*.npy"))) == 130
-    assert catalogue._converted.__wrapped__() == folder
+    assert catalogue.prepare.__wrapped__() == folder
     assert (folder / "tasks.json").stat().st_mtime_ns == written
