@@ -48,8 +48,6 @@ class GroupEpisode:
     """(T, K), per step."""
     terminated: bool
     """The task really ended; false at a step limit."""
-    keys: Sequence[Hashable] | None = None
-    """T + 1 state keys, before each transition and after the last, for a caller that has its own."""
     observations: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Arrays (T + 1, ...) by name, before each transition and after the last: the credit's ``inputs``."""
     task: int = 0

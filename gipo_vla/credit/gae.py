@@ -65,20 +65,12 @@ class GaeSettings(CreditSettings):
     """running: statistics of earlier batches; exact: of this one, by an extra pass; none."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise UserError(
-                f"credit.gamma is {self.gamma}: it must be between 0 and 1; 0.99 to 0.999 is usual"
-            )
-        if not 0 <= self.gae_lambda <= 1:
-            raise UserError(
-                f"credit.gae_lambda is {self.gae_lambda}: it must be between 0 and 1; 0.95 is usual"
-            )
-        if self.values not in ("recomputed", "stored"):
-            raise UserError(f"credit.values is {self.values}: it must be recomputed or stored")
-        if self.importance_correction not in ("none", "vtrace"):
-            raise UserError(
-                f"credit.importance_correction is {self.importance_correction}: it must be none or vtrace"
-            )
+        for key, value, usual in (
+            ("gamma", self.gamma, "0.99 to 0.999"),
+            ("gae_lambda", self.gae_lambda, "0.95"),
+        ):
+            if not 0 <= value <= 1:
+                raise UserError(f"credit.{key} is {value}: it must be between 0 and 1; {usual} is usual")
         check_normalize(self.normalize)
 
     def build(self) -> CreditAssigner:

@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs.errors import UserError
 from gipo_vla.credit.base import (
     CreditAssigner,
     CreditBatch,
@@ -56,8 +55,6 @@ class GroupSettings(CreditSettings):
     """A second normalisation over batches; none, since groups are normalised already."""
 
     def __post_init__(self) -> None:
-        if self.outcome not in ("return", "success_once"):
-            raise UserError(f"credit.outcome is {self.outcome}: it must be return or success_once")
         check_normalize(self.normalize)
 
     def build(self) -> CreditAssigner:

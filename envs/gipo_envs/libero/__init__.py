@@ -12,17 +12,27 @@ Landmarks: see ``gipo_envs.libero.landmarks``.
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
+from gipo_envs import gl
+from gipo_envs.benchmark import trial
 from gipo_envs.errors import UserError
 from gipo_envs.family import BareSimulator, Expert, Family, Probe, WorkerCost
-from gipo_envs.libero import assets, catalogue, landmarks, probe
-from gipo_envs.protocol import EVALUATION_KEYS_START, Environment, EnvironmentSettings, EnvironmentSpec
+from gipo_envs.libero import assets, catalogue, landmarks
+from gipo_envs.protocol import (
+    EVALUATION_KEYS_START,
+    CameraSettings,
+    Environment,
+    EnvironmentSettings,
+    EnvironmentSpec,
+)
 from gipo_envs.registry import register
 from gipo_envs.settings import FamilyFacts, build_spec
 
 SUITES = tuple(catalogue.STEP_LIMITS)
 PROPRIO_SIZE = 8
 CAMERAS = ("agentview", "wrist")
+PROBE_STEPS = 50
 
 
 def make_spec(settings: EnvironmentSettings) -> EnvironmentSpec:
@@ -71,6 +81,19 @@ def make_bare_simulator(settings: EnvironmentSettings, spec: EnvironmentSpec, ch
     return LiberoLoop(settings, spec, chunk)
 
 
+def probe() -> str:
+    """Make the first task of libero_spatial, step it and draw both cameras; returns how fast that was."""
+    folder = assets.find(None, download=False)
+    observations: tuple[Literal["images", "proprio"], ...] = ("images", "proprio")
+    try:
+        gl.choose()
+    except UserError:
+        observations = ("proprio",)
+    camera = CameraSettings(names=("agentview", "wrist"), height=256, width=256, quality="default")
+    settings = EnvironmentSettings("libero_spatial", 0, observations, camera, "sparse", assets=str(folder))
+    return f"{trial(settings, PROBE_STEPS)}; assets in {folder}"
+
+
 def _make_expert(suite: str, task: str) -> Expert:
     from gipo_envs.libero import experts  # imports scipy
 
@@ -94,7 +117,7 @@ FAMILIES = tuple(
             make_expert=partial(_make_expert, suite),
             expert_observations=("proprio", "landmarks"),
             make_bare_simulator=make_bare_simulator,
-            probe=Probe("libero", probe.run, "./scripts/setup.sh libero"),
+            probe=Probe("libero", probe, "./scripts/setup.sh libero"),
             binary_gripper=True,
         )
     )

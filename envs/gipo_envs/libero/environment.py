@@ -101,7 +101,9 @@ class LiberoEnvironment(EpisodicEnvironment[Floats]):
 
     def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
         quality = self._settings.camera.quality
-        return self.simulation.observed_picture(self.episode, CAMERAS[camera], height, width, quality)
+        episode = self.episode
+        frame = self.simulation.picture(episode, CAMERAS[camera], height, width, quality, episode.view)
+        return frame[::-1]  # LIBERO's observations begin with the bottom row
 
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
         return self.simulation.picture(self.episode, CAMERAS[VIDEO_CAMERA], height, width, "default")

@@ -207,35 +207,23 @@ class TaskSimulation:
 
     # ------------------------------------------------------------------------------------------- pictures
 
-    def observed_picture(
-        self, episode: EpisodeState, camera: str, height: int, width: int, quality: rendering.Quality
-    ) -> NDArray[np.uint8]:
-        """What LIBERO's observation of the last step shows: (height, width, 3), bottom row first."""
-        self._give_turn(episode)
-        view = episode.view
-        return self._draw(view.positions, view.site_colours, camera, height, width, quality)[::-1]
-
     def picture(
-        self, episode: EpisodeState, camera: str, height: int, width: int, quality: rendering.Quality
-    ) -> NDArray[np.uint8]:
-        """A picture (height, width, 3) of the present state, the right way up."""
-        self._give_turn(episode)
-        return self._draw(self.data.qpos, self.model.site_rgba, camera, height, width, quality)
-
-    def _draw(
         self,
-        positions: Floats,
-        site_colours: NDArray[np.float32],
+        episode: EpisodeState,
         camera: str,
         height: int,
         width: int,
         quality: rendering.Quality,
+        view: View | None = None,
     ) -> NDArray[np.uint8]:
-        """Draw other positions than the present ones; leaves no trace that a step would see."""
+        """A picture (height, width, 3) of the present state, or of ``view``, the right way up; leaves no
+        trace that a step would see."""
+        self._give_turn(episode)
         model, data = self.model, self.data
         self._is_drawn = True
         kept = data.qpos.copy(), model.site_rgba.copy()
-        data.qpos[:], model.site_rgba[:] = positions, site_colours
+        if view is not None:
+            data.qpos[:], model.site_rgba[:] = view.positions, view.site_colours
         mujoco.mj_kinematics(model, data)
         mujoco.mj_comPos(model, data)  # lights and cameras may follow centres of mass
         mujoco.mj_camlight(model, data)

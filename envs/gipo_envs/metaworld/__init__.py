@@ -8,10 +8,7 @@ gripper's opening, in metres.
 
 from __future__ import annotations
 
-import time
-
-import numpy as np
-
+from gipo_envs.benchmark import trial
 from gipo_envs.family import BareSimulator, Expert, Family, Probe, WorkerCost
 from gipo_envs.metaworld.tasks import INSTRUCTIONS, TASK_GROUPS
 from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec, Landmark, positions
@@ -70,14 +67,7 @@ def make_bare_simulator(settings: EnvironmentSettings, spec: EnvironmentSpec, ch
 
 def probe() -> str:
     """Make reach-v3 and step it; returns how fast that was."""
-    began = time.perf_counter()
-    environment = make(EnvironmentSettings(family="metaworld", task="reach-v3"))
-    environment.reset(0, 0)
-    made = time.perf_counter() - began
-    began = time.perf_counter()
-    environment.step_chunk(np.zeros((PROBE_STEPS, 4), np.float32))
-    rate = PROBE_STEPS / (time.perf_counter() - began)
-    return f"reach-v3 made in {made:.1f} s, {rate:,.0f} env steps a second on one core"
+    return trial(EnvironmentSettings("metaworld", "reach-v3"), PROBE_STEPS)
 
 
 FAMILY = register(
