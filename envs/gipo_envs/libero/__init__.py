@@ -63,7 +63,7 @@ def _facts(suite: str) -> FamilyFacts:
     return FamilyFacts(
         instructions={task.name: task.instruction for task in tasks},
         cameras=CAMERAS,
-        state_size=PROPRIO_SIZE + max(task.state_size for task in tasks) - 1,  # the time is left out
+        state_size=PROPRIO_SIZE + catalogue.STATE_SIZES[suite] - 1,  # the time is left out
         proprio_size=PROPRIO_SIZE,
         action_size=7,
         default_step_limit=catalogue.STEP_LIMITS[suite],

@@ -1,9 +1,7 @@
-"""Suites, tasks, instructions and published initial states, converted once from hf-libero's files.
+"""Suites, tasks, instructions and published initial states, from hf-libero's files.
 
 hf-libero keeps its task lists in a module that imports torch, and its initial states as pickles that it
-loads with everything allowed. Here both are read without running anything of theirs, and kept as JSON and
-npy in the user's cache, by version. ``scripts/setup.sh libero`` does it ahead of time; otherwise it happens
-when first asked for, in a second.
+loads with everything allowed. Here both are read without running anything of theirs, in milliseconds.
 
 Source: Liu et al. 2023, "LIBERO: Benchmarking Knowledge Transfer for Lifelong Robot Learning".
 """
@@ -12,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -39,11 +36,14 @@ GOAL_PREDICATES: Mapping[str, int] = MappingProxyType(
 )
 """Suite -> most predicates in the goal of one of its tasks; a test reads them all."""
 
+STATE_SIZES: Mapping[str, int] = MappingProxyType(
+    {"libero_spatial": 92, "libero_object": 110, "libero_goal": 79, "libero_10": 123, "libero_90": 123}
+)
+"""Suite -> length of the longest state of its tasks: time, positions and velocities of all joints; a test
+reads them all."""
+
 PUBLISHED_STATES = 50
 """Initial states a task."""
-
-_FORMAT = 1
-"""Raised when what is written below changes."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Task:
 
     suite: str
     name: str
-    instruction: str
-    state_size: int
-    """Length of a state: time, positions and velocities of all joints."""
+
+    @property
+    def instruction(self) -> str:
+        return instruction(self.name)
 
     @property
     def definition(self) -> Path:
@@ -69,8 +70,8 @@ def tasks(suite: str) -> tuple[Task, ...]:
     Raises:
         UserError: LIBERO is not installed, or no such suite.
     """
-    listed = json.loads((prepare() / "tasks.json").read_text())
-    return tuple(Task(suite=suite, **entry) for entry in listed[suite])
+    module = installation.package_folder() / "benchmark" / "libero_suite_task_map.py"
+    return tuple(Task(suite, name) for name in _literal(module, "libero_task_map")[suite])
 
 
 def task(suite: str, name: str) -> Task:
@@ -78,33 +79,16 @@ def task(suite: str, name: str) -> Task:
     return next(task for task in tasks(suite) if task.name == name)
 
 
-def published_states(task: Task) -> NDArray[np.float64]:
-    """(50, ``state_size``) the states in which published evaluations begin."""
-    states: NDArray[np.float64] = np.load(prepare() / task.suite / f"{task.name}.npy", mmap_mode="r")
-    return states
-
-
 @cache
-def prepare() -> Path:
-    """The folder of the converted files, converted now unless they were before."""
-    folder = installation.cache_folder() / f"tasks-{_FORMAT}"
-    if not (folder / "tasks.json").is_file():  # written last
-        _convert(folder)
-    return folder
+def published_states(task: Task) -> NDArray[np.float64]:
+    """(50, F) the states in which published evaluations begin: time, positions and velocities of all joints.
 
-
-def _convert(folder: Path) -> None:
-    package = installation.package_folder()
-    lists = _literal(package / "benchmark" / "libero_suite_task_map.py", "libero_task_map")
-    catalogue: dict[str, list[dict[str, Any]]] = {suite: [] for suite in STEP_LIMITS}
-    for suite, entries in catalogue.items():
-        for name in lists[suite]:
-            states = _read_states(package / "init_files" / suite / f"{name}.pruned_init")
-            with io.BytesIO() as buffer:
-                np.save(buffer, states)
-                installation.write_atomically(folder / suite / f"{name}.npy", buffer.getvalue())
-            entries.append({"name": name, "instruction": instruction(name), "state_size": states.shape[1]})
-    installation.write_atomically(folder / "tasks.json", json.dumps(catalogue, indent=1).encode())
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return _read_states(
+        installation.package_folder() / "init_files" / task.suite / f"{task.name}.pruned_init"
+    )
 
 
 def instruction(name: str) -> str:
@@ -130,19 +114,18 @@ def _literal(path: Path, variable: str) -> Any:
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds numpy arrays and nothing else."""
 
-    _ALLOWED: Mapping[tuple[str, str], Any] = MappingProxyType(
-        {
-            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-        }
-    )
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
+        if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of initial states")
-        return self._ALLOWED[module, name]
+        return _ALLOWED[module, name]
+
+
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
+}
 
 
 def _read_states(path: Path) -> NDArray[np.float64]:

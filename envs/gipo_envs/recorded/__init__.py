@@ -121,14 +121,11 @@ class Recorded(EpisodicEnvironment[None]):
     def _look(self) -> Observation:
         return {name: np.array(array[self._row]) for name, array in self._arrays.items()}
 
-    def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+    def render(self, height: int, width: int) -> NDArray[np.uint8]:
         if "images" not in self._arrays:
             return np.zeros((height, width, 3), np.uint8)
         frame = self._arrays["images"][self._row, 0]
         return np.asarray(Image.fromarray(frame).resize((width, height)))
-
-    def render(self, height: int, width: int) -> NDArray[np.uint8]:
-        return self._frame("", height, width)
 
     def _advance(self, _: None) -> tuple[float, bool]:
         return 0.0, self._env_steps + 1 == self._success_at
