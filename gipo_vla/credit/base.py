@@ -180,11 +180,11 @@ class CreditAssigner(Protocol):
         Args:
             older: pieces of earlier episodes of the same task, for ``older_transitions``.
         """
-        ...
+        raise NotImplementedError(f"{type(self).__name__} gives its advantages on_batch")
 
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
-        """Advantages and value targets of drawn segments."""
-        ...
+        """Advantages and value targets of drawn segments: by default what ``on_group`` gave, and no targets."""
+        return CreditOutput(stored_advantages(batch), None)
 
     def end_iteration(self, sum_over_ranks: SumOverRanks) -> None:
         """Called on all ranks together at the end of each iteration, after its metrics. Ranks must make the

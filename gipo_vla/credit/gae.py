@@ -22,24 +22,14 @@ Shape suffixes: N segments, L transitions of a segment, K steps of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit.base import (
-    CreditAssigner,
-    CreditBatch,
-    CreditOutput,
-    CreditSettings,
-    GroupEpisode,
-    register,
-)
+from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput, CreditSettings, register
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 
 
@@ -131,12 +121,6 @@ class Gae(CreditAssigner):
 
     def __init__(self, settings: GaeSettings) -> None:
         self.settings = settings
-
-    def on_group(
-        self, episodes: Sequence[GroupEpisode], older: Sequence[GroupEpisode] = ()
-    ) -> list[NDArray[np.float32]]:
-        """Not for GAE, whose ``needs_groups`` is false."""
-        raise NotImplementedError("gae gives its advantages on_batch")
 
     @torch.no_grad()
     def on_batch(self, batch: CreditBatch) -> CreditOutput:

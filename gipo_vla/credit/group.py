@@ -21,15 +21,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_vla.credit.base import (
-    CreditAssigner,
-    CreditBatch,
-    CreditOutput,
-    CreditSettings,
-    GroupEpisode,
-    register,
-    stored_advantages,
-)
+from gipo_vla.credit.base import CreditAssigner, CreditSettings, GroupEpisode, register
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 
 EPSILON = 1e-6
@@ -95,7 +87,3 @@ class GroupRelative(CreditAssigner):
         outcomes = np.array([episode_outcome(episode, self.settings.outcome) for episode in episodes])
         advantages = group_relative(outcomes, self.settings.normalize_std)
         return [np.full(len(e), a, np.float32) for e, a in zip(episodes, advantages, strict=True)]
-
-    def on_batch(self, batch: CreditBatch) -> CreditOutput:
-        """The stored advantages; no value targets."""
-        return CreditOutput(stored_advantages(batch), None)

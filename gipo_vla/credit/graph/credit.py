@@ -29,13 +29,10 @@ from gipo_envs.errors import UserError
 from gipo_vla.credit.base import (
     FEATURES,
     CreditAssigner,
-    CreditBatch,
     CreditContext,
-    CreditOutput,
     CreditSettings,
     GroupEpisode,
     register,
-    stored_advantages,
 )
 from gipo_vla.credit.graph import state_graph, state_keys
 from gipo_vla.credit.graph.snapshot import GraphSnapshot, hand_axes
@@ -266,10 +263,6 @@ class GraphCredit(CreditAssigner):
                 landmarks[:, chosen], landmarks[0, chosen], self.settings.cell, self._is_position[chosen]
             )
         return np.split(ids, np.cumsum([len(episode) + 1 for episode in episodes])[:-1])
-
-    def on_batch(self, batch: CreditBatch) -> CreditOutput:
-        """The stored advantages; no value targets."""
-        return CreditOutput(stored_advantages(batch), None)
 
     # --------------------------------------------------------------------------------------- diagnostics
 
