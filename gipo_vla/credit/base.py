@@ -183,7 +183,7 @@ class CreditAssigner(Protocol):
         raise NotImplementedError(f"{type(self).__name__} gives its advantages on_batch")
 
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
-        """Advantages and value targets of drawn segments: by default what ``on_group`` gave, and no targets."""
+        """Advantages and value targets of drawn segments; by default those of ``on_group`` and no targets."""
         return CreditOutput(stored_advantages(batch), None)
 
     def end_iteration(self, sum_over_ranks: SumOverRanks) -> None:
