@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs import gl
 from gipo_envs.episode import EpisodicEnvironment
 from gipo_envs.libero import simulations
 from gipo_envs.libero.catalogue import PUBLISHED_STATES, Task
@@ -33,8 +32,6 @@ class LiberoEnvironment(EpisodicEnvironment[Floats]):
     def __init__(
         self, settings: EnvironmentSettings, spec: EnvironmentSpec, tasks: tuple[Task, ...], assets: Path
     ) -> None:
-        if "images" in spec.observation:
-            gl.choose()  # refuse now, not at the first picture
         super().__init__(settings, spec, sparse=True)
         self._tasks = tasks
         self._assets = assets

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs import gl
 from gipo_envs.episode import EpisodicEnvironment
 from gipo_envs.metaworld.cameras import VIDEO_CAMERA
 from gipo_envs.metaworld.simulation import TaskSimulation
@@ -27,8 +26,6 @@ class MetaWorldEnvironment(EpisodicEnvironment[PreparedAction]):
     """
 
     def __init__(self, settings: EnvironmentSettings, spec: EnvironmentSpec) -> None:
-        if "images" in spec.observation:
-            gl.choose()  # refuse now, not at the first picture
         super().__init__(settings, spec, sparse=settings.reward == "sparse")
         self._simulations: dict[int, TaskSimulation] = {}
 
