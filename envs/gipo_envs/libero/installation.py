@@ -173,10 +173,9 @@ def _quiet_import() -> Iterator[None]:
 def _config_folder() -> Path:
     """A folder with the config file without which ``libero.libero`` would ask for input."""
     folder, package = cache_folder() / "config", package_folder()
-    names = ("bddl_files", "init_files", "../datasets", "assets")
-    keys = ("bddl_files", "init_states", "datasets", "assets")
-    places = {"benchmark_root": str(package)} | {key: str(package / name) for key, name in zip(keys, names)}
-    text = json.dumps(places)  # JSON is YAML
+    places = {"benchmark_root": "", "init_states": "init_files", "datasets": "../datasets"}
+    places |= {name: name for name in ("bddl_files", "assets")}
+    text = json.dumps({name: str(package / place) for name, place in places.items()})  # JSON is YAML
     path = folder / "config.yaml"
     with suppress(OSError):
         if path.read_text() == text:
