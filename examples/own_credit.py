@@ -23,15 +23,7 @@ from numpy.typing import NDArray
 
 from gipo_envs import UserError
 from gipo_vla import credit
-from gipo_vla.credit import (
-    CreditAssigner,
-    CreditBatch,
-    CreditOutput,
-    CreditSettings,
-    GroupEpisode,
-    NormalizationMode,
-)
-from gipo_vla.credit.base import stored_advantages
+from gipo_vla.credit import CreditAssigner, CreditSettings, GroupEpisode, NormalizationMode
 
 
 @credit.register
@@ -80,7 +72,3 @@ class LeaveOneOut(CreditAssigner):
             (own - other)[: len(episode)].astype(np.float32)
             for own, other, episode in zip(to_go, siblings, episodes)
         ]
-
-    def on_batch(self, batch: CreditBatch) -> CreditOutput:
-        """What ``on_group`` stored; there is no value to train."""
-        return CreditOutput(stored_advantages(batch), None)

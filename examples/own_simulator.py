@@ -59,16 +59,13 @@ FACTS = FamilyFacts(
         "reach": "move the puck to the target",
         "near": "move the puck to the target nearby",
     },
-    task_groups={},
     cameras=("top",),
     state_size=8,
     proprio_size=4,
     action_size=2,
     default_step_limit=40,
-    greatest_step_limit=None,
     # An episode's rewards add up to about 30: 1 for each env step at the target, and the progress to it.
     dense_reward_scale=0.1,
-    sparse_reward_scale=1.0,
     frames_per_second=20.0,
 )
 
@@ -125,22 +122,16 @@ class Puck(EpisodicEnvironment[Any]):
 
     def _look(self) -> Observation:
         data, target = self.data, self.data.mocap_pos[0, :2]
-        parts = {
-            "state": [data.qpos, data.qvel, target, self._to_target()],
-            "proprio": [data.qpos, data.qvel],
-        }
         return {
-            name: np.concatenate(parts[name]).astype(np.float32)
-            for name in self._spec.observation
-            if name in parts
+            "state": np.concatenate([data.qpos, data.qvel, target, self._to_target()]).astype(np.float32),
+            "proprio": np.concatenate([data.qpos, data.qvel]).astype(np.float32),
         }
 
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
         """A picture for videos, and for policies that look."""
         from gipo_envs import rendering
 
-        camera = self.mujoco.MjvCamera()
-        camera.type, camera.fixedcamid = self.mujoco.mjtCamera.mjCAMERA_FIXED, self.model.camera("top").id
+        camera = rendering.fixed_camera(self.model, "top")
         return rendering.shared().render(
             self.model, self.data, "puck", camera, height, width, self._settings.camera.quality
         )

@@ -98,7 +98,6 @@ install_libero() {
         problem=$(libero_problem) || true
     fi
     if [ -n "$problem" ]; then say "note: $problem"; fi
-    .venv/bin/python -c 'from gipo_envs.libero.catalogue import prepare; prepare()'
     if [ -z "${LIBERO_ASSETS:-}" ] && [ ! -d ~/.cache/libero/assets ]; then
         say "note: LIBERO's assets are downloaded when first needed; a folder you have goes into LIBERO_ASSETS"
     fi

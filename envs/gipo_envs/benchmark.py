@@ -1,4 +1,5 @@
-"""The yardstick of the rollout benchmark: a simulator's own ``step`` in a loop, without this project."""
+"""How fast simulators are: a quick trial of one, and the yardstick of the rollout benchmark, a simulator's
+own ``step`` in a loop, without this project."""
 
 from __future__ import annotations
 
@@ -12,6 +13,24 @@ from gipo_envs.registry import get, make, make_spec
 
 BLOCK = 40
 """Steps between two looks at the clock; a multiple of the usual chunks."""
+
+
+def trial(settings: EnvironmentSettings, steps: int) -> str:
+    """Make an environment, step it and look once; a sentence that says how fast that was."""
+    clock = [time.perf_counter()]
+    environment = make(settings)
+    environment.reset(0, 0)
+    clock.append(time.perf_counter())
+    environment.replay(np.zeros((steps, environment.spec.action_size), np.float32))
+    clock.append(time.perf_counter())
+    environment.observe()
+    clock.append(time.perf_counter())
+    environment.close()
+    made, stepped, looked = np.diff(clock)
+    frames = f", images in {looked * 1e3:.0f} ms" if "images" in environment.spec.observation else ""
+    rate = steps * environment.spec.action_repeat / stepped
+    name = f"{settings.family} {settings.task}"
+    return f"{name} made in {made:.1f} s, {rate:,.0f} env steps a second on one core{frames}"
 
 
 class BareLoop:

@@ -10,6 +10,7 @@ milliseconds. So a trainer that wants pixels can find out before it starts worke
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,18 +69,12 @@ def context_class() -> Any:
     if backend == "egl" and (device := egl_devices.drawing_device()) is not None:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)
     try:
-        if backend == "egl":
-            from mujoco.egl import GLContext
-        elif backend == "osmesa":
-            from mujoco.osmesa import GLContext
-        else:
-            from mujoco.glfw import GLContext
+        return importlib.import_module(f"mujoco.{backend}").GLContext
     except (ImportError, AttributeError, OSError) as error:
         raise UserError(
             f"OpenGL backend {backend} ({reason}) does not load: {error}; set MUJOCO_GL to another of "
             f"{', '.join(BACKENDS)}"
         ) from error
-    return GLContext
 
 
 def _requested(backend: str) -> Choice:

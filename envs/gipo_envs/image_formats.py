@@ -6,10 +6,9 @@ round trips). It runs in the worker, so only uint8 arrays of the final size are 
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,21 +26,9 @@ class ImageFormat:
     """(H, W) -> (H', W')."""
 
 
-def _identity(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return frame
+RAW = ImageFormat(apply=lambda frame: frame, output_size=lambda height, width: (height, width))
 
-
-def _same_size(height: int, width: int) -> tuple[int, int]:
-    return height, width
-
-
-def _turn(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return frame[::-1, ::-1]
-
-
-RAW = ImageFormat(apply=_identity, output_size=_same_size)
-
-ROTATED = ImageFormat(apply=_turn, output_size=_same_size)
+ROTATED = ImageFormat(apply=lambda frame: frame[::-1, ::-1], output_size=RAW.output_size)
 """What of LIBERO's published image path costs nothing: its turn by 180 degrees."""
 
 FORMATS: dict[str, str] = {
@@ -60,7 +47,6 @@ def get(name: str) -> ImageFormat:
     """
     if name not in FORMATS:
         raise UserError(f"unknown camera.format {name!r}; {nearest(name, FORMATS)}")
-    module_name, attribute = FORMATS[name].split(":")
-    image_format: Any = getattr(importlib.import_module(module_name), attribute)
+    image_format = pkgutil.resolve_name(FORMATS[name])
     assert isinstance(image_format, ImageFormat)
     return image_format

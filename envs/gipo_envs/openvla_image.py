@@ -83,10 +83,8 @@ def _weighted_sum(image: Floats, size: int) -> Floats:
 
 @functools.lru_cache(maxsize=8)
 def _lanczos_spans(size_in: int, size_out: int) -> tuple[list[NDArray[np.intp]], list[Floats]]:
-    """For the n-th pixel of every span: its index (S,) and its weight (S,), 0 behind a span's end.
-
-    TensorFlow's ``ComputeSpansCore`` in float32.
-    """
+    """For the n-th pixel of every span: its index (S,) and its weight (S,), 0 behind a span's end."""
+    # TensorFlow's ``ComputeSpansCore`` in float32.
     one = np.float32(1)
     inverse_scale = one / (np.float32(size_out) / np.float32(size_in))
     kernel_scale = max(inverse_scale, one)
@@ -153,8 +151,4 @@ def published_image(frame: Frame) -> Frame:
     return centre_crop(resize_lanczos(jpeg_round_trip(frame[::-1, ::-1])))
 
 
-def _output_size(height: int, width: int) -> tuple[int, int]:
-    return SIDE, SIDE
-
-
-OPENVLA_LIBERO = ImageFormat(apply=published_image, output_size=_output_size)
+OPENVLA_LIBERO = ImageFormat(apply=published_image, output_size=lambda height, width: (SIDE, SIDE))

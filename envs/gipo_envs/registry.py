@@ -13,6 +13,7 @@ import importlib
 import pkgutil
 import sys
 
+from gipo_envs import gl
 from gipo_envs.errors import UserError, nearest
 from gipo_envs.family import Expert, Family
 from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec
@@ -79,6 +80,8 @@ def make(settings: EnvironmentSettings) -> Environment:
     Raises:
         UserError: a setting is wrong, or pixels are asked for and no OpenGL backend works.
     """
+    if needs_opengl(settings):
+        gl.choose()  # refuse now, not at the first picture
     return get(settings.family).make(settings)
 
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import mujoco
 import numpy as np
@@ -29,8 +28,7 @@ _GREATEST_GEOMS = 2000
 """Room for drawn shapes; a Meta-World scene has fewer than 200."""
 
 
-@dataclass(frozen=True)
-class _Drawing:
+class _Drawing(NamedTuple):
     """What drawing one model in one quality and size takes."""
 
     context: Any
@@ -101,6 +99,13 @@ class Renderer:
         del self._gl_context
 
 
+def fixed_camera(model: Any, name: str) -> Any:
+    """An ``MjvCamera`` that looks from where the model's camera of that name is."""
+    camera = mujoco.MjvCamera()
+    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(name).id
+    return camera
+
+
 def shared() -> Renderer:
     """This process's renderer."""
     return _of_process(os.getpid())
@@ -115,22 +120,17 @@ def _of_process(_: int) -> Renderer:
 
 
 def _make_drawing(model: Any, quality: Quality, height: int, width: int) -> _Drawing:
-    """A drawing context with an off-screen buffer of exactly that size.
-
-    MuJoCo reads size and quality from the model when the context is made; they are set for that moment.
-    """
-    visual = model.vis
-    before = (visual.global_.offheight, visual.global_.offwidth)
-    samples, shadows = visual.quality.offsamples, visual.quality.shadowsize
-    visual.global_.offheight, visual.global_.offwidth = height, width
+    """A drawing context with an off-screen buffer of exactly that size."""
+    # MuJoCo reads size and quality from the model when the context is made; they are set for that moment.
+    buffer, detail = model.vis.global_, model.vis.quality
+    before = buffer.offheight, buffer.offwidth, detail.offsamples, detail.shadowsize
+    buffer.offheight, buffer.offwidth = height, width
     if quality == "fast":
-        visual.quality.offsamples = 0
-        visual.quality.shadowsize = 0
+        detail.offsamples = detail.shadowsize = 0
     try:
         context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
     finally:
-        visual.global_.offheight, visual.global_.offwidth = before
-        visual.quality.offsamples, visual.quality.shadowsize = samples, shadows
+        buffer.offheight, buffer.offwidth, detail.offsamples, detail.shadowsize = before
     scene = mujoco.MjvScene(model, _GREATEST_GEOMS)
     if quality == "fast":
         scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False

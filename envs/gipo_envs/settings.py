@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gipo_envs import image_formats
@@ -36,15 +36,15 @@ class FamilyFacts:
     state_size: int
     proprio_size: int
     action_size: int
+    frames_per_second: float
     default_step_limit: int
     """Env steps."""
-    greatest_step_limit: int | None
+    greatest_step_limit: int | None = None
     """Env steps; None: no limit of the simulator's own."""
-    dense_reward_scale: float
-    sparse_reward_scale: float
-    frames_per_second: float
-    task_groups: Mapping[str, tuple[str, ...]]
-    """Group name -> task names."""
+    dense_reward_scale: float = 1.0
+    sparse_reward_scale: float = 1.0
+    task_groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Group name -> task names, besides ``all``."""
     landmarks: tuple[Landmark, ...] = ()
     """See ``EnvironmentSpec``."""
     evaluation_ends_on_success: bool = False
@@ -61,6 +61,7 @@ def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> Environment
     """
     tasks = resolve_tasks(settings.task, facts)
     _check_choices("observations", settings.observations, OBSERVATIONS)
+    observed = ("task", *settings.observations)
     _check_choice("reward", settings.reward, REWARDS)
     if settings.action_repeat < 1:
         raise UserError(f"action_repeat must be at least 1 env step, got {settings.action_repeat}")
@@ -79,19 +80,18 @@ def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> Environment
     if not (math.isfinite(reward_scale) and reward_scale > 0):
         raise UserError(f"reward_scale must be positive and finite, got {reward_scale}")
 
-    arrays: dict[str, ArraySpec] = {"task": ArraySpec((), "int64")}
-    if "state" in settings.observations:
-        arrays["state"] = ArraySpec((facts.state_size,), "float32")
-    if "proprio" in settings.observations:
-        arrays["proprio"] = ArraySpec((facts.proprio_size,), "float32")
+    arrays = {
+        "task": ArraySpec((), "int64"),
+        "state": ArraySpec((facts.state_size,), "float32"),
+        "proprio": ArraySpec((facts.proprio_size,), "float32"),
+        "landmarks": ArraySpec((len(facts.landmarks),), "float32"),
+    }
     if "images" in settings.observations:
         arrays["images"] = ArraySpec(_images_shape(settings.camera, facts), "uint8")
-    if "landmarks" in settings.observations:
-        arrays["landmarks"] = ArraySpec((len(facts.landmarks),), "float32")
     return EnvironmentSpec(
         tasks=tasks,
         instructions=tuple(facts.instructions[task] for task in tasks),
-        observation=arrays,
+        observation={name: arrays[name] for name in ("task", *OBSERVATIONS) if name in observed},
         action_size=facts.action_size,
         step_limit=step_limit,
         action_repeat=settings.action_repeat,

@@ -48,8 +48,6 @@ class GroupEpisode:
     """(T, K), per step."""
     terminated: bool
     """The task really ended; false at a step limit."""
-    keys: Sequence[Hashable] | None = None
-    """T + 1 state keys, before each transition and after the last, for a caller that has its own."""
     observations: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Arrays (T + 1, ...) by name, before each transition and after the last: the credit's ``inputs``."""
     task: int = 0
@@ -182,7 +180,7 @@ class CreditAssigner(Protocol):
         Args:
             older: pieces of earlier episodes of the same task, for ``older_transitions``.
         """
-        ...
+        raise NotImplementedError(f"{type(self).__name__} gives its advantages on_batch")
 
     def outcome(self, episode: GroupEpisode) -> float:
         """The measure that an episode of a group is judged by: a group in which all are equal has no
@@ -190,8 +188,8 @@ class CreditAssigner(Protocol):
         return float(episode.rewards.sum(where=episode.executed_mask, dtype=np.float64))
 
     def on_batch(self, batch: CreditBatch) -> CreditOutput:
-        """Advantages and value targets of drawn segments."""
-        ...
+        """Advantages and value targets of drawn segments; by default those of ``on_group`` and no targets."""
+        return CreditOutput(stored_advantages(batch), None)
 
     def end_iteration(self, sum_over_ranks: SumOverRanks) -> None:
         """Called on all ranks together at the end of each iteration, after its metrics. Ranks must make the

@@ -22,24 +22,14 @@ Shape suffixes: N segments, L transitions of a segment, K steps of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gipo_envs.errors import UserError
-from gipo_vla.credit.base import (
-    CreditAssigner,
-    CreditBatch,
-    CreditOutput,
-    CreditSettings,
-    GroupEpisode,
-    register,
-)
+from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput, CreditSettings, register
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 
 
@@ -65,20 +55,12 @@ class GaeSettings(CreditSettings):
     """running: statistics of earlier batches; exact: of this one, by an extra pass; none."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise UserError(
-                f"credit.gamma is {self.gamma}: it must be between 0 and 1; 0.99 to 0.999 is usual"
-            )
-        if not 0 <= self.gae_lambda <= 1:
-            raise UserError(
-                f"credit.gae_lambda is {self.gae_lambda}: it must be between 0 and 1; 0.95 is usual"
-            )
-        if self.values not in ("recomputed", "stored"):
-            raise UserError(f"credit.values is {self.values}: it must be recomputed or stored")
-        if self.importance_correction not in ("none", "vtrace"):
-            raise UserError(
-                f"credit.importance_correction is {self.importance_correction}: it must be none or vtrace"
-            )
+        for key, value, usual in (
+            ("gamma", self.gamma, "0.99 to 0.999"),
+            ("gae_lambda", self.gae_lambda, "0.95"),
+        ):
+            if not 0 <= value <= 1:
+                raise UserError(f"credit.{key} is {value}: it must be between 0 and 1; {usual} is usual")
         check_normalize(self.normalize)
 
     def build(self) -> CreditAssigner:
@@ -139,12 +121,6 @@ class Gae(CreditAssigner):
 
     def __init__(self, settings: GaeSettings) -> None:
         self.settings = settings
-
-    def on_group(
-        self, episodes: Sequence[GroupEpisode], older: Sequence[GroupEpisode] = ()
-    ) -> list[NDArray[np.float32]]:
-        """Not for GAE, whose ``needs_groups`` is false."""
-        raise NotImplementedError("gae gives its advantages on_batch")
 
     @torch.no_grad()
     def on_batch(self, batch: CreditBatch) -> CreditOutput:

@@ -21,16 +21,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs.errors import UserError
-from gipo_vla.credit.base import (
-    CreditAssigner,
-    CreditBatch,
-    CreditOutput,
-    CreditSettings,
-    GroupEpisode,
-    register,
-    stored_advantages,
-)
+from gipo_vla.credit.base import CreditAssigner, CreditSettings, GroupEpisode, register
 from gipo_vla.credit.normalization import NormalizationMode, check_normalize
 
 EPSILON = 1e-6
@@ -57,8 +48,6 @@ class GroupSettings(CreditSettings):
     already. Where most groups fail altogether, running gives the rest the scale of other credits."""
 
     def __post_init__(self) -> None:
-        if self.outcome not in ("return", "success_once"):
-            raise UserError(f"credit.outcome is {self.outcome}: it must be return or success_once")
         check_normalize(self.normalize)
 
     def build(self) -> CreditAssigner:
@@ -103,7 +92,3 @@ class GroupRelative(CreditAssigner):
     def outcome(self, episode: GroupEpisode) -> float:
         """By ``credit.outcome``."""
         return episode_outcome(episode, self.settings.outcome)
-
-    def on_batch(self, batch: CreditBatch) -> CreditOutput:
-        """The stored advantages; no value targets."""
-        return CreditOutput(stored_advantages(batch), None)

@@ -96,7 +96,10 @@ class WorkerPool:
             for worker in range(workers):
                 self._processes.append(self._start(worker))
             for process in self._processes:
-                self._expect_start(process)
+                if not process.answer().alive:
+                    raise WorkerError(
+                        f"simulator worker {process.number} did not start (its message is above)"
+                    )
         except BaseException:
             self.close()
             raise
@@ -108,28 +111,15 @@ class WorkerPool:
         setup = WorkerSetup(self.settings, self.arrays.shapes, memory, slots)
         return WorkerProcess(worker, setup, self.timeout)
 
-    @staticmethod
-    def _expect_start(process: WorkerProcess) -> None:
-        if not process.answer().alive:
-            raise WorkerError(f"simulator worker {process.number} did not start (its message is above)")
-
-    def _call(self, worker: int, *message: Any) -> Any:
-        """Request and answer; a worker that fails here is a hard error."""
-        self._processes[worker].request(*message)
-        return self._expect_answer(self._processes[worker], message[0])
-
-    def _call_all(self, *message: Any) -> list[Any]:
-        """The same request to every worker at once; their answers."""
-        for process in self._processes:
+    def _call(self, processes: Sequence[WorkerProcess], *message: Any) -> list[Any]:
+        """The same request to several workers at once; their answers. One that fails is a hard error."""
+        for process in processes:
             process.request(*message)
-        return [self._expect_answer(process, message[0]) for process in self._processes]
-
-    @staticmethod
-    def _expect_answer(process: WorkerProcess, request: str) -> Any:
-        answer = process.answer()
-        if not answer.alive:
-            raise WorkerError(f"simulator worker {process.number} died or hung during {request}")
-        return answer.value
+        answers = [process.answer() for process in processes]
+        for process, answer in zip(processes, answers):
+            if not answer.alive:
+                raise WorkerError(f"simulator worker {process.number} died or hung during {message[0]}")
+        return [answer.value for answer in answers]
 
     def _replace(self, worker: int) -> None:
         """Put a fresh process in the place of one that died or hung; its environments begin new episodes."""
@@ -140,9 +130,8 @@ class WorkerPool:
             self._plan_following(slot)
 
     def _respawn(self, worker: int, request: str) -> None:
-        """Put a fresh process in the place of one that died or hung and have it answer ``request``, which
-        brings its environments to the written plans. A fresh one may fail as well: after too many it is
-        given up."""
+        """Have a fresh process in the place of one that died or hung answer ``request``."""
+        # A fresh one may fail as well: after too many it is given up.
         alive = False
         while not alive and worker not in self.given_up:
             self.faults += 1
@@ -161,11 +150,7 @@ class WorkerPool:
                 alive = self._processes[worker].answer().alive
 
     def _everywhere(self, request: str) -> None:
-        """Have every worker bring its environments to the written plans; one that fails is replaced.
-
-        Raises:
-            WorkerError: one could not be kept alive.
-        """
+        """Have every worker bring its environments to the written plans; one that fails is replaced."""
         if not self.given_up:
             for process, slots in zip(self._processes, self._slots):
                 process.request(request, slots)
@@ -196,12 +181,12 @@ class WorkerPool:
 
     def modules(self) -> list[list[str]]:
         """Names of the modules that each worker has imported."""
-        return self._call_all("modules")
+        return self._call(self._processes, "modules")
 
     def bare_step_rates(self, seconds: float, chunk: int = 1) -> list[float]:
         """Steps a second of the simulator's own ``step`` in each worker, all at the same time; its cameras
         look once a ``chunk``."""
-        return self._call_all("bare_steps", seconds, chunk)
+        return self._call(self._processes, "bare_steps", seconds, chunk)
 
     # ------------------------------------------------------------------------------------------ episodes
 
@@ -310,9 +295,8 @@ class WorkerPool:
         busy = self._busy()
         done = set(self._missed)
         while busy and not done:
-            now = time.monotonic()
             connections = {self._processes[worker].connection: worker for worker in busy}
-            ready = set(wait(list(connections), timeout=max(0.0, min(busy.values()) - now)))
+            ready = wait(list(connections), timeout=max(0.0, min(busy.values()) - time.monotonic()))
             now = time.monotonic()
             done = {worker for connection, worker in connections.items() if connection in ready}
             done |= {worker for worker, deadline in busy.items() if deadline <= now}
@@ -367,4 +351,5 @@ class WorkerPool:
         The environment is left in that episode: take a ``snapshot`` before and ``restore`` it after.
         """
         self._begin(0, plan)
-        return self._call(0, "film", 0, actions, height, width, every)
+        (frames,) = self._call(self._processes[:1], "film", 0, actions, height, width, every)
+        return frames

@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,8 +21,8 @@ Shape = tuple[tuple[int, ...], str]
 _ALIGNMENT = 64  # a cache line, so that two workers never write to the same one
 
 
-class SharedArrays(Mapping[str, NDArray[Any]]):
-    """A mapping from names to arrays over one shared memory file."""
+class SharedArrays(dict[str, NDArray[Any]]):
+    """Arrays by name over one shared memory file."""
 
     def __init__(self, shapes: dict[str, Shape], descriptor: int | None = None) -> None:
         self.shapes = shapes
@@ -34,23 +33,12 @@ class SharedArrays(Mapping[str, NDArray[Any]]):
         size = max(size, 1)
         self.descriptor = _anonymous_file(size) if descriptor is None else descriptor
         self._memory = mmap.mmap(self.descriptor, size)
-        self._arrays: dict[str, NDArray[Any]] = {
-            name: np.ndarray(shape, dtype, self._memory, offsets[name])
-            for name, (shape, dtype) in shapes.items()
-        }
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._arrays[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
+        for name, (shape, dtype) in shapes.items():
+            self[name] = np.ndarray(shape, dtype, self._memory, offsets[name])
 
     def close(self) -> None:
         """Give the memory back; where somebody still holds an array, when that is gone."""
-        self._arrays.clear()
+        self.clear()
         with suppress(BufferError):
             self._memory.close()
         if self.descriptor >= 0:

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gipo_envs import (
-    ChunkResult,
     Environment,
     EnvironmentSettings,
     EnvironmentSpec,
@@ -55,6 +54,7 @@ IDLE_SECONDS = 0.02
 """Seconds without a request after which a worker looks ahead."""
 
 PLAN_FIELDS = ("task", "initial_state", "seed", "step_limit", "end_on_success")
+RESULT_FIELDS = ("rewards", "success", "executed", "success_at_end", "terminated", "truncated")
 
 
 def shared_shapes(spec: EnvironmentSpec, envs: int, chunk: int) -> dict[str, Shape]:
@@ -99,12 +99,12 @@ class Worker:
                 continue
             environment = self.environments[slot]
             result = environment.step_chunk(self.arrays["actions"][slot])
-            self._write_result(slot, result)
-            if result.terminated or result.truncated:
-                self._write_observation("final", slot, result.observation)
+            for name in RESULT_FIELDS:
+                self.arrays[name][slot] = getattr(result, name)
+            done = result.terminated or result.truncated
+            self._write_observation("final" if done else "observation", slot, result.observation)
+            if done:
                 self._reset(slot)
-            else:
-                self._write_observation("observation", slot, result.observation)
 
     def prepare(self) -> None:
         """Have environments make what the planned episodes will need (LIBERO compiles a task in 1 to 2 s).
@@ -155,15 +155,6 @@ class Worker:
         end_on_success = bool(plan.pop("end_on_success"))
         observation = self.environments[slot].reset(**plan, end_on_success=end_on_success)
         self._write_observation("observation", slot, observation)
-
-    def _write_result(self, slot: int, result: ChunkResult) -> None:
-        arrays = self.arrays
-        arrays["rewards"][slot] = result.rewards
-        arrays["success"][slot] = result.success
-        arrays["executed"][slot] = result.executed
-        arrays["success_at_end"][slot] = result.success_at_end
-        arrays["terminated"][slot] = result.terminated
-        arrays["truncated"][slot] = result.truncated
 
     def _write_observation(self, prefix: str, slot: int, observation: Observation) -> None:
         for name, array in observation.items():

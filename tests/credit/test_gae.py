@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from gipo_envs.errors import UserError
 from gipo_vla.credit import CreditBatch, Gae, GaeSettings
 from gipo_vla.credit.gae import chunk_returns
+from gipo_vla.settings.registry import credits
 
 HALVES = GaeSettings(gamma=0.5, gae_lambda=0.5)
 
@@ -230,16 +230,16 @@ def test_what_is_missing_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("wrong", "message"),
     [
-        (lambda: GaeSettings(gamma=1.5), r"credit\.gamma is 1\.5: it must be between 0 and 1"),
-        (lambda: GaeSettings(gamma=float("nan")), r"credit\.gamma is nan"),
-        (lambda: GaeSettings(gae_lambda=-0.1), r"credit\.gae_lambda is -0\.1: it must be between 0 and 1"),
-        (lambda: GaeSettings(values="old"), r"credit\.values is old"),  # type: ignore[arg-type]
-        (lambda: GaeSettings(importance_correction="is"), r"importance_correction is is"),  # type: ignore[arg-type]
-        (lambda: GaeSettings(normalize="batch"), r"credit\.normalize is batch: it must be running, exact"),  # type: ignore[arg-type]
+        ({"gamma": 1.5}, r"credit\.gamma is 1\.5: it must be between 0 and 1"),
+        ({"gamma": float("nan")}, r"credit\.gamma is nan"),
+        ({"gae_lambda": -0.1}, r"credit\.gae_lambda is -0\.1: it must be between 0 and 1"),
+        ({"values": "old"}, r"credit\.values is 'old': .*'recomputed' or 'stored'"),
+        ({"importance_correction": "is"}, r"importance_correction is 'is': .*'none' or 'vtrace'"),
+        ({"normalize": "batch"}, r"credit\.normalize is 'batch': .*'running', 'exact' or 'none'"),
     ],
 )
-def test_bad_settings_are_explained(make: Any, message: str) -> None:
+def test_bad_settings_are_explained(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make()
+        credits.validate({"name": "gae"} | wrong)

@@ -16,6 +16,7 @@ from gipo_envs.errors import UserError
 from gipo_vla.credit import CreditContext, GraphCredit, GraphSettings, GroupEpisode
 from gipo_vla.credit.graph import group_graph
 from gipo_vla.credit.graph.state_graph import edge_rewards, standardized_by_source
+from gipo_vla.settings.registry import credits
 
 W = 0.97
 GRAPH_ONLY = GraphSettings(beta_episode=0.0, minimum_merge_ratio=0.0)
@@ -24,19 +25,34 @@ HALF = 1 / math.sqrt(2)
 
 
 def episode(states: str, success: bool, success_at: int = -1, reward: float | None = None) -> GroupEpisode:
-    """Named states, one letter each; the last transition of a success leads to the last of them."""
+    """Named states, one letter each; the last transition of a success leads to the last of them.
+
+    The hand is as many metres along x as the letter's number.
+    """
     steps = len(states) - 1
     successes = np.zeros((steps, 1), bool)
     successes[success_at, 0] = success
     rewards = np.zeros((steps, 1), np.float32)
     rewards[-1, 0] = float(success) if reward is None else reward
-    return GroupEpisode(
-        0, rewards, np.ones(steps, np.int64), successes, terminated=success, keys=list(states)
-    )
+    landmarks = np.zeros((steps + 1, 6), np.float32)
+    landmarks[:, 0] = [ord(letter) for letter in states]
+    executed = np.ones(steps, np.int64)
+    return GroupEpisode(0, rewards, executed, successes, success, observations={"landmarks": landmarks})
+
+
+def context(family: str = "point_reach", task: str = "reach", policy: object = None) -> CreditContext:
+    spec = make_spec(EnvironmentSettings(family, task, ("state", "landmarks")))
+    return CreditContext(spec, policy, torch.device("cpu"), 0)  # type: ignore[arg-type]
+
+
+def prepared(settings: GraphSettings) -> GraphCredit:
+    credit = GraphCredit(settings)
+    credit.prepare(context())
+    return credit
 
 
 def graph_advantages(*episodes: GroupEpisode, **changes: object) -> list[list[float]]:
-    credit = GraphCredit(replace(GRAPH_ONLY, **changes))  # type: ignore[arg-type]
+    credit = prepared(replace(GRAPH_ONLY, **changes))  # type: ignore[arg-type]
     return [[round(float(a), 5) for a in own] for own in credit.on_group(episodes)]
 
 
@@ -97,7 +113,7 @@ def test_what_cannot_reach_success_is_one_step_beyond_the_farthest() -> None:
 
 def test_without_success_the_graph_says_nothing() -> None:
     assert graph_advantages(episode("aba", False), episode("aca", False)) == [[0.0, 0.0], [0.0, 0.0]]
-    mixed = GraphCredit(GraphSettings(minimum_merge_ratio=0.0))
+    mixed = prepared(GraphSettings(minimum_merge_ratio=0.0))
     better, worse = mixed.on_group([episode("ab", False, reward=3.0), episode("ac", False, reward=1.0)])
     np.testing.assert_allclose([*better, *worse], [HALF, -HALF], atol=1e-5)
 
@@ -126,7 +142,7 @@ def test_both_advantages_are_mixed() -> None:
     graph = graph_advantages(*group)
     # Outcomes 1, 1, 0: mean 2/3, sample standard deviation sqrt(1/3).
     relative = np.array([1 / 3, 1 / 3, -2 / 3]) * math.sqrt(3)
-    mixed = GraphCredit(GraphSettings(beta_graph=0.5, beta_episode=2.0, minimum_merge_ratio=0.0))
+    mixed = prepared(GraphSettings(beta_graph=0.5, beta_episode=2.0, minimum_merge_ratio=0.0))
     for own, part, whole in zip(mixed.on_group(group), graph, relative):
         np.testing.assert_allclose(own, 0.5 * np.array(part) + 2.0 * whole, atol=1e-4)
         assert own.dtype == np.float32
@@ -139,7 +155,7 @@ def test_where_nothing_merges_the_episode_gets_all_of_the_weight() -> None:
     # 2 x 60 states that coincide in the first alone: 1 of 121 (the winner's last state is SUCCESS).
     letters = [chr(200 + n) for n in range(120)]
     group = [episode("a" + "".join(letters[:60]), True), episode("a" + "".join(letters[60:]), False)]
-    credit = GraphCredit(GraphSettings(beta_graph=1.0, beta_episode=0.5))
+    credit = prepared(GraphSettings(beta_graph=1.0, beta_episode=0.5))
     winner, loser = credit.on_group(group)
     np.testing.assert_allclose(winner, 1.5 * HALF, atol=1e-4)
     np.testing.assert_allclose(loser, -1.5 * HALF, atol=1e-4)
@@ -153,7 +169,7 @@ def test_where_nothing_merges_the_episode_gets_all_of_the_weight() -> None:
 
 
 def test_diagnostics_are_means_over_groups_and_ranks() -> None:
-    first, second = GraphCredit(GRAPH_ONLY), GraphCredit(GRAPH_ONLY)
+    first, second = prepared(GRAPH_ONLY), prepared(GRAPH_ONLY)
     # Nodes a b | a c d: 5 occurrences of 4 nodes, one of which branches; 2 of 5 steps differ from 0.
     first.on_group([episode("abx", True), episode("acdx", True)])
     second.on_group([episode("aba", False), episode("aca", False)])  # 6 of 3, a branches, nothing reaches
@@ -171,7 +187,7 @@ def test_diagnostics_are_means_over_groups_and_ranks() -> None:
 
 
 def test_unreported_sums_survive_a_checkpoint() -> None:
-    credit, other = GraphCredit(GRAPH_ONLY), GraphCredit(GRAPH_ONLY)
+    credit, other = prepared(GRAPH_ONLY), prepared(GRAPH_ONLY)
     credit.on_group([episode("abx", True), episode("acdx", True)])
     other.load_state_dict(credit.state_dict())
     assert other.take_sums() == credit.take_sums()
@@ -183,13 +199,13 @@ def test_unreported_sums_survive_a_checkpoint() -> None:
 def test_older_segments_give_paths_and_no_statistics() -> None:
     """No rollout of the group succeeds; an older one went b -> SUCCESS, and a thousand others a -> c."""
     group = [episode("ab", False), episode("ac", False)]
-    alone = GraphCredit(GRAPH_ONLY).on_group(group)
+    alone = prepared(GRAPH_ONLY).on_group(group)
     assert not np.concatenate(alone).any()
     older = [episode("bx", True), *[episode("ac", False)] * 1000]
-    near, far = GraphCredit(GRAPH_ONLY).on_group(group, older)
+    near, far = prepared(GRAPH_ONLY).on_group(group, older)
     np.testing.assert_allclose([*near, *far], [HALF, -HALF], atol=1e-5)
-    credit = GraphCredit(replace(GRAPH_ONLY, structure="replay", structure_transitions=77))
-    assert credit.older_transitions == 77 and GraphCredit(GRAPH_ONLY).older_transitions == 0
+    credit = prepared(replace(GRAPH_ONLY, structure="replay", structure_transitions=77))
+    assert credit.older_transitions == 77 and prepared(GRAPH_ONLY).older_transitions == 0
 
 
 # ------------------------------------------------------------------------------------------------ properties
@@ -204,7 +220,7 @@ groups = st.lists(
 def test_the_order_of_episodes_does_not_matter(group: list[GroupEpisode], random: object) -> None:
     order = list(range(len(group)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    credit = GraphCredit(GraphSettings())
+    credit = prepared(GraphSettings())
     plain, permuted = credit.on_group(group), credit.on_group([group[index] for index in order])
     for place, index in enumerate(order):
         np.testing.assert_allclose(permuted[place], plain[index], atol=1e-5)
@@ -215,9 +231,9 @@ def test_the_order_of_episodes_does_not_matter(group: list[GroupEpisode], random
 def test_choices_at_a_node_balance(group: list[GroupEpisode]) -> None:
     """At each node advantages sum to 0; where they are not all 0 their sample standard deviation is 1."""
     leaving: dict[object, list[float]] = {}
-    for own, advantages in zip(group, GraphCredit(GRAPH_ONLY).on_group(group)):
-        assert own.keys is not None
-        for key, advantage in zip(own.keys, advantages.tolist()):
+    for own, advantages in zip(group, prepared(GRAPH_ONLY).on_group(group)):
+        places = own.observations["landmarks"][:, 0].tolist()
+        for key, advantage in zip(places, advantages.tolist()):
             leaving.setdefault(key, []).append(advantage)
     for values in leaving.values():
         assert sum(values) == pytest.approx(0, abs=1e-5)
@@ -233,7 +249,7 @@ def test_choices_at_a_node_balance(group: list[GroupEpisode]) -> None:
 def test_scale_and_offset_cancel(occurrences: list[tuple[int, int]], decay: float) -> None:
     sources, distances = np.array(occurrences).T
     plain = edge_rewards(distances.astype(float), "geometric", decay)
-    changed = edge_rewards(distances.astype(float), "geometric", decay, scale=7.0, offset=3.0)
+    changed = 7.0 * decay ** (distances + 3.0)  # the paper's r and c
     np.testing.assert_allclose(
         standardized_by_source(plain, sources), standardized_by_source(changed, sources), atol=1e-9
     )
@@ -242,21 +258,15 @@ def test_scale_and_offset_cancel(occurrences: list[tuple[int, int]], decay: floa
 # --------------------------------------------------------------------------------------- states and settings
 
 
-def context(family: str = "point_reach", task: str = "reach", policy: object = None) -> CreditContext:
-    spec = make_spec(EnvironmentSettings(family, task, ("state", "landmarks")))
-    return CreditContext(spec, policy, torch.device("cpu"), 0)  # type: ignore[arg-type]
-
-
 def test_landmarks_within_a_cell_are_one_node() -> None:
     """Two walks of the hand along x, 1 cm apart in y: 3 cm cells merge them."""
-    credit = GraphCredit(replace(GRAPH_ONLY, cell=0.03))
-    credit.prepare(context())
+    credit = prepared(replace(GRAPH_ONLY, cell=0.03))
     assert credit.inputs == ("landmarks",)
     walks = []
     for offset, xs in ((0.0, (0.0, 0.03, 0.06)), (0.01, (0.0, -0.03, 0.0))):
         landmarks = np.zeros((3, 6), np.float32)
         landmarks[:, 0], landmarks[:, 1] = xs, offset
-        walks.append(replace(episode("abc", not offset), keys=None, observations={"landmarks": landmarks}))
+        walks.append(replace(episode("abc", not offset), observations={"landmarks": landmarks}))
     towards, away = credit.on_group(walks)
     np.testing.assert_allclose([towards[0], away[0]], [HALF, -HALF], atol=1e-5)
     snapshot = credit.snapshot()
@@ -290,7 +300,7 @@ def test_keys_that_cannot_be_are_refused() -> None:
 )
 def test_bad_settings_are_explained(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=rf"credit\.{next(iter(wrong))}") as caught:
-        GraphSettings(**wrong)  # type: ignore[arg-type]
+        credits.validate({"name": "graph"} | wrong)
     assert "\n" not in str(caught.value)
 
 

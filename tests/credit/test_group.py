@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit import CreditBatch, GroupEpisode, GroupRelative, GroupSettings
+from gipo_vla.settings.registry import credits
 
 
 def episode(
@@ -109,5 +110,5 @@ def test_stored_advantages_pass_through_the_batch() -> None:
 
 
 def test_bad_settings_are_explained() -> None:
-    with pytest.raises(UserError, match=r"credit\.outcome is success: it must be return or success_once"):
-        GroupSettings(outcome="success")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"credit\.outcome is 'success': .*'return' or 'success_once'"):
+        credits.validate({"name": "group", "outcome": "success"})

@@ -11,18 +11,28 @@ Landmarks: see ``gipo_envs.libero.landmarks``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
+from gipo_envs import gl
+from gipo_envs.benchmark import trial
 from gipo_envs.errors import UserError
 from gipo_envs.family import BareSimulator, Expert, Family, Probe, WorkerCost
 from gipo_envs.libero import assets, catalogue, landmarks
-from gipo_envs.protocol import EVALUATION_KEYS_START, Environment, EnvironmentSettings, EnvironmentSpec
+from gipo_envs.protocol import (
+    EVALUATION_KEYS_START,
+    CameraSettings,
+    Environment,
+    EnvironmentSettings,
+    EnvironmentSpec,
+)
 from gipo_envs.registry import register
 from gipo_envs.settings import FamilyFacts, build_spec
 
 SUITES = tuple(catalogue.STEP_LIMITS)
 PROPRIO_SIZE = 8
 CAMERAS = ("agentview", "wrist")
+PROBE_STEPS = 50
 
 
 def make_spec(settings: EnvironmentSettings) -> EnvironmentSpec:
@@ -44,8 +54,7 @@ def make(settings: EnvironmentSettings) -> Environment:
     spec = make_spec(settings)
     from gipo_envs.libero.environment import LiberoEnvironment  # imports robosuite
 
-    by_name = {task.name: task for task in catalogue.tasks(settings.family)}
-    tasks = tuple(by_name[name] for name in spec.tasks)
+    tasks = tuple(catalogue.task(settings.family, name) for name in spec.tasks)
     return LiberoEnvironment(settings, spec, tasks, assets.find(settings.assets))
 
 
@@ -53,15 +62,11 @@ def _facts(suite: str) -> FamilyFacts:
     tasks = catalogue.tasks(suite)
     return FamilyFacts(
         instructions={task.name: task.instruction for task in tasks},
-        task_groups={"all": tuple(task.name for task in tasks)},
         cameras=CAMERAS,
-        state_size=PROPRIO_SIZE + max(task.state_size for task in tasks) - 1,  # the time is left out
+        state_size=PROPRIO_SIZE + catalogue.STATE_SIZES[suite] - 1,  # the time is left out
         proprio_size=PROPRIO_SIZE,
         action_size=7,
         default_step_limit=catalogue.STEP_LIMITS[suite],
-        greatest_step_limit=None,
-        dense_reward_scale=1.0,
-        sparse_reward_scale=1.0,
         frames_per_second=20.0,
         landmarks=landmarks.names(suite),
         evaluation_ends_on_success=True,
@@ -77,19 +82,22 @@ def make_bare_simulator(settings: EnvironmentSettings, spec: EnvironmentSpec, ch
 
 
 def probe() -> str:
-    """Make the first task of libero_spatial, step it and draw both cameras."""
-    from gipo_envs.libero.probe import run
+    """Make the first task of libero_spatial, step it and draw both cameras; returns how fast that was."""
+    folder = assets.find(None, download=False)
+    observations: tuple[Literal["images", "proprio"], ...] = ("images", "proprio")
+    try:
+        gl.choose()
+    except UserError:
+        observations = ("proprio",)
+    camera = CameraSettings(names=("agentview", "wrist"), height=256, width=256, quality="default")
+    settings = EnvironmentSettings("libero_spatial", 0, observations, camera, "sparse", assets=str(folder))
+    return f"{trial(settings, PROBE_STEPS)}; assets in {folder}"
 
-    return run()
 
+def _make_expert(suite: str, task: str) -> Expert:
+    from gipo_envs.libero import experts  # imports scipy
 
-def _experts(suite: str) -> Callable[[str], Expert]:
-    def make_expert(task: str) -> Expert:
-        from gipo_envs.libero import experts
-
-        return experts.make_expert(suite, task)
-
-    return make_expert
+    return experts.make_expert(suite, task)
 
 
 FAMILIES = tuple(
@@ -106,7 +114,7 @@ FAMILIES = tuple(
                 env_step_seconds=9e-3,
                 image_seconds=9e-2,
             ),
-            make_expert=_experts(suite),
+            make_expert=partial(_make_expert, suite),
             expert_observations=("proprio", "landmarks"),
             make_bare_simulator=make_bare_simulator,
             probe=Probe("libero", probe, "./scripts/setup.sh libero"),

@@ -32,7 +32,7 @@ class LiberoLoop:
     def __init__(self, settings: EnvironmentSettings, spec: EnvironmentSpec, chunk: int) -> None:
         wrapper = installation.environments()
         installation.use_assets(assets.find(settings.assets))
-        task = next(task for task in catalogue.tasks(settings.family) if task.name == spec.tasks[0])
+        task = catalogue.task(settings.family, spec.tasks[0])
         self._chunk = chunk
         self._initial_state = np.array(catalogue.published_states(task)[0])
         self._draws = "images" in settings.observations

@@ -1,9 +1,7 @@
-"""Suites, tasks, instructions and published initial states, converted once from hf-libero's files.
+"""Suites, tasks, instructions and published initial states, from hf-libero's files.
 
 hf-libero keeps its task lists in a module that imports torch, and its initial states as pickles that it
-loads with everything allowed. Here both are read without running anything of theirs, and kept as JSON and
-npy in the user's cache, by version. ``python -m gipo_envs.libero.catalogue`` does it ahead of time
-(scripts/setup.sh libero); otherwise it happens when first asked for, in a second.
+loads with everything allowed. Here both are read without running anything of theirs, in milliseconds.
 
 Source: Liu et al. 2023, "LIBERO: Benchmarking Knowledge Transfer for Lifelong Robot Learning".
 """
@@ -12,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -29,13 +26,7 @@ from gipo_envs.errors import UserError
 from gipo_envs.libero import installation
 
 STEP_LIMITS: Mapping[str, int] = MappingProxyType(
-    {
-        "libero_spatial": 220,
-        "libero_object": 280,
-        "libero_goal": 300,
-        "libero_10": 520,
-        "libero_90": 400,
-    }
+    {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 )
 """Suite -> env steps of the published evaluation (OpenVLA-OFT, ``run_libero_eval.py``), which count from
 after the settle steps."""
@@ -45,11 +36,14 @@ GOAL_PREDICATES: Mapping[str, int] = MappingProxyType(
 )
 """Suite -> most predicates in the goal of one of its tasks; a test reads them all."""
 
+STATE_SIZES: Mapping[str, int] = MappingProxyType(
+    {"libero_spatial": 92, "libero_object": 110, "libero_goal": 79, "libero_10": 123, "libero_90": 123}
+)
+"""Suite -> length of the longest state of its tasks: time, positions and velocities of all joints; a test
+reads them all."""
+
 PUBLISHED_STATES = 50
 """Initial states a task."""
-
-_FORMAT = 1
-"""Raised when what is written below changes."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +52,10 @@ class Task:
 
     suite: str
     name: str
-    instruction: str
-    state_size: int
-    """Length of a state: time, positions and velocities of all joints."""
+
+    @property
+    def instruction(self) -> str:
+        return instruction(self.name)
 
     @property
     def definition(self) -> Path:
@@ -75,39 +70,25 @@ def tasks(suite: str) -> tuple[Task, ...]:
     Raises:
         UserError: LIBERO is not installed, or no such suite.
     """
-    listed = json.loads((_converted() / "tasks.json").read_text())
-    return tuple(Task(suite=suite, **entry) for entry in listed[suite])
+    module = installation.package_folder() / "benchmark" / "libero_suite_task_map.py"
+    return tuple(Task(suite, name) for name in _literal(module, "libero_task_map")[suite])
 
 
-def published_states(task: Task) -> NDArray[np.float64]:
-    """(50, ``state_size``) the states in which published evaluations begin."""
-    states: NDArray[np.float64] = np.load(_converted() / task.suite / f"{task.name}.npy", mmap_mode="r")
-    return states
+def task(suite: str, name: str) -> Task:
+    """The task of that name."""
+    return next(task for task in tasks(suite) if task.name == name)
 
 
 @cache
-def _converted() -> Path:
-    folder = installation.cache_folder() / f"tasks-{_FORMAT}"
-    if not (folder / "tasks.json").is_file():  # written last
-        _convert(folder)
-    return folder
+def published_states(task: Task) -> NDArray[np.float64]:
+    """(50, F) the states in which published evaluations begin: time, positions and velocities of all joints.
 
-
-def _convert(folder: Path) -> None:
-    package = installation.package_folder()
-    lists = _literal(package / "benchmark" / "libero_suite_task_map.py", "libero_task_map")
-    catalogue: dict[str, list[dict[str, Any]]] = {}
-    for suite in STEP_LIMITS:
-        catalogue[suite] = []
-        for name in lists[suite]:
-            states = _read_states(package / "init_files" / suite / f"{name}.pruned_init")
-            with io.BytesIO() as buffer:
-                np.save(buffer, states)
-                installation.write_atomically(folder / suite / f"{name}.npy", buffer.getvalue())
-            catalogue[suite].append(
-                {"name": name, "instruction": instruction(name), "state_size": states.shape[1]}
-            )
-    installation.write_atomically(folder / "tasks.json", json.dumps(catalogue, indent=1).encode())
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return _read_states(
+        installation.package_folder() / "init_files" / task.suite / f"{task.name}.pruned_init"
+    )
 
 
 def instruction(name: str) -> str:
@@ -133,24 +114,18 @@ def _literal(path: Path, variable: str) -> Any:
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds numpy arrays and nothing else."""
 
-    _ALLOWED: Mapping[tuple[str, str], Any] = MappingProxyType(
-        {
-            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-        }
-    )
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
+        if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of initial states")
-        return self._ALLOWED[module, name]
+        return _ALLOWED[module, name]
 
 
-def prepare() -> None:
-    """Convert the package's files now, so that no worker does it on its first reset; ``scripts/setup.sh``."""
-    _converted()
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
+}
 
 
 def _read_states(path: Path) -> NDArray[np.float64]:

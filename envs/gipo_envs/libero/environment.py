@@ -8,23 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs import gl
 from gipo_envs.episode import EpisodicEnvironment
 from gipo_envs.libero import simulations
 from gipo_envs.libero.catalogue import PUBLISHED_STATES, Task
 from gipo_envs.libero.simulation import EpisodeState, TaskSimulation
 from gipo_envs.libero.stepping import Floats
-from gipo_envs.protocol import (
-    EVALUATION_KEYS_START,
-    EnvironmentSettings,
-    EnvironmentSpec,
-    Observation,
-)
+from gipo_envs.protocol import EVALUATION_KEYS_START, EnvironmentSettings, EnvironmentSpec, Observation
 
-CAMERAS = {
-    "agentview": "agentview",
-    "wrist": "robot0_eye_in_hand",
-}
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 """Our name of a camera -> LIBERO's."""
 
 VIDEO_CAMERA = "agentview"
@@ -41,8 +32,6 @@ class LiberoEnvironment(EpisodicEnvironment[Floats]):
     def __init__(
         self, settings: EnvironmentSettings, spec: EnvironmentSpec, tasks: tuple[Task, ...], assets: Path
     ) -> None:
-        if "images" in spec.observation:
-            gl.choose()  # refuse now, not at the first picture
         super().__init__(settings, spec, sparse=True)
         self._tasks = tasks
         self._assets = assets
@@ -95,10 +84,8 @@ class LiberoEnvironment(EpisodicEnvironment[Floats]):
 
     def _look(self) -> Observation:
         """As LIBERO's last step would have returned it."""
-        seen: Observation = {}
         proprio = proprioception(self.episode)
-        if "proprio" in self._spec.observation:
-            seen["proprio"] = proprio
+        seen: Observation = {"proprio": proprio}
         if "state" in self._spec.observation:
             state = np.zeros(self._spec.observation["state"].shape, np.float32)
             joints = self.simulation.state(self.episode)
@@ -110,9 +97,10 @@ class LiberoEnvironment(EpisodicEnvironment[Floats]):
         return seen
 
     def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        return self.simulation.observed_picture(
-            self.episode, CAMERAS[camera], height, width, self._settings.camera.quality
-        )
+        quality = self._settings.camera.quality
+        episode = self.episode
+        frame = self.simulation.picture(episode, CAMERAS[camera], height, width, quality, episode.view)
+        return frame[::-1]  # LIBERO's observations begin with the bottom row
 
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
         return self.simulation.picture(self.episode, CAMERAS[VIDEO_CAMERA], height, width, "default")

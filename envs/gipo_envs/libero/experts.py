@@ -22,12 +22,15 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from gipo_envs.errors import UserError
+from gipo_envs.family import Expert
 from gipo_envs.libero import catalogue
 from gipo_envs.libero.landmarks import Goal, goals
 from gipo_envs.libero.stepping import Floats
@@ -99,30 +102,22 @@ class Aim:
 Motion = Callable[[Hand, Goal], Aim]
 
 
-class LiberoExpert:
-    """The expert of one task: observation to action (7,) in [-1, 1]."""
-
-    def __init__(self, motions: list[Motion]) -> None:
-        self._motions = motions
-
-    def __call__(self, observation: Observation) -> NDArray[np.float32]:
-        hand = read_hand(observation["proprio"])
-        aim = Aim(hand.position, OPEN, DEFAULT_ACROSS)
-        for motion, goal in zip(self._motions, goals(observation["landmarks"])):
-            if not goal.holds:
-                aim = motion(hand, goal)
-                break
-        return action_towards(hand, aim)
-
-
-def make_expert(suite: str, task: str) -> LiberoExpert:
-    """The expert of a task.
+def make_expert(suite: str, task: str) -> Expert:
+    """The expert of a task: observation to action (7,) in [-1, 1].
 
     Raises:
         UserError: no motion is known for a predicate of its goal.
     """
-    entry = next(entry for entry in catalogue.tasks(suite) if entry.name == task)
-    return LiberoExpert([_motion(predicate, entry) for predicate in _predicates(entry)])
+    entry = catalogue.task(suite, task)
+    motions = [_motion(predicate, entry) for predicate in _predicates(entry)]
+
+    def act(observation: Observation) -> NDArray[np.float32]:
+        hand = read_hand(observation["proprio"])
+        todo = zip(motions, goals(observation["landmarks"]))
+        aims = (motion(hand, goal) for motion, goal in todo if not goal.holds)
+        return action_towards(hand, next(aims, Aim(hand.position, OPEN, DEFAULT_ACROSS)))
+
+    return act
 
 
 def _predicates(task: catalogue.Task) -> list[list[str]]:
@@ -137,13 +132,8 @@ def _motion(predicate: list[str], task: catalogue.Task) -> Motion:
     if name in ("on", "in"):
         if task.instruction.startswith("push"):
             return slide
-        return pick_and_place_in if name == "in" else pick_and_place_on
-    motions: dict[str, Motion] = {
-        "open": pull,
-        "close": push_part,
-        "turnon": turn,
-        "turnoff": turn,
-    }
+        return partial(pick_and_place, walls=name == "in")
+    motions: dict[str, Motion] = {"open": pull, "close": push_part, "turnon": turn, "turnoff": turn}
     if name not in motions:
         raise UserError(f"{task.suite} {task.name} has no scripted expert: its goal is {' '.join(predicate)}")
     return motions[name]
@@ -152,17 +142,9 @@ def _motion(predicate: list[str], task: catalogue.Task) -> Motion:
 # --------------------------------------------------------------------------------------------------- motions
 
 
-def pick_and_place_in(hand: Hand, goal: Goal) -> Aim:
-    """Put an object into a container with walls."""
-    return _pick_and_place(hand, goal, BASKET_CLEARANCE, BASKET_RELEASE)
-
-
-def pick_and_place_on(hand: Hand, goal: Goal) -> Aim:
-    """Put an object onto something."""
-    return _pick_and_place(hand, goal, CLEARANCE, RELEASE)
-
-
-def _pick_and_place(hand: Hand, goal: Goal, clearance: float, release: float) -> Aim:
+def pick_and_place(hand: Hand, goal: Goal, walls: bool) -> Aim:
+    """Put an object into a container with walls, or onto something."""
+    clearance, release = (BASKET_CLEARANCE, BASKET_RELEASE) if walls else (CLEARANCE, RELEASE)
     height = float(goal.object[2] - goal.region[2])
     if _distance(goal.object, goal.region) < OVER and height < release:
         return let_go(hand, goal)
@@ -207,7 +189,7 @@ def turn(hand: Hand, goal: Goal) -> Aim:
 
 def reach(hand: Hand, point: Floats, across: Floats, gripper: float) -> Aim:
     """Come down to a point through a funnel: high where the hand is far from it, or turned another way."""
-    askew = max(0.0, abs(_turn_left(hand, across)) - 0.1)
+    askew = max(0.0, float(np.linalg.norm(_turn_left(hand, across))) - 0.1)
     distance = _distance(hand.position, point)
     height = min(HOVER, SLOPE * max(0.0, distance + 0.1 * askew - NEAR))
     return _along(hand, hand.position, point, point[2] + height, gripper, across)
@@ -264,13 +246,13 @@ def is_held(hand: Hand, goal: Goal) -> bool:
 def read_hand(proprio: NDArray[np.float32]) -> Hand:
     """The hand of a proprioception (8,)."""
     values = proprio.astype(np.float64)
-    return Hand(values[:3], rotation_matrix(values[3:6]), float(values[6] - values[7]))
+    return Hand(values[:3], Rotation.from_rotvec(values[3:6]).as_matrix(), float(values[6] - values[7]))
 
 
 def action_towards(hand: Hand, aim: Aim) -> NDArray[np.float32]:
     """The action (7,) that moves the hand to where it is to be, palm down."""
     displacement = (aim.position - hand.position) * (GAIN / POSITION_REACH)
-    rotation = rotation_vector(_palm_down(hand, aim.across) @ hand.turn.T) / ROTATION_REACH
+    rotation = _turn_left(hand, aim.across) / ROTATION_REACH
     action = np.array([*displacement, *rotation, aim.gripper], np.float32)
     return action.clip(-1.0, 1.0)
 
@@ -301,36 +283,11 @@ def _distance(one: Floats, other: Floats) -> float:
     return math.hypot(one[0] - other[0], one[1] - other[1])
 
 
-def _palm_down(hand: Hand, across: Floats) -> Floats:
-    """(3, 3) a hand that points down with its fingers along a line, whichever way round is nearer."""
+def _turn_left(hand: Hand, across: Floats) -> Floats:
+    """(3,) axis times angle to palm down with the fingers along a line, whichever way round is nearer."""
     second = np.array([*across, 0.0])
     if float(second @ hand.turn[:, 1]) < 0:
         second = -second
-    return np.stack([np.cross(second, DOWN), second, DOWN], axis=1)
-
-
-def _turn_left(hand: Hand, across: Floats) -> float:
-    """Radians."""
-    return float(np.linalg.norm(rotation_vector(_palm_down(hand, across) @ hand.turn.T)))
-
-
-def rotation_matrix(vector: Floats) -> Floats:
-    """(3, 3) of a rotation given as axis times angle, radians."""
-    angle = float(np.linalg.norm(vector))
-    if angle < 1e-9:
-        return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    matrix: Floats = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * (cross @ cross)
-    return matrix
-
-
-def rotation_vector(matrix: Floats) -> Floats:
-    """Axis times angle of a rotation by less than half a turn, radians."""
-    cosine = min(max((float(np.trace(matrix)) - 1) / 2, -1.0), 1.0)
-    twice = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
-    sine = float(np.linalg.norm(twice)) / 2
-    if sine < 1e-9:
-        return np.zeros(3)
-    vector: Floats = twice * (math.atan2(sine, cosine) / (2 * sine))
+    palm_down = np.stack([np.cross(second, DOWN), second, DOWN], axis=1)
+    vector: Floats = Rotation.from_matrix(palm_down @ hand.turn.T).as_rotvec()
     return vector

@@ -112,7 +112,7 @@ def _of_predicate(robosuite: Any, name: str, thing: str, target: str | None = No
     place = ("site", model.site(target).id) if is_site else ("body", robosuite.obj_body_id[target])
     body = robosuite.obj_body_id[thing]
     origin, turn = _pose(data, body)
-    geoms = _subtree(model, body)
+    geoms = _collision_geoms(model, _subtree(model, body))
     corners = _corners(model, data, geoms)
     low, high = corners.min(axis=0), corners.max(axis=0)
     point = (low + high) / 2
@@ -132,22 +132,18 @@ def _of_predicate(robosuite: Any, name: str, thing: str, target: str | None = No
 
 
 def _of_part(robosuite: Any, model: Any, data: Any, predicate: str, thing: str) -> Grip:
-    owner = robosuite.object_sites_dict.get(thing) or robosuite.get_object(thing)
-    number = model.joint(owner.joints[0]).id
-    fixture = (
-        robosuite.get_object(robosuite.object_states_dict[thing].parent_name)
-        if (thing in robosuite.object_sites_dict)
-        else owner
-    )
+    site = robosuite.object_sites_dict.get(thing)  # of a fixture's part
+    owner = site or robosuite.get_object(thing)
+    fixture = robosuite.get_object(robosuite.object_states_dict[thing].parent_name) if site else owner
     ranges = fixture.object_properties["articulation"]
-    low, high = model.jnt_range[number]
-    address = int(model.jnt_qposadr[number])
-    body = int(model.jnt_bodyid[number])
-    slides = model.jnt_type[number] == mujoco.mjtJoint.mjJNT_SLIDE
-    axis, anchor = model.jnt_axis[number].copy(), model.jnt_pos[number].copy()
+    joint = model.joint(owner.joints[0])
+    body = int(joint.bodyid[0])
+    slides = bool(joint.type[0] == mujoco.mjtJoint.mjJNT_SLIDE)
+    axis, anchor = joint.axis.copy(), joint.pos.copy()
+    low, high = joint.range
     goal = float(np.clip(np.mean(ranges[f"default_{predicate}_ranges"]), low, high))
     origin, turn = _pose(data, body)
-    geoms = [g for g in range(model.ngeom) if model.geom_bodyid[g] == body and _collides(model, g)]
+    geoms = _collision_geoms(model, {body})
     boxes = [turn.T @ (_corners(model, data, [g]) - origin).T for g in geoms]  # (3, 8) each, body frame
     centres = np.array([box.mean(axis=1) for box in boxes])
     if slides:
@@ -162,26 +158,27 @@ def _of_part(robosuite: Any, model: Any, data: Any, predicate: str, thing: str) 
         handle = int(np.argmax(reach))
         across = np.cross(axis, radius[handle])
         across /= np.linalg.norm(across)
-    extent = across @ boxes[handle]
-    joint = Joint(address, goal, bool(slides), axis, anchor)
-    return Grip(body, centres[handle], across, float(np.ptp(extent)), None, joint)
+    part = Joint(int(joint.qposadr[0]), goal, slides, axis, anchor)
+    return Grip(body, centres[handle], across, float(np.ptp(across @ boxes[handle])), None, part)
 
 
 def _pose(data: Any, body: int) -> tuple[Floats, Floats]:
     return data.xpos[body], data.xmat[body].reshape(3, 3)
 
 
-def _collides(model: Any, geom: int) -> bool:
-    return bool(model.geom_group[geom] == _COLLISION_GROUP)
-
-
-def _subtree(model: Any, body: int) -> list[int]:
-    """Collision geoms of a body and of the bodies on it."""
+def _subtree(model: Any, body: int) -> set[int]:
+    """A body and the bodies on it."""
     inside = {body}
     for child in range(body + 1, model.nbody):  # a parent's number is less than its children's
         if int(model.body_parentid[child]) in inside:
             inside.add(child)
-    return [g for g in range(model.ngeom) if int(model.geom_bodyid[g]) in inside and _collides(model, g)]
+    return inside
+
+
+def _collision_geoms(model: Any, bodies: set[int]) -> list[int]:
+    of_bodies = np.isin(model.geom_bodyid, list(bodies))
+    chosen: list[int] = np.flatnonzero(of_bodies & (model.geom_group == _COLLISION_GROUP)).tolist()
+    return chosen
 
 
 def _corners(model: Any, data: Any, geoms: list[int]) -> Floats:

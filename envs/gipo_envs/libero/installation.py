@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import os
 import tempfile
@@ -50,32 +51,24 @@ def package_folder() -> Path:
     if missing:
         raise UserError(f"LIBERO is not installed ({', '.join(missing)} missing): {HOW_TO_INSTALL}")
     spec = importlib.util.find_spec("libero")
-    assert spec is not None
-    roots = [Path(root) / "libero" for root in spec.submodule_search_locations or ()]
-    for root in roots:
-        if (root / "bddl_files").is_dir():
-            return root
+    for root in (spec and spec.submodule_search_locations) or ():
+        if (Path(root) / "libero" / "bddl_files").is_dir():
+            return Path(root) / "libero"
     raise UserError(f"the installed package libero is not hf-libero: {HOW_TO_INSTALL}")
 
 
-def version() -> str:
-    """Of hf-libero; what is derived from its files is kept by version."""
-    try:
-        return importlib.metadata.version("hf-libero")
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"hf-libero is not installed: {HOW_TO_INSTALL}") from None
-
-
 def cache_folder() -> Path:
-    """Where this package keeps files for the user, made if needed.
+    """Where this package keeps files for the user, by version of hf-libero; made if needed.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or hf-libero is not installed.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "gipo_vla" / f"libero-{version()}"
     try:
+        folder = Path(base) / "gipo_vla" / f"libero-{importlib.metadata.version('hf-libero')}"
         folder.mkdir(parents=True, exist_ok=True)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"hf-libero is not installed: {HOW_TO_INSTALL}") from None
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}): set XDG_CACHE_HOME") from error
     return folder
@@ -120,11 +113,9 @@ def use_assets(folder: Path) -> None:
 
 @cache
 def _remembering(problem: Any) -> Any:
-    """A subclass that notes the model as it was compiled; a constructor already resets once.
-
-    LIBERO's samplers read where a fixture's regions are while the fixture itself is still at the origin. In
-    a soft reset it no longer is: objects "on the cabinet" would begin a metre above it.
-    """
+    """A subclass that notes the model as it was compiled; a constructor already resets once."""
+    # LIBERO's samplers read where a fixture's regions are while the fixture itself is still at the origin.
+    # In a soft reset it no longer is: objects "on the cabinet" would begin a metre above it.
 
     def initialize(self: Any, xml_string: str | None = None) -> None:
         problem._initialize_sim(self, xml_string)
@@ -137,12 +128,6 @@ def _remembering(problem: Any) -> Any:
 def model_values(model: Any) -> tuple[NDArray[Any], ...]:
     """A copy of ``MODEL_FIELDS``."""
     return tuple(getattr(model, field).copy() for field in MODEL_FIELDS)
-
-
-def placement_error() -> type[Exception]:
-    """What a reset raises when it finds no room for an object."""
-    error: type[Exception] = environments().RandomizationError
-    return error
 
 
 @cache
@@ -188,16 +173,9 @@ def _quiet_import() -> Iterator[None]:
 def _config_folder() -> Path:
     """A folder with the config file without which ``libero.libero`` would ask for input."""
     folder, package = cache_folder() / "config", package_folder()
-    text = "".join(
-        f"{name}: {str(package / place)!r}\n"
-        for name, place in (
-            ("benchmark_root", ""),
-            ("bddl_files", "bddl_files"),
-            ("init_states", "init_files"),
-            ("datasets", "../datasets"),
-            ("assets", "assets"),
-        )
-    )
+    places = {"benchmark_root": "", "init_states": "init_files", "datasets": "../datasets"}
+    places |= {name: name for name in ("bddl_files", "assets")}
+    text = json.dumps({name: str(package / place) for name, place in places.items()})  # JSON is YAML
     path = folder / "config.yaml"
     with suppress(OSError):
         if path.read_text() == text:

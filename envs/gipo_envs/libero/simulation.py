@@ -68,6 +68,7 @@ class TaskSimulation:
 
     def __init__(self, task: Task, assets: Path) -> None:
         self.task = task
+        self._name = f"{task.suite} {task.name}"
         self._holder: EpisodeState | None = None
         self.users = 0
         """Environments whose present episode is of this task."""
@@ -76,7 +77,7 @@ class TaskSimulation:
                 self._robosuite = installation.make_simulator(task.definition, assets)
             except (FileNotFoundError, ValueError) as error:
                 raise UserError(
-                    f"{task.suite} {task.name} cannot be made from the assets in {assets}: {error}"
+                    f"{self._name} cannot be made from the assets in {assets}: {error}"
                 ) from error
             self._reset()
         self._stepper = Stepper(self._robosuite)
@@ -85,7 +86,7 @@ class TaskSimulation:
         own = [*robot._ref_joint_vel_indexes, *robot._ref_gripper_joint_vel_indexes]
         self._object_velocities = np.setdiff1d(np.arange(self.model.nv), own)
         self._drawing_name = f"{assets}/{task.suite}/{task.name}"
-        self._cameras: dict[str, Any] = {}
+        self._is_drawn = False
 
     @property
     def model(self) -> Any:
@@ -122,9 +123,7 @@ class TaskSimulation:
             episode = self._begin_from(self._robosuite.sim.get_state().flatten())
             if not self.is_solved() and self._is_at_rest():
                 return episode
-        raise RuntimeError(
-            f"{self.task.suite} {self.task.name}: no initial state in {SAMPLING_ATTEMPTS} draws for key {key}"
-        )
+        raise RuntimeError(f"{self._name}: no initial state in {SAMPLING_ATTEMPTS} draws for key {key}")
 
     def step(self, episode: EpisodeState, action: Floats) -> bool:
         """One env step; returns the momentary success. ``episode.view`` is what a camera sees of it."""
@@ -175,11 +174,9 @@ class TaskSimulation:
             try:
                 self._robosuite.reset()
                 return
-            except installation.placement_error():
+            except installation.environments().RandomizationError:
                 continue
-        raise RuntimeError(
-            f"{self.task.suite} {self.task.name}: no room for an object in {PLACEMENT_ATTEMPTS} attempts"
-        )
+        raise RuntimeError(f"{self._name}: no room for an object in {PLACEMENT_ATTEMPTS} attempts")
 
     def is_solved(self) -> bool:
         """Whether the goal is met; to be asked right after ``begin_...`` or ``step`` of whose turn it is."""
@@ -210,57 +207,36 @@ class TaskSimulation:
 
     # ------------------------------------------------------------------------------------------- pictures
 
-    def observed_picture(
-        self, episode: EpisodeState, camera: str, height: int, width: int, quality: rendering.Quality
-    ) -> NDArray[np.uint8]:
-        """What LIBERO's observation of the last step shows: (height, width, 3), bottom row first."""
-        self._give_turn(episode)
-        view = episode.view
-        return self._draw(view.positions, view.site_colours, camera, height, width, quality)[::-1]
-
     def picture(
-        self, episode: EpisodeState, camera: str, height: int, width: int, quality: rendering.Quality
-    ) -> NDArray[np.uint8]:
-        """A picture (height, width, 3) of the present state, the right way up."""
-        self._give_turn(episode)
-        return self._draw(self.data.qpos, self.model.site_rgba, camera, height, width, quality)
-
-    def _draw(
         self,
-        positions: Floats,
-        site_colours: NDArray[np.float32],
+        episode: EpisodeState,
         camera: str,
         height: int,
         width: int,
         quality: rendering.Quality,
+        view: View | None = None,
     ) -> NDArray[np.uint8]:
-        """Draw other positions than the present ones; leaves no trace that a step would see."""
+        """A picture (height, width, 3) of the present state, or of ``view``, the right way up; leaves no
+        trace that a step would see."""
+        self._give_turn(episode)
         model, data = self.model, self.data
-        if camera not in self._cameras:
-            self._cameras[camera] = mujoco.MjvCamera()
-            self._cameras[camera].type = mujoco.mjtCamera.mjCAMERA_FIXED
-            self._cameras[camera].fixedcamid = model.camera(camera).id
+        self._is_drawn = True
         kept = data.qpos.copy(), model.site_rgba.copy()
-        data.qpos[:], model.site_rgba[:] = positions, site_colours
+        if view is not None:
+            data.qpos[:], model.site_rgba[:] = view.positions, view.site_colours
         mujoco.mj_kinematics(model, data)
         mujoco.mj_comPos(model, data)  # lights and cameras may follow centres of mass
         mujoco.mj_camlight(model, data)
+        view = rendering.fixed_camera(model, camera)
         frame = rendering.shared().render(
-            model,
-            data,
-            self._drawing_name,
-            self._cameras[camera],
-            height,
-            width,
-            quality,
-            (_COLLISION_GROUP,),
+            model, data, self._drawing_name, view, height, width, quality, hidden_groups=(_COLLISION_GROUP,)
         )
         data.qpos[:], model.site_rgba[:] = kept
         return frame
 
     def close(self) -> None:
         """Free model, data and what drawing took."""
-        if self._cameras:
+        if self._is_drawn:
             rendering.shared().forget(self._drawing_name)
         self._holder = None
         self._robosuite.close()

@@ -30,7 +30,6 @@ class Cameras:
         self._scratch = mujoco.MjData(model)
         self._state_kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         self._state = np.empty(mujoco.mj_stateSize(model, self._state_kind))
-        self._cameras: dict[str, Any] = {}
 
     def picture(
         self, data: Any, name: str, height: int, width: int, quality: rendering.Quality
@@ -39,21 +38,16 @@ class Cameras:
         mujoco.mj_getState(self._model, data, self._state, self._state_kind)
         mujoco.mj_setState(self._model, self._scratch, self._state, self._state_kind)
         mujoco.mj_forward(self._model, self._scratch)
-        if name not in self._cameras:
-            self._cameras[name] = _camera(self._model, name)
+        camera = _overview() if name == "overview" else rendering.fixed_camera(self._model, name)
         frame = rendering.shared().render(
-            self._model, self._scratch, self._model_name, self._cameras[name], height, width, quality
+            self._model, self._scratch, self._model_name, camera, height, width, quality
         )
         return np.ascontiguousarray(frame[::-1, ::-1]) if name in _UPSIDE_DOWN else frame
 
 
-def _camera(model: Any, name: str) -> Any:
+def _overview() -> Any:
     camera = mujoco.MjvCamera()
-    if name == "overview":
-        camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-        camera.azimuth, camera.elevation, camera.distance = 135.0, -35.0, 1.2
-        camera.lookat[:] = (0.0, 0.72, 0.12)  # the middle of the table, a hand's breadth above it
-    else:
-        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        camera.fixedcamid = model.camera(name).id
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.azimuth, camera.elevation, camera.distance = 135.0, -35.0, 1.2
+    camera.lookat[:] = (0.0, 0.72, 0.12)  # the middle of the table, a hand's breadth above it
     return camera

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gipo_envs import gl
 from gipo_envs.episode import EpisodicEnvironment
 from gipo_envs.metaworld.cameras import VIDEO_CAMERA
 from gipo_envs.metaworld.simulation import TaskSimulation
@@ -27,8 +26,6 @@ class MetaWorldEnvironment(EpisodicEnvironment[PreparedAction]):
     """
 
     def __init__(self, settings: EnvironmentSettings, spec: EnvironmentSpec) -> None:
-        if "images" in spec.observation:
-            gl.choose()  # refuse now, not at the first picture
         super().__init__(settings, spec, sparse=settings.reward == "sparse")
         self._simulations: dict[int, TaskSimulation] = {}
 
@@ -49,15 +46,10 @@ class MetaWorldEnvironment(EpisodicEnvironment[PreparedAction]):
         return self._simulations[self._task].advance(action)
 
     def _look(self) -> Observation:
-        seen: Observation = {}
-        if "state" in self._spec.observation:
-            seen["state"] = self.simulation.observation.astype(np.float32)
-        if "proprio" in self._spec.observation:
-            seen["proprio"] = self.simulation.observation[:4].astype(np.float32)
-        if "landmarks" in self._spec.observation:
-            seen["landmarks"] = self.simulation.observation[LANDMARK_SOURCES].astype(np.float32)
-            seen["landmarks"][-1] *= WIDEST_OPENING
-        return seen
+        state = self.simulation.observation.astype(np.float32)
+        landmarks = state[LANDMARK_SOURCES]
+        landmarks[-1] *= WIDEST_OPENING
+        return {"state": state, "proprio": state[:4].copy(), "landmarks": landmarks}
 
     def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
         return self.simulation.picture(camera, height, width, self._settings.camera.quality)

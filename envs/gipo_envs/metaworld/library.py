@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 
 import metaworld
@@ -11,10 +10,7 @@ from metaworld.policies import ENV_POLICY_MAP
 from numpy.typing import NDArray
 
 from gipo_envs.family import BareSimulator, Expert
-from gipo_envs.protocol import EnvironmentSettings, Observation
-from gipo_envs.registry import make
-
-PROBE_STEPS = 500
+from gipo_envs.protocol import Observation
 
 
 def expert(task: str) -> Expert:
@@ -37,15 +33,3 @@ def bare_simulator(task: str) -> BareSimulator:
     simulator: BareSimulator = benchmark.train_classes[task]()
     simulator.set_task(benchmark.train_tasks[0])  # type: ignore[attr-defined]
     return simulator
-
-
-def probe() -> str:
-    """Make reach-v3 and step it; returns how fast that was."""
-    began = time.perf_counter()
-    environment = make(EnvironmentSettings(family="metaworld", task="reach-v3"))
-    environment.reset(0, 0)
-    made = time.perf_counter() - began
-    began = time.perf_counter()
-    environment.step_chunk(np.zeros((PROBE_STEPS, 4), np.float32))
-    rate = PROBE_STEPS / (time.perf_counter() - began)
-    return f"reach-v3 made in {made:.1f} s, {rate:,.0f} env steps a second on one core"

@@ -55,10 +55,7 @@ def tolerance(
     if (
         sigmoid == "long_tail"
         and value_at_margin == reward_utils._DEFAULT_VALUE_AT_MARGIN
-        and type(x) in _EXACT_TYPES
-        and type(margin) in _EXACT_TYPES
-        and type(lower) in _EXACT_TYPES
-        and type(upper) in _EXACT_TYPES
+        and _EXACT_TYPES.issuperset((type(x), type(margin), type(lower), type(upper)))
         and margin > 0
         and lower <= upper
         and x == x
@@ -70,34 +67,28 @@ def tolerance(
     return reward_utils.tolerance(x, bounds, margin, sigmoid, value_at_margin)
 
 
-class _Quaternion:
-    """The part of a scipy ``Rotation`` that Meta-World asks for."""
+class FastRotation:
+    """``scipy.spatial.transform.Rotation.from_matrix(matrix).as_quat()`` for MuJoCo's matrices."""
 
     __slots__ = ("_quaternion",)
 
     def __init__(self, quaternion: NDArray[np.float64]) -> None:
         self._quaternion = quaternion
 
-    def as_quat(self) -> NDArray[np.float64]:
-        return self._quaternion
-
-
-class FastRotation:
-    """``scipy.spatial.transform.Rotation.from_matrix(matrix).as_quat()`` for MuJoCo's matrices."""
-
-    @staticmethod
-    def from_matrix(matrix: NDArray[np.float64]) -> Any:
+    @classmethod
+    def from_matrix(cls, matrix: NDArray[np.float64]) -> Any:
         if _quaternion_kernel is None:
             return Rotation.from_matrix(matrix)
         # MuJoCo makes its matrices from unit quaternions: the check that they are orthogonal (and the
         # singular value decomposition if they were not) has nothing to find.
-        return _Quaternion(_quaternion_kernel(matrix, assume_valid=True))
+        return cls(_quaternion_kernel(matrix, assume_valid=True))
+
+    def as_quat(self) -> NDArray[np.float64]:
+        return self._quaternion
 
 
 REPLACEMENTS: dict[str, Any] = {
-    "np": SimpleNamespace(
-        **{**vars(np), "linalg": SimpleNamespace(**{**vars(np.linalg), "norm": norm})},
-    ),
+    "np": SimpleNamespace(**{**vars(np), "linalg": SimpleNamespace(**{**vars(np.linalg), "norm": norm})}),
     "reward_utils": SimpleNamespace(**{**vars(reward_utils), "tolerance": tolerance}),
     "Rotation": FastRotation,
 }

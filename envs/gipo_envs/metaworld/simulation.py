@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from typing import Any
+from typing import Any, cast
 
 import mujoco
 import numpy as np
@@ -56,8 +56,7 @@ class TaskSimulation:
     @property
     def rand_vec(self) -> NDArray[np.float64]:
         """Where this episode's objects and goal are, in metaworld's terms."""
-        vector: NDArray[np.float64] = self._environment._last_rand_vec.copy()
-        return vector
+        return cast(NDArray[np.float64], self._environment._last_rand_vec.copy())
 
     def reset(self, initial_state: int) -> None:
         """Begin the episode of an initial-state key.
@@ -83,8 +82,7 @@ class TaskSimulation:
 
     def prepare(self, actions: NDArray[np.float32]) -> list[PreparedAction]:
         """Actions (K, 4) in the form that ``advance`` takes."""
-        prepared: list[PreparedAction] = self._environment.prepare(actions)
-        return prepared
+        return cast(list[PreparedAction], self._environment.prepare(actions))
 
     def advance(self, action: PreparedAction) -> tuple[float, bool]:
         """One env step; returns (dense reward, momentary success)."""

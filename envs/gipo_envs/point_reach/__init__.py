@@ -25,13 +25,7 @@ from numpy.typing import NDArray
 
 from gipo_envs.episode import EpisodicEnvironment
 from gipo_envs.family import Expert, Family, WorkerCost
-from gipo_envs.protocol import (
-    Environment,
-    EnvironmentSettings,
-    EnvironmentSpec,
-    Landmark,
-    Observation,
-)
+from gipo_envs.protocol import Environment, EnvironmentSettings, EnvironmentSpec, Landmark, Observation
 from gipo_envs.registry import register
 from gipo_envs.settings import FamilyFacts, build_spec
 
@@ -51,16 +45,13 @@ FACTS = FamilyFacts(
         "reach-far": "move the point to the goal on the other side",
         "push": "push the object to the goal",
     },
-    task_groups={},
     cameras=("top", "near"),
     state_size=10,
     proprio_size=2,
     action_size=2,
     default_step_limit=40,
-    greatest_step_limit=None,
     # Progress sums to about 5, and staying at the goal for 30 steps adds at most 30.
     dense_reward_scale=0.1,
-    sparse_reward_scale=1.0,
     frames_per_second=10.0,
     landmarks=tuple(
         Landmark(f"{thing} {axis}", "position") for thing in ("hand", "object", "goal") for axis in "xy"
@@ -113,19 +104,14 @@ class PointReach(EpisodicEnvironment[list[float]]):
         return prepared
 
     def _look(self) -> Observation:
-        seen: Observation = {}
         (point_x, point_y), (object_x, object_y), (goal_x, goal_y) = self._point, self._object, self._goal
-        if "state" in self._spec.observation:
-            differences = (object_x - point_x, object_y - point_y, goal_x - object_x, goal_y - object_y)
-            seen["state"] = np.array(
-                (point_x, point_y, object_x, object_y, goal_x, goal_y, *differences), np.float32
-            )
-        if "proprio" in self._spec.observation:
-            seen["proprio"] = np.array(self._point, np.float32)
-        if "landmarks" in self._spec.observation:
-            things = (point_x, point_y, object_x, object_y, goal_x, goal_y)
-            seen["landmarks"] = np.array(things, np.float32) * np.float32(LANDMARK_SCALE)
-        return seen
+        things = (point_x, point_y, object_x, object_y, goal_x, goal_y)
+        differences = (object_x - point_x, object_y - point_y, goal_x - object_x, goal_y - object_y)
+        return {
+            "state": np.array((*things, *differences), np.float32),
+            "proprio": np.array(self._point, np.float32),
+            "landmarks": np.array(things, np.float32) * np.float32(LANDMARK_SCALE),
+        }
 
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
         return self._frame("top", height, width)

@@ -23,13 +23,7 @@ from PIL import Image
 from gipo_envs.episode import EpisodicEnvironment
 from gipo_envs.errors import UserError
 from gipo_envs.family import Family, WorkerCost
-from gipo_envs.protocol import (
-    CameraSettings,
-    Environment,
-    EnvironmentSettings,
-    EnvironmentSpec,
-    Observation,
-)
+from gipo_envs.protocol import CameraSettings, Environment, EnvironmentSettings, EnvironmentSpec, Observation
 from gipo_envs.registry import register
 from gipo_envs.settings import OBSERVATIONS, FamilyFacts, build_spec
 
@@ -73,11 +67,7 @@ def make_spec(settings: EnvironmentSettings) -> EnvironmentSpec:
         proprio_size=arrays["proprio"].shape[1] if "proprio" in arrays else 0,
         action_size=described["action_size"],
         default_step_limit=described["step_limit"],
-        greatest_step_limit=None,
-        dense_reward_scale=1.0,
-        sparse_reward_scale=1.0,
         frames_per_second=described["frames_per_second"],
-        task_groups={"all": tuple(described["tasks"])},
     )
     return build_spec(replace(settings, camera=CameraSettings(names, height, width)), facts)
 
@@ -109,16 +99,15 @@ class Recorded(EpisodicEnvironment[None]):
         super().__init__(settings, spec, sparse=True)
         self._arrays = {name: array for name, array in _read(settings)[1].items() if name in spec.observation}
         self._frames = len(next(iter(self._arrays.values())))
-        self._start = self._steps = 0
+        self._start = 0
         self._success_at: int | None = None
 
     @property
     def _row(self) -> int:
-        return (self._start + self._steps) % self._frames
+        return (self._start + self._env_steps) % self._frames
 
     def _begin(self, initial_state: int, seed: int) -> None:
         draw = np.random.default_rng(np.random.SeedSequence((self._task, initial_state)))
-        self._steps = 0
         self._start = int(draw.integers(self._frames))
         self._success_at = self._spec.step_limit // 2 if draw.random() < 0.5 else None
 
@@ -132,21 +121,14 @@ class Recorded(EpisodicEnvironment[None]):
     def _look(self) -> Observation:
         return {name: np.array(array[self._row]) for name, array in self._arrays.items()}
 
-    def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+    def render(self, height: int, width: int) -> NDArray[np.uint8]:
         if "images" not in self._arrays:
             return np.zeros((height, width, 3), np.uint8)
         frame = self._arrays["images"][self._row, 0]
         return np.asarray(Image.fromarray(frame).resize((width, height)))
 
-    def render(self, height: int, width: int) -> NDArray[np.uint8]:
-        return self._frame("", height, width)
-
-    def close(self) -> None:
-        """Nothing is held."""
-
     def _advance(self, _: None) -> tuple[float, bool]:
-        self._steps += 1
-        return 0.0, self._steps == self._success_at
+        return 0.0, self._env_steps + 1 == self._success_at
 
 
 # The recording itself is memory that all workers share.

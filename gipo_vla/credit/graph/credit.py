@@ -18,7 +18,7 @@ Transitions after an episode's first success (where it does not end there) are i
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -29,13 +29,10 @@ from gipo_envs.errors import UserError
 from gipo_vla.credit.base import (
     FEATURES,
     CreditAssigner,
-    CreditBatch,
     CreditContext,
-    CreditOutput,
     CreditSettings,
     GroupEpisode,
     register,
-    stored_advantages,
 )
 from gipo_vla.credit.graph import state_graph, state_keys
 from gipo_vla.credit.graph.snapshot import GraphSnapshot, hand_axes
@@ -91,27 +88,13 @@ class GraphSettings(CreditSettings):
     normalised already."""
 
     def __post_init__(self) -> None:
-        for key, value, known in (
-            ("state_key", self.state_key, ("auto", "grid", "sim", "embedding")),
-            ("edge_reward", self.edge_reward, ("geometric", "linear")),
-            ("outcome", self.outcome, ("return", "success_once")),
-            ("structure", self.structure, ("group", "replay")),
-        ):
-            if value not in known:
-                raise UserError(f"credit.{key} is {value}: it must be one of {', '.join(known)}")
         if not self.cell > 0:
             raise UserError(f"credit.cell is {self.cell}: it must be above 0 metres; 0.02 to 0.04 is usual")
         if not 0 < self.decay < 1:
-            raise UserError(
-                f"credit.decay is {self.decay}: it must lie between 0 and 1; 0.95 to 0.99 is usual"
-            )
-        for key, count in (
-            ("clusters", self.clusters),
-            ("embedding_dimensions", self.embedding_dimensions),
-            ("structure_transitions", self.structure_transitions),
-        ):
-            if count < 1:
-                raise UserError(f"credit.{key} is {count}: it must be at least 1")
+            raise UserError(f"credit.decay is {self.decay}: it must lie between 0 and 1; 0.97 is usual")
+        for key in ("clusters", "embedding_dimensions", "structure_transitions"):
+            if getattr(self, key) < 1:
+                raise UserError(f"credit.{key} is {getattr(self, key)}: it must be at least 1")
         if not 0 <= self.minimum_merge_ratio <= 1:
             raise UserError(
                 f"credit.minimum_merge_ratio is {self.minimum_merge_ratio}: it must be between 0 and 1"
@@ -253,22 +236,15 @@ class GraphCredit(CreditAssigner):
         ids = self._nodes([*episodes, *older])
         successes = [episode.first_success for episode in (*episodes, *older)]
         size = len(episodes)
-        graph = group_graph(
-            ids[:size],
-            successes[:size],
-            ids[size:],
-            successes[size:],
-            settings.edge_reward,
-            settings.decay,
-        )
+        own, others = (ids[:size], successes[:size]), (ids[size:], successes[size:])
+        graph = group_graph(*own, *others, settings.edge_reward, settings.decay)
         outcomes = np.array([episode_outcome(episode, settings.outcome) for episode in episodes])
         relative = group_relative(outcomes, normalize_std=True)
+        beta_graph, beta_episode = settings.beta_graph, settings.beta_episode
         falls_back = graph.merge_ratio < settings.minimum_merge_ratio
         if falls_back:
-            beta_graph, beta_episode = 0.0, settings.beta_graph + settings.beta_episode
+            beta_graph, beta_episode = 0.0, beta_graph + beta_episode
             self._warn(graph.merge_ratio)
-        else:
-            beta_graph, beta_episode = settings.beta_graph, settings.beta_episode
         self._count(graph, falls_back)
         self._remember(episodes, ids[:size], graph)
         return [
@@ -278,9 +254,6 @@ class GraphCredit(CreditAssigner):
 
     def _nodes(self, episodes: Sequence[GroupEpisode]) -> list[Ids]:
         """Numbers (T + 1,) of the states of each episode."""
-        lengths = [len(episode) + 1 for episode in episodes]
-        if episodes[0].keys is not None:
-            return _numbered([episode.keys or () for episode in episodes])
         if self._key == "embedding":
             features = np.concatenate([episode.observations[FEATURES] for episode in episodes])
             ids = state_keys.cluster_ids(features, self.settings.embedding_dimensions, self.settings.clusters)
@@ -290,34 +263,19 @@ class GraphCredit(CreditAssigner):
             ids = state_keys.grid_ids(
                 landmarks[:, chosen], landmarks[0, chosen], self.settings.cell, self._is_position[chosen]
             )
-        return np.split(ids, np.cumsum(lengths)[:-1])
+        return np.split(ids, np.cumsum([len(episode) + 1 for episode in episodes])[:-1])
 
     def outcome(self, episode: GroupEpisode) -> float:
         """By ``credit.outcome``."""
         return episode_outcome(episode, self.settings.outcome)
 
-    def on_batch(self, batch: CreditBatch) -> CreditOutput:
-        """The stored advantages; no value targets."""
-        return CreditOutput(stored_advantages(batch), None)
-
     # --------------------------------------------------------------------------------------- diagnostics
 
     def _count(self, graph: GroupGraph, falls_back: bool) -> None:
-        steps = sum(len(own) for own in graph.advantages)
-        nonzero = sum(int(np.count_nonzero(own)) for own in graph.advantages)
-        for name, value in zip(
-            ("groups", *METRICS),
-            (
-                1.0,
-                graph.merge_ratio,
-                graph.branching_share,
-                nonzero / steps,
-                graph.reachable_share,
-                float(falls_back),
-            ),
-            strict=True,
-        ):
-            self._sums[name] += value
+        nonzero = np.count_nonzero(np.concatenate(graph.advantages)) / sum(map(len, graph.advantages))
+        shares = (graph.merge_ratio, graph.branching_share, nonzero, graph.reachable_share, falls_back)
+        for name, value in zip(("groups", *METRICS), (1.0, *shares), strict=True):
+            self._sums[name] += float(value)
 
     def _warn(self, merge_ratio: float) -> None:
         if not self._has_warned:
@@ -336,20 +294,10 @@ class GraphCredit(CreditAssigner):
         if graph.distances is None and self._latest is not None and self._latest.distances is not None:
             return
         # The states that are nodes: up to the first success.
-        kept = [
-            len(own) if episode.first_success is None else count
-            for own, episode, count in zip(ids, episodes, graph.edges.counts)
-        ]
-        places = [e.observations["landmarks"][:n, self._hand] for e, n in zip(episodes, kept)]
-        nodes = [own[:n] for own, n in zip(ids, kept)]
-        self._latest = GraphSnapshot(
-            self._axes,
-            np.concatenate(places),
-            np.concatenate(nodes),
-            graph.edges,
-            graph.distances,
-            len(episodes),
-        )
+        kept = [None if e.first_success is None else n for e, n in zip(episodes, graph.edges.counts)]
+        places = np.concatenate([e.observations["landmarks"][:n, self._hand] for e, n in zip(episodes, kept)])
+        nodes = np.concatenate([own[:n] for own, n in zip(ids, kept)])
+        self._latest = GraphSnapshot(self._axes, places, nodes, graph.edges, graph.distances, len(episodes))
 
     def take_sums(self) -> dict[str, float]:
         taken, self._sums = self._sums, dict.fromkeys(self._sums, 0.0)
@@ -371,9 +319,3 @@ class GraphCredit(CreditAssigner):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._sums = dict(state["sums"])
-
-
-def _numbered(keys: Sequence[Sequence[Hashable]]) -> list[Ids]:
-    """Keys as numbers in order of appearance."""
-    numbers: dict[Hashable, int] = {}
-    return [np.array([numbers.setdefault(key, len(numbers)) for key in own], np.int64) for own in keys]

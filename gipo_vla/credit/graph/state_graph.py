@@ -75,17 +75,12 @@ def with_unreachable(distances: Floats) -> Floats:
     return np.where(finite, distances, distances[finite].max() + 1.0)
 
 
-def edge_rewards(
-    distances: Floats, kind: EdgeReward, decay: float = 0.97, scale: float = 1.0, offset: float = 1.0
-) -> Floats:
-    """Rewards of edges that lead to nodes at these distances.
+def edge_rewards(distances: Floats, kind: EdgeReward, decay: float) -> Floats:
+    """Rewards of edges that lead to nodes at these distances: ``decay^(d + 1)`` or ``-(d + 1)``.
 
-    geometric: ``scale * decay^(distance + offset)``; linear: ``-(distance + offset)``. Scale and offset are
-    the paper's r and c: they cancel when rewards are standardised, and so are no settings.
+    The paper's factor r and its c, here 1, cancel when rewards are standardised, and so are no settings.
     """
-    if kind == "geometric":
-        return scale * decay ** (distances + offset)
-    return -(distances + offset)
+    return decay ** (distances + 1.0) if kind == "geometric" else -(distances + 1.0)
 
 
 def standardized_by_source(rewards: Floats, sources: Ids) -> Floats:
@@ -101,9 +96,5 @@ def standardized_by_source(rewards: Floats, sources: Ids) -> Floats:
 
 def split_by_episode(values: NDArray[Any], counts: Sequence[int], lengths: Sequence[int]) -> list[Floats]:
     """Values (E,) of edges as arrays (T,) of episodes, 0 for the transitions that are no edges."""
-    parts = []
-    for own, length in zip(np.split(values, np.cumsum(counts)[:-1]), lengths, strict=True):
-        padded = np.zeros(length)
-        padded[: len(own)] = own
-        parts.append(padded)
-    return parts
+    parts = np.split(values, np.cumsum(counts)[:-1])
+    return [np.pad(own, (0, length - len(own))) for own, length in zip(parts, lengths, strict=True)]

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
@@ -100,10 +99,11 @@ class DemonstrationScorer(Scorer):
     def score(self, episodes: Sequence[GroupEpisode]) -> list[Scores] | None:
         actions = torch.cat([self._nearest(episode) for episode in episodes])
         seen = {
-            name: np.concatenate([episode.observations[name] for episode in episodes]) for name in self._seen
+            name: torch.from_numpy(np.concatenate([episode.observations[name] for episode in episodes]))
+            for name in self._seen
         }
         parts = [
-            self._likelihoods({name: array[rows] for name, array in seen.items()}, actions[rows])
+            self._likelihoods({name: tensor[rows] for name, tensor in seen.items()}, actions[rows])
             for rows in (slice(at, at + ROWS_AT_A_TIME) for at in range(0, len(actions), ROWS_AT_A_TIME))
         ]
         ends = np.cumsum([len(episode) + 1 for episode in episodes])[:-1]
@@ -115,10 +115,10 @@ class DemonstrationScorer(Scorer):
         return self._actions[episode.task][torch.cdist(places, self._places[episode.task]).argmin(1)]
 
     @torch.no_grad()
-    def _likelihoods(self, seen: Mapping[str, NDArray[Any]], actions: Tensor) -> Scores:
+    def _likelihoods(self, seen: Mapping[str, Tensor], actions: Tensor) -> Scores:
         """Length-normalised likelihood (n,) of chunks of actions (n, K, A)."""
         tokens = self._frozen.encode(actions.to(self.device))
-        observations = {name: torch.from_numpy(array).to(self.device) for name, array in seen.items()}
+        observations = {name: tensor.to(self.device) for name, tensor in seen.items()}
         temperature = torch.ones(len(tokens), device=self.device)
         log_probs = self._frozen.evaluate(observations, tokens, temperature).log_probs
         likelihoods: Scores = log_probs.flatten(1).double().mean(1).exp().cpu().numpy()

@@ -72,36 +72,14 @@ class SuccessBelief(Scorer):
         self.settings, self.seed = settings, context.seed
         self.version = 0
         self.tasks = len(context.spec.tasks)
-        self._check(context)
+        width = _input_width(settings.input, context) + (self.tasks if self.tasks > 1 else 0)
         self._network: nn.Sequential | None = None
         self._mean = self._std = torch.empty(0)
-        self._inputs = np.empty((0, self._width(context)), np.float32)
+        self._inputs = np.empty((0, width), np.float32)
         self._outcomes: NDArray[np.float32] = np.empty(0, np.float32)
         self._calibration = np.zeros((3, BINS))
         """Counts, sums of beliefs and sums of outcomes, by bin of the belief."""
         self._squared_error = 0.0
-
-    def _check(self, context: CreditContext) -> None:
-        source = self.settings.input
-        if source == FEATURES and not isinstance(context.policy, HasFeatures):
-            raise UserError(
-                "credit.scorer.input is features, but this policy has none: use landmarks or state"
-            )
-        if source != FEATURES and source not in context.spec.observation:
-            raise UserError(
-                f"credit.scorer.input is {source}, but this environment observes no {source}: set it to "
-                "features, or add it to env.observations"
-            )
-
-    def _width(self, context: CreditContext) -> int:
-        """Numbers in a row of input; also where this rank has seen none."""
-        source = self.settings.input
-        if source != FEATURES:
-            width = context.spec.observation[source].shape[0]
-        else:
-            assert isinstance(context.policy, HasFeatures)
-            width = context.policy.feature_size
-        return width + (self.tasks if self.tasks > 1 else 0)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -256,3 +234,19 @@ class SuccessBelief(Scorer):
             self._network = self._build()
             self._network.load_state_dict(state["network"])
         self._squared_error = float(state["squared_error"])
+
+
+def _input_width(source: str, context: CreditContext) -> int:
+    """Numbers that describe a state; also where this rank has seen none."""
+    if source == FEATURES:
+        if not isinstance(context.policy, HasFeatures):
+            raise UserError(
+                "credit.scorer.input is features, but this policy has none: use landmarks or state"
+            )
+        return context.policy.feature_size
+    if source not in context.spec.observation:
+        raise UserError(
+            f"credit.scorer.input is {source}, but this environment observes no {source}: set it to "
+            "features, or add it to env.observations"
+        )
+    return context.spec.observation[source].shape[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from gipo_envs import EnvironmentSettings, make_spec
@@ -91,9 +90,13 @@ def test_an_unknown_predicate_is_refused() -> None:
         experts._motion(["up", "plate_1"], task)
 
 
-@pytest.mark.parametrize("vector", [[0, 0, 0], [0.3, -0.2, 0.1], [0, 0, 3.1], [2.0, 2.0, 0.5]])
-def test_rotations(vector: list[float]) -> None:
-    given: NDArray[np.float64] = np.array(vector, np.float64)
-    matrix = experts.rotation_matrix(given)
-    np.testing.assert_allclose(matrix, Rotation.from_rotvec(given).as_matrix(), atol=1e-12)
-    np.testing.assert_allclose(experts.rotation_vector(matrix), given, atol=1e-6)
+@pytest.mark.parametrize("turned", [[0, 0, 0], [0.3, -0.2, 0.1], [0, 0, 0.4], [-0.2, 0.3, -0.3]])
+def test_the_hand_is_turned_palm_down(turned: list[float]) -> None:
+    """The rotation of an action leads from a hand that is turned back to one with its palm down."""
+    palm_down = Rotation.from_matrix(np.diag([-1.0, 1.0, -1.0]))
+    proprio = np.zeros(8, np.float32)
+    proprio[3:6] = (Rotation.from_rotvec(turned) * palm_down).as_rotvec()
+    hand = experts.read_hand(proprio)
+    aim = experts.Aim(hand.position, experts.OPEN, experts.DEFAULT_ACROSS)
+    rotation = experts.action_towards(hand, aim)[3:6] * experts.ROTATION_REACH
+    np.testing.assert_allclose(rotation, -np.array(turned), atol=1e-6)

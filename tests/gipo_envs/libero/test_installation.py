@@ -68,7 +68,6 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, function: object) ->
     from gipo_envs.libero import catalogue
 
     catalogue.tasks.cache_clear()
-    catalogue._converted.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
     settings = EnvironmentSettings(family="libero_goal", task="all", reward="sparse")
     try:

@@ -6,9 +6,8 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT50_V3
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
 from gipo_envs.metaworld import CAMERAS, FACTS
-from gipo_envs.metaworld.instructions import INSTRUCTIONS
 from gipo_envs.metaworld.simulation import TaskSimulation
-from gipo_envs.metaworld.tasks import MT10, MT50
+from gipo_envs.metaworld.tasks import INSTRUCTIONS, MT10, MT50
 
 
 def test_names_are_metaworlds() -> None:

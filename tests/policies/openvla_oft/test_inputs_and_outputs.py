@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gipo_envs.errors import UserError
-from gipo_envs.metaworld.instructions import INSTRUCTIONS
+from gipo_envs.metaworld.tasks import INSTRUCTIONS
 from gipo_vla.export import export_policy
 from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings
