@@ -28,7 +28,7 @@ from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
 if TYPE_CHECKING:
-    from gipo_vla.policies.openvla_oft import ExportSummary
+    from gipo_vla.policies.openvla_oft.writing import ExportSummary
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def export_policy(policy: nn.Module, folder: str | Path, base: str | Path | None
     Raises:
         UserError: the policy has no published layout, the folder is in use, or the base is gone.
     """
-    from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, export
+    from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
+    from gipo_vla.policies.openvla_oft.writing import export
 
     if not isinstance(policy, OpenVlaOftPolicy):
         raise UserError(

@@ -20,7 +20,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,7 +37,7 @@ from gipo_vla.policies.memory import CUDA_OVERHEAD, MOST_IN_A_BUCKET
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.replay.segment import SegmentBatch, layout
 from gipo_vla.settings.schema import TrainingSettings
-from gipo_vla.telemetry.console import console
+from gipo_vla.telemetry.console import console, figures_table
 
 ACTION_SIZE = 7
 
@@ -77,18 +76,16 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
     rows = micro_batch_segments * length
     decisions = settings.rollout.workers * settings.rollout.envs_per_worker
     dtype = network_dtype(settings.learner.precision, torch.device("cuda"))
-    engine = mock.patch.object(
-        engines, "build_engine", lambda policy, optimizer, s, d, size, count: Engine(policy, optimizer, count)
-    )
-    # numpy's work, on numbers that are not there.
-    metrics: Any = mock.patch.object(learners, "staleness_metrics", lambda packed: {})
-    attention = mock.patch.object(functional, "scaled_dot_product_attention", roofline.attention)
-    norm = mock.patch.object(functional, "rms_norm", roofline.rms_norm)
+
+    def engine(policy: Any, optimizer: Any, settings: Any, device: Any, size: int, count: int) -> Engine:
+        return Engine(policy, optimizer, count)
+
     with (
-        engine,
-        metrics,
-        attention,
-        norm,
+        mock.patch.object(engines, "build_engine", engine),
+        # numpy's work, on numbers that are not there.
+        mock.patch.object(learners, "staleness_metrics", lambda packed: {}),
+        mock.patch.object(functional, "scaled_dot_product_attention", roofline.attention),
+        mock.patch.object(functional, "rms_norm", roofline.rms_norm),
         fake_device() as device,
         Roofline(card) as counter,
         HostWaits() as waits,
@@ -244,19 +241,15 @@ def summarize(settings: TrainingSettings, card: Card, counted: Counted, other: C
 
 
 def _show(card: str, counted: Counted, figures: dict[str, Any]) -> None:
-    table = Table(title=f"a trained sample on {card}, counted; {counted.rows} rows a micro-batch")
-    table.add_column("")
-    table.add_column("ms", justify="right")
-    for name, milliseconds in figures["parts_ms_per_sample"].items():
-        table.add_row(name, f"{milliseconds:.2f}")
-    for name, milliseconds in figures["kinds_ms_per_sample"].items():
-        table.add_row(f"  of the first: {name}", f"{milliseconds:.2f}")
-    table.add_row("learner", f"{figures['learner_ms_per_sample']:.2f}")
-    table.add_row(
-        f"end to end, each transition used {figures['uses_of_a_transition']:g} times",
-        f"{figures['end_to_end_ms_per_sample']:.2f}",
-    )
-    console.print(table)
+    end_to_end = f"end to end, each transition used {figures['uses_of_a_transition']:g} times"
+    times = {
+        **figures["parts_ms_per_sample"],
+        **{f"  of the first: {name}": own for name, own in figures["kinds_ms_per_sample"].items()},
+        "learner": figures["learner_ms_per_sample"],
+        end_to_end: figures["end_to_end_ms_per_sample"],
+    }
+    title = f"a trained sample on {card}, counted; {counted.rows} rows a micro-batch"
+    figures_table(title, ["ms"], [(name, f"{own:.2f}") for name, own in times.items()])
     console.print(
         f"{figures['teraflop_per_sample']:.2f} TFLOP, {figures['gigabytes_moved_per_sample']:.1f} GB moved, "
         f"{figures['kernels_per_micro_batch']} kernels a micro-batch, "

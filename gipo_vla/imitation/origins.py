@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -13,6 +11,7 @@ from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.locate import find_checkpoint
 from gipo_vla.checkpoint.policy_files import load_policy
 from gipo_vla.policies.base import Policy
+from gipo_vla.settings import registry
 from gipo_vla.settings.runs import RunSettings, read_run
 
 
@@ -38,7 +37,12 @@ def load(policy: Policy, origin: Path, config: RunSettings) -> None:
             f"init_from={config.init_from} holds a policy {there.name}, this run's is {config.policy.name}: "
             "give this run the same policy"
         )
-    differing = _differences(asdict(there), asdict(config.policy), {*there.movable, *there.free})
+    before, now = registry.flat(asdict(there)), registry.flat(asdict(config.policy))
+    differing = [
+        f"policy.{key} is {before.get(key)!r} there, {now.get(key)!r} here"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in {*there.movable, *there.free}
+    ]
     if differing:
         raise UserError(
             f"init_from={config.init_from} holds another policy ({'; '.join(differing[:3])}"
@@ -51,21 +55,3 @@ def load(policy: Policy, origin: Path, config: RunSettings) -> None:
         raise UserError(
             f"init_from={config.init_from} does not fit this run's environment: {error}"
         ) from error
-
-
-def _differences(
-    there: dict[str, Any], here: dict[str, Any], free: Collection[str], prefix: str = "policy."
-) -> list[str]:
-    """``policy.key is x there, y here`` for every setting that must agree and does not.
-
-    Args:
-        free: settings of the policy on which neither its tensors nor their meaning depend.
-    """
-    found = []
-    for key in sorted(there.keys() | here.keys()):
-        one, other = there.get(key), here.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += _differences(one, other, (), f"{prefix}{key}.")
-        elif one != other and key not in free:
-            found.append(f"{prefix}{key} is {one!r} there, {other!r} here")
-    return found

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gipo_envs import Environment, EnvironmentSettings, Observation, make
 from gipo_envs.registry import get, make_expert
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Episode
 from gipo_vla.rollout import worker
 
 

@@ -15,8 +15,7 @@ from dataclasses import replace
 from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
 from gipo_envs.registry import require_experts
-from gipo_vla.imitation.demonstrations import Costs
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Costs, Episode
 from gipo_vla.imitation.recorder import Attempt, Outcome, RecorderSetup
 from gipo_vla.imitation.settings import ExpertSettings
 from gipo_vla.rollout.episodes import Role, generator

@@ -35,8 +35,8 @@ def dataset_statistics(demonstrations: Demonstrations, family: str) -> dict[str,
         "num_trajectories": len(demonstrations.records),
     }
     if "proprio" in demonstrations.observations:
-        proprio = np.asarray(demonstrations.observations["proprio"][demonstrations.rows])
-        entry["proprio"] = _columns(proprio) | {"mask": _moves(proprio).tolist()}
+        proprio = _columns(np.asarray(demonstrations.observations["proprio"][demonstrations.rows]))
+        entry["proprio"] = proprio | {"mask": _moves(proprio).tolist()}
     return {family: entry}
 
 
@@ -48,7 +48,7 @@ def action_statistics(actions: NDArray[np.float32], keep_gripper: bool) -> dict[
             it is open or closed.
     """
     columns = _columns(actions)
-    moves = _moves(actions)
+    moves = _moves(columns)
     # Stretching a dimension that hardly moves would make its noise the whole range of tokens. It keeps the
     # environment's range instead (not mask False, by which OpenVLA marks a gripper that is to be flipped).
     columns["q01"] = np.where(moves, columns["q01"], -1.0).tolist()
@@ -75,7 +75,5 @@ def _columns(rows: NDArray[np.float32]) -> dict[str, list[float]]:
     }
 
 
-def _moves(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
-    low, high = np.quantile(rows.astype(np.float64), [0.01, 0.99], axis=0)
-    moves: NDArray[np.bool_] = high - low > STILL
-    return moves
+def _moves(columns: dict[str, list[float]]) -> NDArray[np.bool_]:
+    return np.subtract(columns["q99"], columns["q01"]) > STILL

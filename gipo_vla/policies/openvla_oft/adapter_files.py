@@ -7,13 +7,13 @@ are one of rank 3r with the A's stacked and the B's on the diagonal.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -100,23 +100,12 @@ def read_adapter(folder: Path) -> PublishedAdapter:
     scales = {}
     for module, (low, _) in pairs.items():
         rank = low.shape[0]
-        alpha = _pattern_value(alphas, module, float(config["lora_alpha"]))
+        alpha = float(alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"]))
         scales[module] = alpha / (rank**0.5 if root else rank)
     return PublishedAdapter(pairs, scales, config.get("base_model_name_or_path") or None)
 
 
-def _pattern_value(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """peft's rule: a pattern matches the end of a module's name, at a dot."""
-    for pattern, value in patterns.items():
-        plain = pattern.removeprefix("^").removesuffix("$")
-        if module == plain or module.endswith(f".{plain}"):
-            return float(value)
-    return default
-
-
-def write_adapter(
-    folder: Path, adapter: PublishedAdapter, rank: int, alpha: float, extra: Mapping[str, Any] | None = None
-) -> None:
+def write_adapter(folder: Path, adapter: PublishedAdapter, rank: int, alpha: float) -> None:
     """Write an adapter so that peft loads it onto the original model.
 
     ``rank`` and ``alpha`` are the usual ones; modules of another rank get patterns.
@@ -130,21 +119,16 @@ def write_adapter(
             rank_pattern[module] = low.shape[0]
             alpha_pattern[module] = adapter.scales[module] * low.shape[0]
     save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": adapter.base,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted(adapter.pairs),
-        "rank_pattern": rank_pattern,
-        "alpha_pattern": alpha_pattern,
-        "init_lora_weights": True,
-        "inference_mode": True,
-        **(extra or {}),
-    }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    LoraConfig(
+        base_model_name_or_path=adapter.base,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=sorted(adapter.pairs),
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        inference_mode=True,
+    ).save_pretrained(str(folder))
 
 
 def fuse(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

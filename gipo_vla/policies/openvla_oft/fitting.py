@@ -10,7 +10,7 @@ from typing import Any, Literal
 from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
 from gipo_vla.policies.openvla_oft import reading
-from gipo_vla.policies.openvla_oft.checkpoint import Checkpoint
+from gipo_vla.policies.openvla_oft.reading import Checkpoint
 from gipo_vla.policies.openvla_oft.settings import Architecture, OpenVlaOftSettings
 
 logger = logging.getLogger(__name__)
@@ -76,26 +76,8 @@ def for_checkpoint(
     return completed
 
 
-def require_tokens(settings: OpenVlaOftSettings) -> None:
-    """Refuse a policy that cannot be sampled from, and so not be reinforced.
-
-    Raises:
-        UserError: it acts through a continuous head.
-    """
-    if settings.head == "l1":
-        raise UserError(
-            f"{settings.checkpoint} has an L1 head (action_head--*.pt): its tokens are untrained, so it "
-            "cannot be sampled from; clone it to tokens with python -m gipo_vla.sft first, or take a "
-            "checkpoint trained on discrete tokens"
-        )
-
-
 def camera_count(spec: EnvironmentSpec, architecture: Architecture) -> int:
-    """Images an observation has, whose size must be the network's.
-
-    Raises:
-        UserError: none, or of another size.
-    """
+    """Images an observation has, whose size must be the network's."""
     if "images" not in spec.observation:
         raise UserError(
             "policy openvla_oft needs images, but the environment gives "
@@ -112,11 +94,7 @@ def camera_count(spec: EnvironmentSpec, architecture: Architecture) -> int:
 
 
 def proprio_size(spec: EnvironmentSpec) -> int:
-    """Proprioception values an observation has.
-
-    Raises:
-        UserError: none.
-    """
+    """Proprioception values an observation has."""
     if "proprio" not in spec.observation:
         raise UserError(
             "the policy reads proprioception, but the environment gives "

@@ -68,10 +68,3 @@ def pad_prompts(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
         ids[index, length - rest :] = torch.tensor(row[1:], dtype=torch.int64)
         mask[index, length - rest :] = True
     return ids, None if all(len(row) == length for row in rows) else mask
-
-
-def realign(input_ids: Tensor, attention_mask: Tensor, pad_id: int) -> tuple[Tensor, Tensor | None]:
-    """The layout above for ids (B, L) that are padded anywhere."""
-    rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids.cpu(), attention_mask.cpu())]
-    ids, mask = pad_prompts(rows, pad_id)
-    return ids.to(input_ids.device), None if mask is None else mask.to(input_ids.device)

@@ -17,16 +17,11 @@ from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.policies.lora import LoraSettings, adapter_parameters
-from gipo_vla.policies.openvla_oft import (
-    Architecture,
-    CheckpointMismatch,
-    OpenVlaOftPolicy,
-    OpenVlaOftSettings,
-    action_logits,
-    build,
-    export,
-    load,
-)
+from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, build, load
+from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
+from gipo_vla.policies.openvla_oft.reading import CheckpointMismatch
+from gipo_vla.policies.openvla_oft.writing import export
+from tests.policies.openvla_oft.reference import action_logits
 
 Make = Callable[..., Any]
 WriteFolder = Callable[..., Path]
@@ -232,14 +227,15 @@ def test_continuous_head_evaluates_but_does_not_train(
     policy = build(settings, spec)
     assert policy.head == "l1"
     observations = make_observations(spec, 2)
-    exact = policy.continuous_actions(observations)
+    assert policy.l1_head is not None
+    exact = policy.action_scaling.to_environment(policy.l1_head(policy.states(observations)).float())
     rounded = policy.decode(policy.act(observations, 1.0, greedy=True).tokens)
     clipped = policy.action_scaling.to_environment(
         policy.action_scaling.normalized(policy.encode(exact))  # the tokens' range ends at 0.996
     )
     assert exact.shape == (2, 8, 7)
     torch.testing.assert_close(rounded, clipped)
-    for refuse in (policy.require_tokens, lambda: policy.act(observations, 1.0)):
+    for refuse in (policy.settings.require_tokens, lambda: policy.act(observations, 1.0)):
         with pytest.raises(UserError) as error:
             refuse()
         one_line(error, "L1 head", "gipo_vla.sft")
