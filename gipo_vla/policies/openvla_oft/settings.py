@@ -80,10 +80,8 @@ class Architecture:
         def check(holds: bool, key: str, value: int, must: str) -> None:
             registry.check(holds, f"policy.architecture.{key}", value, must)
 
-        side = self.image_size
-        check(
-            side > 0 and side % PATCH_SIZE == 0, "image_size", side, f"be a positive multiple of {PATCH_SIZE}"
-        )
+        whole = self.image_size > 0 and self.image_size % PATCH_SIZE == 0
+        check(whole, "image_size", self.image_size, f"be a positive multiple of {PATCH_SIZE}")
         for name, tower in (("dino", self.dino), ("siglip", self.siglip)):
             divides = tower.width % tower.heads == 0
             check(divides, f"{name}.heads", tower.heads, f"divide the width {tower.width}")
