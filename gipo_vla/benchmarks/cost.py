@@ -14,6 +14,7 @@ the settings use each transition.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -110,30 +111,22 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
         learner.normalizer.load_state_dict({"count": 1.0, "sum": 0.0, "sum_of_squares": 1.0})
         trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
 
+        def counted(call: Callable[..., Any], *arguments: Any) -> tuple[Any, Cost, int]:
+            waits.places.clear()
+            before = counter.cost()
+            result = call(*arguments)
+            return result, counter.cost().since(before), waits.count
+
         observations = trial.observations(decisions)
-        before = counter.cost()
-        twin.act(observations, settings.rollout.temperature)
-        act = counter.cost().since(before)
-
+        _, act, _ = counted(twin.act, observations, settings.rollout.temperature)
         segments = _segments(trial, 2 * micro_batch_segments, length, policy_settings.chunk)
-        waits.places.clear()
-        counter.peak, before = counter.live, counter.cost()
-        update = learner.begin(segments, 1)
-        bootstrap, begun = counter.cost().since(before), waits.count
-
-        waits.places.clear()
+        counter.peak = counter.live
+        update, bootstrap, begun = counted(learner.begin, segments, 1)
         saved = _Saved(held_by=[*policy.parameters(), *policy.buffers()])
-        before = counter.cost()
         with torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
-            learner.micro_step(update, 0)
-        micro_batch, inside = counter.cost().since(before), waits.count
-
-        waits.places.clear()
-        before = counter.cost()
-        learner.micro_step(update, 1)
-        whole = counter.cost().since(before)
-        learner.end(update)
-        closed = waits.count
+            _, micro_batch, inside = counted(learner.micro_step, update, 0)
+        _, whole, stepped = counted(learner.micro_step, update, 1)
+        _, _, ended = counted(learner.end, update)
     masters, bucket = 4 * trained, 4 * min(trained, MOST_IN_A_BUCKET)
     return Counted(
         rows,
@@ -142,7 +135,7 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
         whole.since(micro_batch),
         act,
         inside,
-        begun + closed,
+        begun + stepped + ended,
         saved.bytes,
         counter.peak + masters + bucket + CUDA_OVERHEAD,
     )

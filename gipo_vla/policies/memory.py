@@ -69,11 +69,6 @@ class PolicyMemory:
     def total(self) -> int:
         return sum(getattr(self, item.name) for item in fields(self))
 
-    def table(self) -> str:
-        """One line an item, in GiB."""
-        lines = [f"{item.name:<12}{getattr(self, item.name) / 2**30:9.2f} GiB" for item in fields(self)]
-        return "\n".join([*lines, f"{'total':<12}{self.total / 2**30:9.2f} GiB"])
-
 
 @dataclass(frozen=True)
 class Arithmetic:

@@ -7,6 +7,7 @@ are one of rank 3r with the A's stacked and the B's on the diagonal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,8 @@ class PublishedAdapter:
         low, high = (part.to(weight.device) for part in self.pairs[module])
         return low_rank_sum(weight, low, high, self.scales[module])
 
-    def check(self, modules: Mapping[str, tuple[int, ...]], source: Path) -> None:
-        """Refuse an adapter for modules that the layout (weights' shapes by module) does not have.
+    def check(self, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
+        """Refuse an adapter for modules that a checkpoint (shapes by tensor) does not have.
 
         Raises:
             UserError: naming the first ones.
@@ -54,8 +55,7 @@ class PublishedAdapter:
         wrong = [
             module
             for module, (low, high) in self.pairs.items()
-            if module not in modules
-            or (high.shape[0], low[0].numel()) != (modules[module][0], _inputs(modules[module]))
+            if _matrix(shapes.get(f"{module}.weight", ())) != (high.shape[0], low[0].numel())
         ]
         if wrong:
             raise UserError(
@@ -65,8 +65,9 @@ class PublishedAdapter:
             )
 
 
-def _inputs(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape[1:]).numel())
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Outputs and inputs of a weight; a convolution's window counts among the inputs."""
+    return (shape[0], math.prod(shape[1:])) if shape else (0, 0)
 
 
 def read_adapter(folder: Path) -> PublishedAdapter:

@@ -23,10 +23,9 @@ from gipo_vla.policies.openvla_oft.build_network import draw_weights, finish, ne
 from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
 from gipo_vla.policies.openvla_oft.normalization import select_statistics
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
-from gipo_vla.policies.openvla_oft.prompt import TOKENIZER_FILE, read_tokenizer
 from gipo_vla.policies.openvla_oft.reading import Checkpoint, open_checkpoint
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
-from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
+from gipo_vla.policies.openvla_oft.text import TOKENIZER_FILE, read_tokenizer, tiny_tokenizer
 from gipo_vla.policies.precision import compute_in
 from gipo_vla.policies.value_heads import ValueHeadSettings
 

@@ -28,7 +28,6 @@ from gipo_vla.policies.memory import (
     of_trained,
 )
 from gipo_vla.policies.openvla_oft.names import published_layout
-from gipo_vla.policies.openvla_oft.prompt import prompt_ids
 from gipo_vla.policies.openvla_oft.settings import (
     ACTION_IDS,
     REGISTER_TOKENS,
@@ -36,7 +35,7 @@ from gipo_vla.policies.openvla_oft.settings import (
     OpenVlaOftSettings,
     TowerSettings,
 )
-from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
+from gipo_vla.policies.openvla_oft.text import prompt_ids, tiny_tokenizer
 from gipo_vla.policies.value_heads import build_value_head
 
 HOST_LIBRARIES = 250_000_000

@@ -30,8 +30,8 @@ from gipo_vla.policies.base import (
 from gipo_vla.policies.openvla_oft.instruction import instruction_ids, mean_log_prob
 from gipo_vla.policies.openvla_oft.network import L1ActionHead, OpenVlaOftNetwork, PixelNormalizer
 from gipo_vla.policies.openvla_oft.normalization import ActionScaling, ProprioScaling, Statistics
-from gipo_vla.policies.openvla_oft.prompt import pad_prompts, prompt_ids
 from gipo_vla.policies.openvla_oft.settings import ACTION_IDS, OpenVlaOftSettings
+from gipo_vla.policies.openvla_oft.text import pad_prompts, prompt_ids
 from gipo_vla.policies.value_heads import build_value_head
 
 
@@ -131,7 +131,6 @@ class OpenVlaOftPolicy(nn.Module, Policy):
         return Decision(tokens, token_log_probs(logits, tokens), values, logits)
 
     def evaluate(self, observations: Observations, tokens: Tensor, temperature: Tensor) -> Evaluation:
-        """Log-probs and entropies of tokens (B, K, D) at temperature (B,), and values; differentiable."""
         states = self.states(observations)
         logits = self._logits(states, temperature.view(-1, 1, 1, 1))
         return Evaluation(
@@ -146,12 +145,10 @@ class OpenVlaOftPolicy(nn.Module, Policy):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """The environment's actions float32 (B, K, A) in [-1, 1] of tokens (B, K, D)."""
         return self.action_scaling.to_environment(self.action_scaling.normalized(tokens))
 
     @torch.no_grad()
     def encode(self, actions: Tensor) -> Tensor:
-        """Tokens int64 (B, K, D) nearest to the environment's actions (B, K, A): targets for cloning."""
         return self.action_scaling.encode(actions.float())
 
     def twin(self) -> Self:

@@ -108,12 +108,7 @@ def open_checkpoint(name: str, base: str | None = None) -> Checkpoint:
     config = read_json(config_folder / "config.json")
     own = config.get(OWN_SECTION) or {}
     if adapter is not None:
-        modules = {
-            module: shape
-            for name, shape in tensors.shapes.items()
-            if (module := name.removesuffix(".weight")) != name
-        }
-        adapter.check(modules, adapter_folder)
+        adapter.check(tensors.shapes, adapter_folder)
 
     def beside(file: str) -> Path | None:
         """A small file of the folder, else of the base's."""

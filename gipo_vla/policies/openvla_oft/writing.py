@@ -29,9 +29,9 @@ from gipo_vla.policies.openvla_oft.checkpoint_files import ADAPTER_FOLDER, INDEX
 from gipo_vla.policies.openvla_oft.names import PublishedTensor, published_layout, to_published
 from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
-from gipo_vla.policies.openvla_oft.prompt import TOKENIZER_FILE
 from gipo_vla.policies.openvla_oft.reading import EXTRAS_FILE, OWN_SECTION, Checkpoint, open_checkpoint
 from gipo_vla.policies.openvla_oft.settings import PADDING_ROWS
+from gipo_vla.policies.openvla_oft.text import TOKENIZER_FILE
 
 SHARD_BYTES = 5_000_000_000
 COPIED_FILES = (
@@ -62,17 +62,11 @@ class ExportSummary:
 
 
 @torch.no_grad()
-def export(
-    policy: OpenVlaOftPolicy,
-    folder: str | Path,
-    base: str | Path | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> ExportSummary:
+def export(policy: OpenVlaOftPolicy, folder: str | Path, shard_bytes: int = SHARD_BYTES) -> ExportSummary:
     """Write a policy as a merged checkpoint in the published layout, and its adapter beside it.
 
     Args:
         folder: must not exist or be empty.
-        base: where the checkpoint that the policy started from is now, if it has moved.
         shard_bytes: bytes of weights a file.
 
     Raises:
@@ -82,7 +76,7 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: name a new folder for the export")
     settings = policy.settings
-    origin = str(base) if base is not None else settings.checkpoint
+    origin = settings.checkpoint
     source = open_checkpoint(origin, settings.base_checkpoint) if origin is not None else None
     folder.mkdir(parents=True, exist_ok=True)
     shards, parameters = _write_weights(policy, folder, source, shard_bytes)

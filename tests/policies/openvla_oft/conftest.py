@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gipo_envs.protocol import ArraySpec, EnvironmentSpec
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings
-from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
+from gipo_vla.policies.openvla_oft.text import tiny_tokenizer
 from tests.learner import vla
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "openvla_oft"

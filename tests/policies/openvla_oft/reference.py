@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
-from gipo_vla.policies.openvla_oft.prompt import pad_prompts
+from gipo_vla.policies.openvla_oft.text import pad_prompts
 
 IGNORED_LABEL = -100
 

@@ -18,8 +18,13 @@ from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings
 from gipo_vla.policies.openvla_oft.network import PixelNormalizer
 from gipo_vla.policies.openvla_oft.normalization import CENTRES, EDGES, tokens_of
-from gipo_vla.policies.openvla_oft.prompt import pad_prompts, prompt_ids, read_tokenizer
-from gipo_vla.policies.openvla_oft.tiny_tokenizer import VOCABULARY, tiny_tokenizer
+from gipo_vla.policies.openvla_oft.text import (
+    VOCABULARY,
+    pad_prompts,
+    prompt_ids,
+    read_tokenizer,
+    tiny_tokenizer,
+)
 from gipo_vla.policies.value_heads import ValueHeadSettings
 from gipo_vla.settings.runs import load
 from tests.policies.openvla_oft.reference import realign
