@@ -29,8 +29,10 @@ def dataset_statistics(demonstrations: Demonstrations, family: str) -> dict[str,
     """
     actions = np.asarray(demonstrations.actions[demonstrations.action_rows])
     binary = families()[family].binary_gripper
+    if binary:  # -1 open and +1 closed, published as 1 open and 0 closed (``libero_dataset_transform``)
+        actions = np.concatenate([actions[:, :-1], 0.5 * (1.0 - actions[:, -1:])], axis=1)
     entry: dict[str, Any] = {
-        "action": action_statistics(_with_published_gripper(actions) if binary else actions, binary),
+        "action": action_statistics(actions, binary),
         "num_transitions": len(actions),
         "num_trajectories": len(demonstrations.records),
     }
@@ -56,11 +58,6 @@ def action_statistics(actions: NDArray[np.float32], keep_gripper: bool) -> dict[
     mask = [True] * actions.shape[1]
     mask[-1] = not keep_gripper
     return columns | {"mask": mask}
-
-
-def _with_published_gripper(actions: NDArray[np.float32]) -> NDArray[np.float32]:
-    """LIBERO's gripper, -1 open and +1 closed, as 1 open and 0 closed (``libero_dataset_transform``)."""
-    return np.concatenate([actions[:, :-1], 0.5 * (1.0 - actions[:, -1:])], axis=1)
 
 
 def _columns(rows: NDArray[np.float32]) -> dict[str, list[float]]:

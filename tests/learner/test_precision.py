@@ -22,7 +22,6 @@ from gipo_vla.policies.numerical_floor import log_ratio_floor
 from gipo_vla.policies.openvla_oft import build
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.replay.segment import SegmentBatch
-from gipo_vla.settings.schema import LearnerSettings
 from tests.learner import vla
 
 CPU = torch.device("cpu")
@@ -37,18 +36,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def make_learner(policy: OpenVlaOftPolicy, **settings: Any) -> Learner:
-    plain = LearnerSettings(
-        updates=1,
-        batch_segments=4,
-        micro_batch_segments=2,
-        policy_learning_rate=1e-3,
-        value_learning_rate=1e-3,
-        warmup_iterations=0,
-        schedule="constant",
-    )
     return Learner(
         policy,
-        replace(plain, **settings),
+        replace(vla.LEARNER, **settings),
         GipoSettings(),
         RegularizerSettings(),
         GaeSettings().build(),

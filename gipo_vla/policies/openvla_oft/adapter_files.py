@@ -18,7 +18,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gipo_envs.errors import UserError
+from gipo_envs.errors import UserError, first_three
 from gipo_vla.policies.lora import low_rank_sum
 from gipo_vla.policies.openvla_oft.checkpoint_files import TensorFiles, read_json
 
@@ -60,7 +60,7 @@ class PublishedAdapter:
         if wrong:
             raise UserError(
                 f"{source} adapts {len(wrong)} modules that the base checkpoint lacks or has in another "
-                f"shape ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): set "
+                f"shape ({first_three(wrong)}): set "
                 "policy.base_checkpoint to the checkpoint that it was trained on"
             )
 

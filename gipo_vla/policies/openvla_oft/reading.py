@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gipo_envs.errors import UserError
+from gipo_envs.errors import UserError, first_three
 from gipo_vla.policies.openvla_oft.adapter_files import PublishedAdapter, read_adapter
 from gipo_vla.policies.openvla_oft.build_network import place
 from gipo_vla.policies.openvla_oft.checkpoint_files import (
@@ -146,11 +146,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         """One line, three names of each kind."""
-        return "; ".join(
-            f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-            for kind, names in self._kinds().items()
-            if names
-        )
+        kinds = self._kinds().items()
+        return "; ".join(f"{len(names)} {kind}: {first_three(names)}" for kind, names in kinds if names)
 
     def table(self) -> str:
         """One line a tensor."""

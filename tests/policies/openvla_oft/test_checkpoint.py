@@ -462,7 +462,7 @@ def test_tensors_that_do_not_fit_are_all_reported(
             {},
             ("another size", "dino.width 32 instead of 1024"),
         ),
-        ({}, {"proprio": None}, ("proprioception", "env.observations")),
+        ({}, {"proprio": None}, ("reads proprio", "env.observations")),
         ({}, {"proprio": 4}, ("8 proprio values", "gives 4")),
         ({}, {"action_size": 4}, ("7 action dimensions", "has 4")),
         ({}, {"image_size": 64}, ("64x64", "56x56", "env.camera")),
