@@ -23,7 +23,7 @@ from gipo_vla.policies.openvla_oft.build_network import draw_weights, finish, ne
 from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
 from gipo_vla.policies.openvla_oft.normalization import select_statistics
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
-from gipo_vla.policies.openvla_oft.reading import Checkpoint, open_checkpoint
+from gipo_vla.policies.openvla_oft.reading import EXTRAS_FILE, Checkpoint, open_checkpoint
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.policies.openvla_oft.text import TOKENIZER_FILE, read_tokenizer, tiny_tokenizer
 from gipo_vla.policies.precision import compute_in
@@ -157,8 +157,9 @@ def _assemble(
         if checkpoint.l1_file is not None and settings.head == "l1":
             width = settings.architecture.hidden
             l1_head = reading.read_l1_head(checkpoint.l1_file, width, device, dtype)
-        if checkpoint.extras_file is not None:
-            extras = load_file(str(checkpoint.extras_file))
+        extras_file = checkpoint.file(EXTRAS_FILE)
+        if extras_file is not None:
+            extras = load_file(str(extras_file))
         if "network.action_queries" in extras and network.action_queries is not None:
             place(network, "action_queries", extras["network.action_queries"], device, dtype)
         checkpoint.tensors.close()
@@ -185,11 +186,10 @@ def _assemble(
 
 def _tokenizer(checkpoint: Checkpoint, required: bool) -> Tokenizer | None:
     """The folder's tokenizer, else its base's; a tool that brings its own token ids needs none."""
-    folders = [checkpoint.folder, checkpoint.tensors.folder]
-    found = next((folder for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)
+    found = checkpoint.file(TOKENIZER_FILE)
     if found is None and not required:
         return None
-    return read_tokenizer(found or checkpoint.folder)
+    return read_tokenizer(found.parent if found else checkpoint.folder)
 
 
 def _restore_value_head(policy: OpenVlaOftPolicy, extras: dict[str, torch.Tensor]) -> None:

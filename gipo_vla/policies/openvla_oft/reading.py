@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,19 @@ class Checkpoint:
     """What our own exports recorded in ``config.json``; empty for others' checkpoints."""
     proprio_file: Path | None
     l1_file: Path | None
-    extras_file: Path | None
+
+    @property
+    def folders(self) -> tuple[Path, Path]:
+        """Where small files are looked for: the folder, then its base's."""
+        return self.folder, self.tensors.folder
+
+    def file(self, name: str) -> Path | None:
+        """A small file, if there is one."""
+        return first_file(self.folders, name)
+
+
+def first_file(folders: Sequence[Path], name: str) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def open_checkpoint(name: str, base: str | None = None) -> Checkpoint:
@@ -104,28 +116,22 @@ def open_checkpoint(name: str, base: str | None = None) -> Checkpoint:
             )
         weights_folder = resolve_folder(named, "policy.base_checkpoint")
     tensors = open_weights(weights_folder)
-    config_folder = folder if (folder / "config.json").is_file() else weights_folder
-    config = read_json(config_folder / "config.json")
-    own = config.get(OWN_SECTION) or {}
+    folders = (folder, weights_folder)
+    config_path = first_file(folders, "config.json") or weights_folder / "config.json"
+    config = read_json(config_path)
     if adapter is not None:
         adapter.check(tensors.shapes, adapter_folder)
-
-    def beside(file: str) -> Path | None:
-        """A small file of the folder, else of the base's."""
-        return next((path / file for path in (folder, weights_folder) if (path / file).is_file()), None)
-
-    statistics_path = beside("dataset_statistics.json")
+    statistics_path = first_file(folders, "dataset_statistics.json")
     return Checkpoint(
         folder=folder,
         tensors=tensors,
         adapter=adapter,
-        architecture=read_architecture(config_folder, tensors),
+        architecture=read_architecture(config_path.parent, config, tensors.shapes),
         statistics=read_json(statistics_path) if statistics_path else config.get("norm_stats") or {},
-        statistics_file=str(statistics_path or config_folder / "config.json"),
-        own=own,
+        statistics_file=str(statistics_path or config_path),
+        own=config.get(OWN_SECTION) or {},
         proprio_file=component_file(folder, "proprio_projector"),
         l1_file=component_file(folder, "action_head"),
-        extras_file=beside(EXTRAS_FILE),
     )
 
 
@@ -218,16 +224,16 @@ def read_weights(
             place(network, native, part.contiguous().clone() if part is not tensor else part, device, dtype)
 
 
-def read_architecture(folder: Path, tensors: TensorFiles) -> Architecture:
+def read_architecture(
+    folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> Architecture:
     """Sizes of a checkpoint: from its tensors where they show, from ``config.json`` where they do not.
 
     Raises:
         UserError: tensors are missing, or the heads of a tower are recorded nowhere.
     """
-    config = read_json(folder / "config.json")
     text: dict[str, Any] = config.get("text_config") or {}
     recorded: dict[str, Any] = (config.get(OWN_SECTION) or {}).get("architecture") or {}
-    shapes = tensors.shapes
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in shapes:

@@ -173,14 +173,13 @@ def _native_value(network: OpenVlaOftNetwork, name: str) -> Tensor:
 def _write_configuration(policy: OpenVlaOftPolicy, folder: Path, source: Checkpoint | None) -> None:
     """config.json, dataset_statistics.json and the original's other small files."""
     settings = policy.settings
-    config: dict[str, Any] = _published_config(policy)
+    config = _published_config(policy)
     if source is not None:
-        places = [source.folder, source.tensors.folder]
-        original = next((path for path in places if (path / "config.json").is_file()), None)
+        original = source.file("config.json")
         if original is not None:
-            config |= read_json(original / "config.json")
+            config |= read_json(original)
         for pattern in COPIED_FILES:
-            for path in (found for place in places for found in sorted(place.glob(pattern))):
+            for path in (found for place in source.folders for found in sorted(place.glob(pattern))):
                 if not (folder / path.name).exists():
                     shutil.copyfile(path, folder / path.name)
     config["norm_stats"] = policy.statistics_entries
