@@ -77,9 +77,8 @@ def _check_features(
     settings: LeRobotSettings, info: dict[str, Any], env: EnvironmentSettings, spec: EnvironmentSpec
 ) -> None:
     features = info["features"]
-    check_observations(
-        spec, settings.name, ("images",) if settings.proprio is None else ("images", "proprio")
-    )
+    given = ["images"] if settings.proprio is None else ["images", "proprio"]
+    check_observations(spec, settings.name, given)
     wanted = {"demonstrations.actions": settings.actions}
     sizes = [("actions", settings.actions, spec.action_size)]
     if "images" in spec.observation:

@@ -73,4 +73,5 @@ def _columns(rows: NDArray[np.float32]) -> dict[str, list[float]]:
 
 
 def _moves(columns: dict[str, list[float]]) -> NDArray[np.bool_]:
-    return np.subtract(columns["q99"], columns["q01"]) > STILL
+    moves: NDArray[np.bool_] = np.subtract(columns["q99"], columns["q01"]) > STILL
+    return moves
