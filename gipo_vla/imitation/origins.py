@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from gipo_envs.errors import UserError, first_three
 from gipo_vla.checkpoint.policy_files import load_policy
-from gipo_vla.policies.base import Policy, PolicySettings
+from gipo_vla.policies.base import Policy
 from gipo_vla.settings import registry
 from gipo_vla.settings.runs import RunSettings, read_run
 
@@ -40,9 +42,9 @@ def load(policy: Policy, origin: Path, config: RunSettings) -> None:
         ) from error
 
 
-def differences(there: PolicySettings, here: PolicySettings) -> list[str]:
-    """``policy.key is x there, y here`` for every setting that must agree and does not."""
-    before, now = registry.flat(registry.plain(there)), registry.flat(registry.plain(here))
+def differences(there: Any, here: Any) -> list[str]:
+    """``policy.key is x there, y here`` for every setting of two policies that must agree and does not."""
+    before, now = registry.flat(asdict(there)), registry.flat(asdict(here))
     return [
         f"policy.{key} is {before.get(key)!r} there, {now.get(key)!r} here"
         for key in sorted(before.keys() | now.keys())
