@@ -50,7 +50,9 @@ def build_policy(
     Raises:
         UserError: settings, environment and what ``init_from`` names do not go together.
     """
-    origin = None if stored is not None or config.init_from is None else origins.find(config)
+    origin = None
+    if stored is None and config.init_from is not None:
+        origin = find_checkpoint(Path(config.init_from), "init_from")
     source = stored or origin
     if statistics is None and source is not None:
         statistics = read_statistics(source)

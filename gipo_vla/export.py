@@ -28,7 +28,7 @@ from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
 if TYPE_CHECKING:
-    from gipo_vla.policies.openvla_oft import ExportSummary
+    from gipo_vla.policies.openvla_oft.writing import ExportSummary
 
 
 @dataclass(frozen=True)
@@ -61,24 +61,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def export_policy(policy: nn.Module, folder: str | Path, base: str | Path | None = None) -> ExportSummary:
+def export_policy(policy: nn.Module, folder: str | Path) -> ExportSummary:
     """Write a policy.
 
     Args:
         folder: new or empty.
-        base: the checkpoint that the policy started from, if it has moved since.
 
     Raises:
-        UserError: the policy has no published layout, the folder is in use, or the base is gone.
+        UserError: the policy has no published layout, the folder is in use, or the checkpoint that the policy
+            started from is gone.
     """
-    from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, export
+    from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
+    from gipo_vla.policies.openvla_oft.writing import export
 
     if not isinstance(policy, OpenVlaOftPolicy):
         raise UserError(
             f"export knows OpenVLA-OFT's layout only, and this run's policy is a {type(policy).__name__}: "
             "name a run with policy=openvla_oft_7b or policy=openvla_oft_tiny"
         )
-    return export(policy, folder, base)
+    return export(policy, folder)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from gipo_envs.errors import UserError
 from gipo_vla.assembly import credit_context
 from gipo_vla.checkpoint import run_state
 from gipo_vla.imitation import demonstrations
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Episode
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.train import resolve, train
 from tests.conftest import MakePipeline, iterations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -26,3 +26,8 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     if len(known) <= 12:
         return "available: " + ", ".join(known)
     return f"{len(known)} are available, for instance " + ", ".join(known[:count])
+
+
+def first_three(values: Sequence[str], separator: str = ", ") -> str:
+    """The first three of what a message cannot list in full, and dots behind them if there are more."""
+    return separator.join([*values[:3], *["..."] * (len(values) > 3)])

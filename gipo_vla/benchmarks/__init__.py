@@ -6,13 +6,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from gipo_vla import options
-
-Positive = Annotated[int, Field(gt=0)]
+from gipo_vla.settings.schema import Positive, PositiveFloat
 
 NAMES = ("rollout", "policy", "cost", "training", "record", "credit")
 
@@ -25,7 +24,7 @@ class Options:
 
     repeats: Positive = 5
     """rollout, credit: how often everything is measured in turn."""
-    seconds: Annotated[float, Field(gt=0)] = 3.0
+    seconds: PositiveFloat = 3.0
     """rollout, policy: length of one measurement."""
     act_batch: Positive = 16
     """policy: observations in one call of act."""

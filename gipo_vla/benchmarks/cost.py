@@ -14,13 +14,13 @@ the settings use each transition.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,7 +38,7 @@ from gipo_vla.policies.memory import CUDA_OVERHEAD, MOST_IN_A_BUCKET
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.replay.segment import SegmentBatch, layout
 from gipo_vla.settings.schema import TrainingSettings
-from gipo_vla.telemetry.console import console
+from gipo_vla.telemetry.console import console, figures_table
 
 ACTION_SIZE = 7
 
@@ -78,18 +78,16 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
     rows = micro_batch_segments * length
     decisions = settings.rollout.workers * settings.rollout.envs_per_worker
     dtype = network_dtype(settings.learner.precision, torch.device("cuda"))
-    engine = mock.patch.object(
-        engines, "build_engine", lambda policy, optimizer, s, d, size, count: Engine(policy, optimizer, count)
-    )
-    # numpy's work, on numbers that are not there.
-    metrics: Any = mock.patch.object(learners, "staleness_metrics", lambda packed: {})
-    attention = mock.patch.object(functional, "scaled_dot_product_attention", roofline.attention)
-    norm = mock.patch.object(functional, "rms_norm", roofline.rms_norm)
+
+    def engine(policy: Any, optimizer: Any, settings: Any, device: Any, size: int, count: int) -> Engine:
+        return Engine(policy, optimizer, count)
+
     with (
-        engine,
-        metrics,
-        attention,
-        norm,
+        mock.patch.object(engines, "build_engine", engine),
+        # numpy's work, on numbers that are not there.
+        mock.patch.object(learners, "staleness_metrics", lambda packed: {}),
+        mock.patch.object(functional, "scaled_dot_product_attention", roofline.attention),
+        mock.patch.object(functional, "rms_norm", roofline.rms_norm),
         fake_device() as device,
         Roofline(card) as counter,
         HostWaits() as waits,
@@ -115,30 +113,22 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
         learner.normalizer.load_state_dict({"count": 1.0, "sum": 0.0, "sum_of_squares": 1.0})
         trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
 
+        def counted(call: Callable[..., Any], *arguments: Any) -> tuple[Any, Cost, int]:
+            waits.places.clear()
+            before = counter.cost()
+            result = call(*arguments)
+            return result, counter.cost().since(before), waits.count
+
         observations = trial.observations(decisions)
-        before = counter.cost()
-        twin.act(observations, settings.rollout.temperature)
-        act = counter.cost().since(before)
-
+        _, act, _ = counted(twin.act, observations, settings.rollout.temperature)
         segments = _segments(trial, 2 * micro_batch_segments, length, policy_settings.chunk)
-        waits.places.clear()
-        counter.peak, before = counter.live, counter.cost()
-        update = learner.begin(segments, 1)
-        bootstrap, begun = counter.cost().since(before), waits.count
-
-        waits.places.clear()
+        counter.peak = counter.live
+        update, bootstrap, begun = counted(learner.begin, segments, 1)
         saved = _Saved(held_by=[*policy.parameters(), *policy.buffers()])
-        before = counter.cost()
         with torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
-            learner.micro_step(update, 0)
-        micro_batch, inside = counter.cost().since(before), waits.count
-
-        waits.places.clear()
-        before = counter.cost()
-        learner.micro_step(update, 1)
-        whole = counter.cost().since(before)
-        learner.end(update)
-        closed = waits.count
+            _, micro_batch, inside = counted(learner.micro_step, update, 0)
+        _, whole, stepped = counted(learner.micro_step, update, 1)
+        _, _, ended = counted(learner.end, update)
     masters, bucket = 4 * trained, 4 * min(trained, MOST_IN_A_BUCKET)
     return Counted(
         rows,
@@ -147,7 +137,7 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
         whole.since(micro_batch),
         act,
         inside,
-        begun + closed,
+        begun + stepped + ended,
         saved.bytes,
         counter.peak + masters + bucket + CUDA_OVERHEAD,
     )
@@ -246,19 +236,15 @@ def summarize(settings: TrainingSettings, card: Card, counted: Counted, other: C
 
 
 def _show(card: str, counted: Counted, figures: dict[str, Any]) -> None:
-    table = Table(title=f"a trained sample on {card}, counted; {counted.rows} rows a micro-batch")
-    table.add_column("")
-    table.add_column("ms", justify="right")
-    for name, milliseconds in figures["parts_ms_per_sample"].items():
-        table.add_row(name, f"{milliseconds:.2f}")
-    for name, milliseconds in figures["kinds_ms_per_sample"].items():
-        table.add_row(f"  of the first: {name}", f"{milliseconds:.2f}")
-    table.add_row("learner", f"{figures['learner_ms_per_sample']:.2f}")
-    table.add_row(
-        f"end to end, each transition used {figures['uses_of_a_transition']:g} times",
-        f"{figures['end_to_end_ms_per_sample']:.2f}",
-    )
-    console.print(table)
+    end_to_end = f"end to end, each transition used {figures['uses_of_a_transition']:g} times"
+    times = {
+        **figures["parts_ms_per_sample"],
+        **{f"  of the first: {name}": own for name, own in figures["kinds_ms_per_sample"].items()},
+        "learner": figures["learner_ms_per_sample"],
+        end_to_end: figures["end_to_end_ms_per_sample"],
+    }
+    title = f"a trained sample on {card}, counted; {counted.rows} rows a micro-batch"
+    figures_table(title, ["ms"], [(name, f"{own:.2f}") for name, own in times.items()])
     console.print(
         f"{figures['teraflop_per_sample']:.2f} TFLOP, {figures['gigabytes_moved_per_sample']:.1f} GB moved, "
         f"{figures['kernels_per_micro_batch']} kernels a micro-batch, "

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from gipo_vla.assembly import build_policy, environment_spec, policy_features
 from gipo_vla.benchmarks import Options
@@ -46,7 +44,7 @@ from gipo_vla.rollout.collection import Collection
 from gipo_vla.rollout.groups import GroupAdvantages
 from gipo_vla.run.plan import plan_collection
 from gipo_vla.settings.schema import TrainingSettings
-from gipo_vla.telemetry.console import console
+from gipo_vla.telemetry.console import figures_table
 
 ROLLOUTS = 64
 CHUNKS = 64
@@ -68,10 +66,6 @@ CREDITS: dict[str, CreditSettings] = {
         scorer=DemonstrationScorerSettings(demonstrations="made up")
     ),
 }
-
-
-Medians = dict[str, dict[str, float]]
-"""Credit -> grouping -> median seconds in one iteration."""
 
 
 def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
@@ -111,18 +105,14 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     }
 
 
-def _show(iteration: float, medians: Medians) -> None:
-    table = Table(
-        title=f"credit: {ROLLOUTS} rollouts x {CHUNKS} chunks, beside an iteration of {iteration:.2f} s"
-    )
-    table.add_column("")
-    for grouping in GROUPINGS:
-        table.add_column(f"{grouping}, ms", justify="right")
-        table.add_column("share", justify="right")
-    for name, own in medians.items():
-        cells = [(f"{1e3 * own[grouping]:.1f}", f"{own[grouping] / iteration:.2%}") for grouping in GROUPINGS]
-        table.add_row(name, *itertools.chain(*cells))
-    console.print(table)
+def _show(iteration: float, medians: dict[str, dict[str, float]]) -> None:
+    columns = itertools.chain(*((f"{grouping}, ms", "share") for grouping in GROUPINGS))
+    title = f"credit: {ROLLOUTS} rollouts x {CHUNKS} chunks, beside an iteration of {iteration:.2f} s"
+    cells = {
+        name: [(f"{1e3 * seconds:.1f}", f"{seconds / iteration:.2%}") for seconds in own.values()]
+        for name, own in medians.items()
+    }
+    figures_table(title, columns, [(name, *itertools.chain(*own)) for name, own in cells.items()])
 
 
 def _iteration_seconds(settings: TrainingSettings, repeats: int, device: torch.device) -> float:
@@ -171,7 +161,10 @@ class _Iteration:
         replay = SegmentRing(plans.layout, capacity, 8 << 30, samplers.uniform)
         features = policy_features(policy, device)
         self.hook = GroupAdvantages(self.credit, plans.spec.reward_scale, replay, features)
-        self.groups = [_group(plans, number, group_size, rng) for number in range(ROLLOUTS // group_size)]
+        self.groups = [
+            [_episode(plans, number, env, env % 4 == 0, rng) for env in range(group_size)]
+            for number in range(ROLLOUTS // group_size)
+        ]
         for episodes in self.groups:
             for segment in (segment for episode in episodes for segment in episode):
                 replay.add(segment)
@@ -204,14 +197,10 @@ class _Iteration:
             self.credit.end_iteration(lambda own: own)
 
 
-def _group(plans: Collection, number: int, size: int, rng: np.random.Generator) -> Sequence[list[Segment]]:
-    """Episodes of one made-up group, as the segments that an actor closes."""
-    return [_episode(plans, number, env, env % 4 == 0, rng) for env in range(size)]
-
-
 def _episode(
     plans: Collection, number: int, env: int, success: bool, rng: np.random.Generator
 ) -> list[Segment]:
+    """A made-up episode of one group, as the segments that an actor closes."""
     names = [landmark.name for landmark in plans.spec.landmarks]
     walk = np.zeros((CHUNKS + 1, len(names)), np.float32)
     hand = [index for index, name in enumerate(names) if name.startswith("hand")]

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from unittest import mock
 
 import torch
@@ -103,10 +103,6 @@ class HostWaits(TorchDispatchMode):
     @property
     def count(self) -> int:
         return self.places.total()
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        return self
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -11,11 +11,10 @@ The figures include the numerical floor of every log-ratio (``policies.numerical
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,15 +25,15 @@ from gipo_vla.benchmarks import Options
 from gipo_vla.benchmarks.timing import device_name, rate
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.policies.base import Observations, network_dtype
-from gipo_vla.policies.memory import DtypeName
+from gipo_vla.policies.memory import DtypeName, Work
 from gipo_vla.policies.numerical_floor import floor_metrics, log_ratio_floor
 from gipo_vla.policies.openvla_oft.construction import build
-from gipo_vla.policies.openvla_oft.memory import Workload, plan_memory, tokens_per_sample
+from gipo_vla.policies.openvla_oft.memory import plan_memory, sample_of, tokens_per_sample
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.run.measured import peak_resident_bytes
 from gipo_vla.settings.schema import TrainingSettings
-from gipo_vla.telemetry.console import console
+from gipo_vla.telemetry.console import figures_table
 
 BFLOAT16_PEAKS = {
     "B200": 2250e12,
@@ -141,15 +140,7 @@ class Trial:
     def measure(self, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
         """Act and train on random observations, each for about so many seconds, and return the figures."""
         device, policy, on_gpu = self.device, self.build(dtype), self.device.type == "cuda"
-        workload = Workload(
-            self.micro_batch,
-            images=self.settings.images or 1,
-            proprio_size=PROPRIO_SIZE if self.settings.proprio else None,
-            action_dims=self.action_size,
-            prompt_tokens=policy.prompt_ids.shape[1],
-            dtype=_name(dtype),
-            cuda=False,
-        )
+        sample = replace(sample_of(self.settings, self.spec), prompt_tokens=policy.prompt_ids.shape[1])
         many, few = self.observations(self.act_batch), self.observations(self.micro_batch)
         tokens = policy.act(few, self.temperature).tokens
         temperatures = torch.full((self.micro_batch,), self.temperature, device=device)
@@ -169,13 +160,13 @@ class Trial:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         trains = rate(train, seconds)
-        plan = plan_memory(self.settings, workload)
+        plan = plan_memory(self.settings, Work(self.micro_batch, dtype=_name(dtype)), sample)
         return {
             "device": device_name(device),
             "dtype": _name(dtype),
             "parameters": sum(p.numel() for p in policy.parameters()),
             "trainable_parameters": sum(p.numel() for p in policy.parameters() if p.requires_grad),
-            "tokens_per_sample": tokens_per_sample(self.settings, workload),
+            "tokens_per_sample": tokens_per_sample(self.settings, sample),
             "act_batch": self.act_batch,
             "decisions_per_second": acts * self.act_batch,
             "act_peak_share": acts * act_share,
@@ -186,7 +177,7 @@ class Trial:
             "matrix_peak_source": source,
             "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else peak_resident_bytes(),
             # Weights, gradients and activations; there is no optimiser and no twin here.
-            "planned_memory_bytes": plan.total - plan.twin - plan.optimizer,
+            "planned_memory_bytes": plan.total - plan.twin - plan.optimizer - plan.overhead,
             "numerical_floor": {_name(dtype): floor},
         }
 
@@ -218,24 +209,21 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, Litera
 
 def _show(figures: dict[str, Any]) -> None:
     title = f"policy: {figures['parameters']:,} parameters, {figures['dtype']} on {figures['device']}"
-    table = Table(title=title)
-    for name in ("", "", "share of the matrix peak"):
-        table.add_column(name, justify="right" if name else "left")
-    table.add_row(
-        f"act, {figures['act_batch']} observations",
-        f"{figures['decisions_per_second']:,.1f} decisions a second",
-        f"{figures['act_peak_share']:.1%}",
-    )
-    table.add_row(
-        f"evaluate and backward, {figures['micro_batch']} samples",
-        f"{figures['samples_per_second']:,.1f} samples a second",
-        f"{figures['train_peak_share']:.1%}",
-    )
-    table.add_row(
-        "resident memory of the whole process" if figures["device"] == "cpu" else "peak memory",
-        f"{figures['peak_memory_bytes'] / GIB:.2f} GiB, planned {figures['planned_memory_bytes'] / GIB:.2f}",
-    )
+    acts, trains = figures["decisions_per_second"], figures["samples_per_second"]
+    used, planned = figures["peak_memory_bytes"] / GIB, figures["planned_memory_bytes"] / GIB
+    memory = "resident memory of the whole process" if figures["device"] == "cpu" else "peak memory"
+    rows = {
+        f"act, {figures['act_batch']} observations": (
+            f"{acts:,.1f} decisions a second",
+            f"{figures['act_peak_share']:.1%}",
+        ),
+        f"evaluate and backward, {figures['micro_batch']} samples": (
+            f"{trains:,.1f} samples a second",
+            f"{figures['train_peak_share']:.1%}",
+        ),
+        memory: (f"{used:.2f} GiB, planned {planned:.2f}",),
+    }
     for name, floor in sorted(figures["numerical_floor"].items()):
         shown = ", ".join(f"{label} {floor[key]:.1e}" for key, label in FLOOR_LABELS.items())
-        table.add_row(f"act and evaluate differ, {name}", f"|log rho| {shown}")
-    console.print(table)
+        rows[f"act and evaluate differ, {name}"] = (f"|log rho| {shown}",)
+    figures_table(title, ["", "share of the matrix peak"], [(name, *cells) for name, cells in rows.items()])

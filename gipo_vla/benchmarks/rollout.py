@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from gipo_vla.assembly import build_policy, environment_spec, rollout_environment
 from gipo_vla.benchmarks import Options
@@ -20,7 +19,7 @@ from gipo_vla.rollout.episodes import TrainingEpisodes
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.run.plan import plan_collection
 from gipo_vla.settings.schema import TrainingSettings
-from gipo_vla.telemetry.console import console
+from gipo_vla.telemetry.console import figures_table
 
 REPLAY_BYTES = 8 << 30
 
@@ -79,9 +78,6 @@ def _ratio(rates: dict[str, list[float]], name: str, other: str) -> float:
 
 
 def _show(rates: dict[str, list[float]], task: str, workers: int, envs: int, chunk: int) -> None:
-    table = Table(title=f"rollout: {task}, {workers} workers, {envs} environments")
-    for title in ("", "env steps a second", "a core", "beside the bare loop"):
-        table.add_column(title, justify="right" if title else "left")
     drawn = f", drawn once in {chunk}" if "naive" in rates else ""
     meanings = {
         "bare": f"the simulator's own step{drawn}, without resets",
@@ -89,11 +85,15 @@ def _show(rates: dict[str, list[float]], task: str, workers: int, envs: int, chu
         "rollout": "with policy, segments, replay",
         "naive": "the simulator's own step, two cameras drawn in each, without resets",
     }
-    for name, measured in rates.items():
-        rate = median(measured)
-        ratio = _ratio(rates, name, "bare")
-        table.add_row(meanings[name], f"{rate:,.1f}", f"{rate / workers:,.1f}", f"{ratio:.2f}")
-    console.print(table)
+    medians = {name: median(measured) for name, measured in rates.items()}
+    figures_table(
+        f"rollout: {task}, {workers} workers, {envs} environments",
+        ["env steps a second", "a core", "beside the bare loop"],
+        [
+            (meanings[name], f"{own:,.1f}", f"{own / workers:,.1f}", f"{_ratio(rates, name, 'bare'):.2f}")
+            for name, own in medians.items()
+        ],
+    )
 
 
 def _pool_rate(pool: WorkerPool, seconds: float) -> float:

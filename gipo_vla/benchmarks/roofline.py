@@ -1,20 +1,18 @@
-"""Operations on ``fake_device``, counted and turned into the time that a card would take for them.
-
-An operation takes as long as its arithmetic at the card's usual rate, as its bytes at the card's bandwidth,
-or as its launch, whichever is longest.
-"""
+"""Operations on ``fake_device``, counted and turned into the time that a card would take for them."""
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from gipo_vla.benchmarks.fake_device import KIND
 
@@ -65,10 +63,6 @@ class Roofline(TorchDispatchMode):
         self.live = self.peak = 0
         self._storages: set[int] = set()
 
-    def __enter__(self) -> Self:
-        super().__enter__()
-        return self
-
     def cost(self) -> Cost:
         """Everything so far."""
         return Cost(dict(self.seconds), self.flops, self.bytes, self.kernels)
@@ -87,7 +81,8 @@ class Roofline(TorchDispatchMode):
         if not any(tensor.device.type == KIND for tensor in tensors):
             return result
         moved = sum(map(_bytes, tensors))
-        flops = _flops(name, args, outputs)
+        counted = flop_registry.get(func.overloadpacket)  # a multiply-add as two
+        flops = float(counted(*args, **(kwargs or {}), out_val=result)) if counted else 0.0
         floats = next((tensor.dtype for tensor in outputs if tensor.is_floating_point()), torch.int64)
         card, narrow = self.card, floats == torch.bfloat16
         kind, rate = "elementwise", 1.0
@@ -145,27 +140,8 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _bytes(tensor: Tensor) -> int:
     """What a kernel moves of a tensor; an expanded one is read once."""
-    elements = 1
-    for size, stride in zip(tensor.shape, tensor.stride()):
-        elements *= size if stride else 1
-    return elements * tensor.element_size()
-
-
-def _flops(name: str, args: tuple[Any, ...], outputs: list[Tensor]) -> float:
-    """Of a matrix operation, a multiply-add as two; 0 of others."""
-    if name == "mm":
-        return 2.0 * args[0].numel() * args[1].shape[1]
-    if name == "addmm":
-        return 2.0 * args[1].numel() * args[2].shape[1]
-    if name == "bmm":
-        return 2.0 * args[0].numel() * args[1].shape[2]
-    if name == "convolution":
-        return 2.0 * outputs[0].numel() * args[1][0].numel()
-    if name.startswith("_scaled_dot_product"):
-        backward = name.endswith("backward")
-        query, key = args[1:3] if backward else args[:2]
-        return (10.0 if backward else 4.0) * query.numel() * key.shape[2]
-    return 0.0
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride()) if stride)
+    return math.prod(sizes) * tensor.element_size()
 
 
 def attention(

@@ -12,7 +12,6 @@ import statistics
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from gipo_envs import gl, needs_opengl
 from gipo_vla.assembly import build_policy, environment_spec
@@ -25,7 +24,7 @@ from gipo_vla.run.measured import measure_memory
 from gipo_vla.run.memory import RankMemory, machine_limits
 from gipo_vla.run.plan import plan_run
 from gipo_vla.settings.schema import TrainingSettings
-from gipo_vla.telemetry.console import console
+from gipo_vla.telemetry.console import console, figures_table
 
 GIB = 2**30
 SYNCHRONIZATIONS = 20
@@ -124,27 +123,22 @@ def _updates_alone(pipeline: Pipeline, count: int) -> int:
 
 
 def _show(figures: dict[str, Any]) -> None:
-    table = Table(title=f"training: {figures['task']}, {figures['ranks']} rank(s) on {figures['device']}")
-    for name in ("", "measured", "planned"):
-        table.add_column(name, justify="right" if name else "left")
-    per_update = figures["samples_per_update"]
-    for name, rate in (
-        ("learner alone", figures["learner_samples_per_second"]),
-        ("end to end", figures["samples_per_second"]),
-    ):
-        table.add_row(name, f"{rate:,.1f} samples a second, {rate / per_update:,.2f} updates", "")
+    alone, whole = figures["learner_samples_per_second"], figures["samples_per_second"]
     env_steps, decisions = figures["env_steps_per_second"], figures["decisions_per_second"]
-    table.add_row(
-        "collected meanwhile", f"{env_steps:,.1f} env steps a second, {decisions:,.1f} decisions", ""
-    )
-    copied = (
-        f"{1e3 * figures['synchronize_seconds']:,.2f} ms for {figures['synchronized_bytes'] / 2**20:,.1f} MiB"
-    )
-    table.add_row("copying to the twin", copied, "")
-    for name, key in (("GPU memory", "device"), ("process", "process"), ("workers", "worker")):
-        used, planned = figures[f"{key}_bytes"], figures[f"{key}_bytes_planned"]
-        if used is not None and planned is not None:
-            table.add_row(name, f"{used / GIB:.2f} GiB", f"{planned / GIB:.2f} GiB")
-    floor = figures["numerical_floor"]
-    table.add_row("numerical floor", f"|log rho| mean {floor['mean']:.1e}, max {floor['max']:.1e}", "")
-    console.print(table)
+    per_update, floor = figures["samples_per_update"], figures["numerical_floor"]
+    milliseconds, copied = 1e3 * figures["synchronize_seconds"], figures["synchronized_bytes"] / 2**20
+    rows = [
+        ("learner alone", f"{alone:,.1f} samples a second, {alone / per_update:,.2f} updates"),
+        ("end to end", f"{whole:,.1f} samples a second, {whole / per_update:,.2f} updates"),
+        ("collected meanwhile", f"{env_steps:,.1f} env steps a second, {decisions:,.1f} decisions"),
+        ("copying to the twin", f"{milliseconds:,.2f} ms for {copied:,.1f} MiB"),
+        ("numerical floor", f"|log rho| mean {floor['mean']:.1e}, max {floor['max']:.1e}"),
+    ]
+    memory = [
+        (name, f"{used / GIB:.2f} GiB", f"{planned / GIB:.2f} GiB")
+        for name, key in (("GPU memory", "device"), ("process", "process"), ("workers", "worker"))
+        if (used := figures[f"{key}_bytes"]) is not None
+        and (planned := figures[f"{key}_bytes_planned"]) is not None
+    ]
+    title = f"training: {figures['task']}, {figures['ranks']} rank(s) on {figures['device']}"
+    figures_table(title, ["measured", "planned"], [*rows, *memory])

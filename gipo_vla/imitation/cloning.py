@@ -9,7 +9,6 @@ gradient of zero and stays, to the bit, as it was: there is no reward to learn i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -23,24 +22,11 @@ from gipo_vla.learner.batch import to_device
 from gipo_vla.learner.learner import NonFiniteError
 from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
-from gipo_vla.policies.base import Evaluation, Observations, Policy
+from gipo_vla.policies.base import Evaluation, Policy
 from gipo_vla.settings.cloning import CloningLearnerSettings, CloningSettings
 
 # Indices of the sums over tokens.
 _LOSS, _HITS, _DISTANCE, _TOKENS = range(4)
-
-
-@dataclass(frozen=True)
-class _Targets:
-    """A batch on the device."""
-
-    observations: Observations
-    actions: Tensor
-    """float32 (B, K, A)."""
-    tokens: Tensor
-    """int64 (B, K, D)."""
-    mask: Tensor
-    """bool (B, K, D)."""
 
 
 def cloning_losses(log_probs: Tensor, mask: Tensor) -> Tensor:
@@ -77,8 +63,8 @@ class Cloner:
             policy,
             settings,
             # The value's gradient is zero, whatever its rate.
-            {"policy": settings.policy_learning_rate, "value": settings.policy_learning_rate},
-            {"policy": settings.policy_gradient_clip, "value": settings.policy_gradient_clip},
+            dict.fromkeys(("policy", "value"), settings.policy_learning_rate),
+            dict.fromkeys(("policy", "value"), settings.policy_gradient_clip),
         )
         self.engine = engines.build_engine(
             policy, self.optimizer, settings, device, self.micro_batch_sizes[0], self.micro_batches
@@ -95,15 +81,12 @@ class Cloner:
         tokens = int(batch.valid.sum()) * self.policy.action_dims
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for part in self._own_parts(batch):
-            targets = self._targets(part)
-            evaluation = self._evaluation(targets, self.engine)
-            loss = cloning_losses(evaluation.log_probs, targets.mask) / tokens
+            loss, values, own = self._evaluate(part, self.engine)
             # The value head stays in the graph, with a gradient of zero.
-            loss = loss + 0.0 * evaluation.values.sum()
+            loss = loss / tokens + 0.0 * values.sum()
             self.engine.backward(loss * (self.world * self.micro_batches))
             self.engine.step()
-            with torch.no_grad():
-                sums += self._sums(evaluation, targets)
+            sums += own
         self._count()
         norm = self.optimizer.gradient_norms.get("policy", sums.new_zeros(()))
         *totals, norm_ = torch.cat([group.sum_over_ranks(sums), norm[None]]).cpu().tolist()
@@ -115,8 +98,7 @@ class Cloner:
         """Metrics over held-out examples, without training; ranks take turns (a collective call)."""
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for batch in batches[self.rank :: self.world]:
-            targets = self._targets(batch)
-            sums += self._sums(self._evaluation(targets, self.policy.evaluate), targets)
+            sums += self._evaluate(batch, self.policy.evaluate)[2]
         return _metrics(group.sum_over_ranks(sums).tolist(), "validation")
 
     def _own_parts(self, batch: Batch) -> Iterator[Batch]:
@@ -126,34 +108,21 @@ class Cloner:
             observations = {name: array[part] for name, array in batch.observations.items()}
             yield Batch(observations, batch.actions[part], batch.valid[part])
 
-    def _targets(self, batch: Batch) -> _Targets:
-        actions = to_device(batch.actions, self.device)
-        valid = to_device(batch.valid, self.device)
-        return _Targets(
-            {name: to_device(array, self.device) for name, array in batch.observations.items()},
-            actions,
-            self.policy.encode(actions),
-            valid[:, :, None].expand(-1, -1, self.policy.action_dims),
-        )
-
-    def _evaluation(self, targets: _Targets, forward: Any) -> Evaluation:
-        temperature = torch.ones(len(targets.actions), device=self.device)
-        evaluation: Evaluation = forward(targets.observations, targets.tokens, temperature)
-        return evaluation
-
-    def _sums(self, evaluation: Evaluation, targets: _Targets) -> Tensor:
-        """(4,) float64: loss, hits of the likeliest token, its distance in action units, tokens."""
-        assert evaluation.logits is not None
-        likeliest = evaluation.logits.argmax(-1)
-        distance = (self.policy.decode(likeliest) - targets.actions).abs()
-        return torch.stack(
-            [
-                cloning_losses(evaluation.log_probs.detach(), targets.mask).double(),
-                ((likeliest == targets.tokens) & targets.mask).sum().double(),
-                torch.where(targets.mask, distance, 0.0).sum().double(),
-                targets.mask.sum().double(),
-            ]
-        )
+    def _evaluate(self, batch: Batch, forward: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss (), summed over tokens; values (B,); the sums (4,) float64 that metrics are made of."""
+        observations = {name: to_device(array, self.device) for name, array in batch.observations.items()}
+        actions, valid = to_device(batch.actions, self.device), to_device(batch.valid, self.device)
+        tokens = self.policy.encode(actions)
+        mask = valid[:, :, None].expand(-1, -1, self.policy.action_dims)
+        evaluation: Evaluation = forward(observations, tokens, torch.ones(len(actions), device=self.device))
+        loss = cloning_losses(evaluation.log_probs, mask)
+        with torch.no_grad():
+            assert evaluation.logits is not None
+            likeliest = evaluation.logits.argmax(-1)
+            hits = ((likeliest == tokens) & mask).sum()
+            distance = torch.where(mask, (self.policy.decode(likeliest) - actions).abs(), 0.0).sum()
+            sums = torch.stack([one.double() for one in (loss.detach(), hits, distance, mask.sum())])
+        return loss, evaluation.values, sums
 
     def _set_learning_rates(self) -> float:
         settings = self.settings

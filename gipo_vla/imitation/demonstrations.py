@@ -1,4 +1,4 @@
-"""Demonstrations on disk: npy and JSON, nothing that executes on load.
+"""Demonstrations: one episode in memory, and many on disk in npy and JSON, nothing that executes on load.
 
     demonstrations/
       demonstrations.json         what was recorded, one entry an episode
@@ -7,7 +7,7 @@
       observation-<name>.npy      (N, ...) images, proprio, state: those that the environment gives
 
 Arrays are written episode by episode and read through memory maps, so neither needs the images of a large
-data set in memory. The folder gets its name when it is complete.
+data set in memory. The folder gets its name when it is complete. Imports no torch: recorders need this.
 
 Shape suffixes: T actions of all episodes, A action size, N observations of all episodes.
 """
@@ -26,10 +26,25 @@ from numpy.typing import NDArray
 
 from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
-from gipo_vla.imitation.episode import Episode
 
 FORMAT = 1
 FACTS = "demonstrations.json"
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A successful episode: what was seen, and what an expert does there."""
+
+    task: int
+    """Into ``EnvironmentSpec.tasks``."""
+    initial_state: int
+    """Key of the task's sampler; -1 where a data set does not tell."""
+    actions: NDArray[np.float32]
+    """(T, A) in [-1, 1], of the expert; each is held for ``action_repeat`` env steps."""
+    observed_at: NDArray[np.int64]
+    """(N,) ascending: how many actions had been executed when each observation was made."""
+    observations: dict[str, NDArray[Any]]
+    """(N, ...) those of ``EnvironmentSpec.observation`` but ``task``."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +79,10 @@ class _GrowingArray:
     numpy pads headers so that the length of the first axis can change in place.
     """
 
-    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.row_shape, self.dtype, self.length = row_shape, dtype, 0
+    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: Any) -> None:
+        self.row_shape, self.dtype, self.length = row_shape, np.dtype(dtype), 0
         self._file: BinaryIO = path.open("wb+")
-        self._write_header()
-        self._start = self._file.tell()
+        self._start = self._write_header()
 
     def append(self, rows: NDArray[Any]) -> None:
         assert rows.shape[1:] == self.row_shape, (rows.shape, self.row_shape)
@@ -76,20 +90,15 @@ class _GrowingArray:
         self.length += len(rows)
 
     def close(self) -> None:
-        self._file.seek(0)
-        self._write_header()
-        assert self._file.tell() == self._start, "the header has grown"
+        assert self._write_header() == self._start, "the header has grown"
         self._file.close()
 
-    def _write_header(self) -> None:
-        np.lib.format.write_array_header_1_0(
-            self._file,
-            {
-                "descr": np.lib.format.dtype_to_descr(self.dtype),
-                "fortran_order": False,
-                "shape": (self.length, *self.row_shape),
-            },
-        )
+    def _write_header(self) -> int:
+        shape, descr = (self.length, *self.row_shape), np.lib.format.dtype_to_descr(self.dtype)
+        self._file.seek(0)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()
 
 
 def observation_names(spec: EnvironmentSpec) -> list[str]:
@@ -113,12 +122,12 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     arrays = {
-        "actions": _GrowingArray(partial / "actions.npy", (spec.action_size,), np.dtype(np.float32)),
-        "observed_at": _GrowingArray(partial / "observed_at.npy", (), np.dtype(np.int64)),
+        "actions": _GrowingArray(partial / "actions.npy", (spec.action_size,), np.float32),
+        "observed_at": _GrowingArray(partial / "observed_at.npy", (), np.int64),
     }
     for name in observation_names(spec):
         array = spec.observation[name]
-        arrays[name] = _GrowingArray(_observation_file(partial, name), array.shape, np.dtype(array.dtype))
+        arrays[name] = _GrowingArray(_observation_file(partial, name), array.shape, array.dtype)
     records = []
     try:
         for episode in episodes:
@@ -187,14 +196,12 @@ class Demonstrations:
     @property
     def rows(self) -> NDArray[np.int64]:
         """Observations of the episodes taken."""
-        parts = [np.arange(r.first_row, r.first_row + r.rows) for r in self.records]
-        return np.concatenate(parts)
+        return np.concatenate([np.arange(r.first_row, r.first_row + r.rows) for r in self.records])
 
     @property
     def action_rows(self) -> NDArray[np.int64]:
         """Actions of the episodes taken."""
-        parts = [np.arange(r.first_action, r.first_action + r.actions) for r in self.records]
-        return np.concatenate(parts)
+        return np.concatenate([np.arange(r.first_action, r.first_action + r.actions) for r in self.records])
 
 
 def exists(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ from PIL import Image
 
 from gipo_envs import EnvironmentSettings, EnvironmentSpec
 from gipo_envs.errors import UserError, nearest
-from gipo_vla.imitation.demonstrations import observation_names
-from gipo_vla.imitation.episode import Episode
-from gipo_vla.imitation.frames import as_observed, moving
+from gipo_vla.imitation.data_sets import check_observations, converted, library
+from gipo_vla.imitation.demonstrations import Episode
 from gipo_vla.imitation.settings import LeRobotSettings
 
 Table = dict[str, Any]
@@ -40,7 +40,7 @@ def episodes(settings: LeRobotSettings, env: EnvironmentSettings, spec: Environm
     Raises:
         UserError: pyarrow is missing, the folder is no such data set, or lacks what the policy observes.
     """
-    parquet = _import_parquet()
+    parquet = library("pyarrow.parquet", settings.name)
     folder = Path(settings.path)
     info = _read_info(folder)
     _check_features(settings, info, env, spec)
@@ -51,17 +51,9 @@ def episodes(settings: LeRobotSettings, env: EnvironmentSettings, spec: Environm
         if task is None or taken[task] == settings.count:
             continue
         taken[task] += 1
-        yield _episode(table, task, folder, info, settings, env, spec)
-
-
-def _import_parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(
-            "demonstrations=lerobot needs pyarrow: pip install pyarrow, or ./scripts/setup.sh demonstrations"
-        ) from error
-    return pyarrow.parquet
+        frames = [partial(_pictures, table, feature, folder, info) for feature in settings.images]
+        proprio = table.get(settings.proprio or "", [])
+        yield converted(task, table[settings.actions], proprio, frames, settings, env, spec)
 
 
 # --------------------------------------------------------------------------------------------- description
@@ -85,27 +77,25 @@ def _check_features(
     settings: LeRobotSettings, info: dict[str, Any], env: EnvironmentSettings, spec: EnvironmentSpec
 ) -> None:
     features = info["features"]
+    given = ["images"] if settings.proprio is None else ["images", "proprio"]
+    check_observations(spec, settings.name, given)
     wanted = {"demonstrations.actions": settings.actions}
-    for name in observation_names(spec):
-        if name == "images":
-            if len(settings.images) != len(env.camera.names):
-                raise UserError(
-                    f"demonstrations.images names {len(settings.images)} feature(s), env.camera.names "
-                    f"{len(env.camera.names)} camera(s): give one feature for each camera"
-                )
-            wanted |= {f"demonstrations.images[{i}]": key for i, key in enumerate(settings.images)}
-        elif name == "proprio" and settings.proprio is not None:
-            wanted["demonstrations.proprio"] = settings.proprio
-        else:
-            raise UserError(f"demonstrations=lerobot gives no {name}: take it out of env.observations")
+    sizes = [("actions", settings.actions, spec.action_size)]
+    if "images" in spec.observation:
+        if len(settings.images) != len(env.camera.names):
+            raise UserError(
+                f"demonstrations.images names {len(settings.images)} feature(s), env.camera.names "
+                f"{len(env.camera.names)} camera(s): give one feature for each camera"
+            )
+        wanted |= {f"demonstrations.images[{i}]": key for i, key in enumerate(settings.images)}
+    if "proprio" in spec.observation and settings.proprio is not None:
+        wanted["demonstrations.proprio"] = settings.proprio
+        sizes.append(("proprio", settings.proprio, spec.observation["proprio"].shape[0]))
     for setting, feature in wanted.items():
         if feature not in features:
             raise UserError(
                 f"{setting} is {feature!r}, which the data set lacks; {nearest(feature, features)}"
             )
-    sizes = [("actions", settings.actions, spec.action_size)]
-    if "proprio" in spec.observation and settings.proprio is not None:
-        sizes.append(("proprio", settings.proprio, spec.observation["proprio"].shape[0]))
     for what, feature, size in sizes:
         shape = tuple(features[feature]["shape"])
         if shape != (size,):
@@ -136,11 +126,8 @@ def _tasks(parquet: Any, folder: Path, spec: EnvironmentSpec) -> dict[int, int]:
     else:
         raise UserError(f"{meta} has neither tasks.jsonl nor tasks.parquet: the data set is incomplete")
     ours = {text.strip().lower(): index for index, text in enumerate(spec.instructions)}
-    found = {
-        index: ours[text.strip().lower()]
-        for index, text in instructions.items()
-        if text.strip().lower() in ours
-    }
+    texts = {index: text.strip().lower() for index, text in instructions.items()}
+    found = {index: ours[text] for index, text in texts.items() if text in ours}
     if not found:
         raise UserError(
             f"{folder} has no demonstration of {spec.instructions[0]!r}; "
@@ -171,32 +158,8 @@ def _tables(parquet: Any, folder: Path, settings: LeRobotSettings, spec: Environ
             yield {name: [column[row] for row in rows] for name, column in columns.items()}
 
 
-def _episode(
-    table: Table,
-    task: int,
-    folder: Path,
-    info: dict[str, Any],
-    settings: LeRobotSettings,
-    env: EnvironmentSettings,
-    spec: EnvironmentSpec,
-) -> Episode:
-    actions = np.asarray(table[settings.actions], np.float32).clip(-1.0, 1.0)
-    kept = moving(actions) if settings.drop_no_ops else np.arange(len(actions))
-    observations: dict[str, Any] = {}
-    for name in observation_names(spec):
-        if name == "images":
-            views = [
-                as_observed(_pictures(table, feature, kept, folder, info), env.camera, settings.rotate_images)
-                for feature in settings.images
-            ]
-            observations[name] = np.stack(views, axis=1)
-        else:
-            observations[name] = np.asarray(table[settings.proprio or ""], np.float32)[kept]
-    return Episode(task, -1, actions[kept], np.arange(len(kept), dtype=np.int64), observations)
-
-
 def _pictures(
-    table: Table, feature: str, kept: NDArray[np.int64], folder: Path, info: dict[str, Any]
+    table: Table, feature: str, folder: Path, info: dict[str, Any], kept: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
     """Frames (N, h, w, 3) of some steps of an episode."""
     if feature in table:

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gipo_envs import EnvironmentSettings, EnvironmentSpec
 from gipo_envs.errors import UserError
-from gipo_vla.imitation.demonstrations import observation_names
-from gipo_vla.imitation.episode import Episode
-from gipo_vla.imitation.frames import as_observed, moving
+from gipo_vla.imitation.data_sets import check_observations, converted, library
+from gipo_vla.imitation.demonstrations import Episode
 from gipo_vla.imitation.settings import LiberoHdf5Settings
 
 CAMERAS = {"agentview": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
@@ -39,25 +40,22 @@ def episodes(
     Raises:
         UserError: h5py or a task's file is missing, or a file does not hold what the policy observes.
     """
-    h5py = _import_h5py()
+    h5py = library("h5py", settings.name)
     files = [_file_of(Path(settings.path), task) for task in spec.tasks]
+    check_observations(spec, settings.name, ("images", "proprio"))
+    cameras = [_camera(name) for name in env.camera.names] if "images" in spec.observation else []
+    proprio = ("ee_states", "gripper_states") if "proprio" in spec.observation else ()
     for task, path in enumerate(files):
         try:
             with h5py.File(path, "r") as file:
                 for name in _demonstrations(file)[: settings.count]:
-                    yield _episode(file["data"][name], task, settings, env, spec)
+                    data = file["data"][name]
+                    states = [np.asarray(data["obs"][key]) for key in proprio]
+                    frames = [partial(_pictures, data["obs"][camera]) for camera in cameras]
+                    joined = np.concatenate(states, axis=1, dtype=np.float32) if states else ()
+                    yield converted(task, data["actions"], joined, frames, settings, env, spec)
         except (OSError, KeyError) as error:
             raise UserError(f"{path} is no demonstration file of LIBERO's: {error}") from error
-
-
-def _import_h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(
-            "demonstrations=libero_hdf5 needs h5py: pip install h5py, or ./scripts/setup.sh demonstrations"
-        ) from error
-    return h5py
 
 
 def _file_of(folder: Path, task: str) -> Path:
@@ -78,27 +76,8 @@ def _demonstrations(file: Any) -> list[str]:
     return sorted(names, key=lambda name: int(name.removeprefix("demo_")))
 
 
-def _episode(
-    data: Any, task: int, settings: LiberoHdf5Settings, env: EnvironmentSettings, spec: EnvironmentSpec
-) -> Episode:
-    actions = np.asarray(data["actions"], np.float32).clip(-1.0, 1.0)
-    kept = moving(actions) if settings.drop_no_ops else np.arange(len(actions))
-    observations: dict[str, Any] = {}
-    for name in observation_names(spec):
-        if name == "images":
-            views = [
-                as_observed(
-                    np.asarray(data["obs"][_camera(camera)])[kept], env.camera, settings.rotate_images
-                )
-                for camera in env.camera.names
-            ]
-            observations[name] = np.stack(views, axis=1)
-        elif name == "proprio":
-            parts = [np.asarray(data["obs"][key])[kept] for key in ("ee_states", "gripper_states")]
-            observations[name] = np.concatenate(parts, axis=1, dtype=np.float32)
-        else:
-            raise UserError(f"demonstrations=libero_hdf5 has no {name}: take it out of env.observations")
-    return Episode(task, -1, actions[kept], np.arange(len(kept), dtype=np.int64), observations)
+def _pictures(recorded: Any, kept: NDArray[np.int64]) -> NDArray[np.uint8]:
+    return np.asarray(recorded)[kept]
 
 
 def _camera(name: str) -> str:

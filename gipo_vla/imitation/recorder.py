@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gipo_envs import Environment, EnvironmentSettings, Observation, make
 from gipo_envs.registry import get, make_expert
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Episode
 from gipo_vla.rollout import worker
 
 
@@ -78,8 +78,10 @@ class Recorder:
         observation = self.driven.reset(
             attempt.initial_state, attempt.seed, attempt.task, end_on_success=False
         )
-        if not self._in_range(observation):
-            return Outcome(None, 0, in_range=False)
+        if self.setup.state_range is not None:
+            index, low, high = self.setup.state_range
+            if not low <= float(observation["state"][index]) <= high:
+                return Outcome(None, 0, in_range=False)
         wanted, executed, succeeded = self._drive(attempt, observation)
         env_steps = len(executed) * self.driven.spec.action_repeat
         if not succeeded:
@@ -88,12 +90,6 @@ class Recorder:
 
     def on_modules(self) -> list[str]:
         return sorted(sys.modules)
-
-    def _in_range(self, observation: Observation) -> bool:
-        if self.setup.state_range is None:
-            return True
-        index, low, high = self.setup.state_range
-        return low <= float(observation["state"][index]) <= high
 
     def _drive(
         self, attempt: Attempt, observation: Observation

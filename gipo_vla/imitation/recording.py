@@ -15,8 +15,7 @@ from dataclasses import replace
 from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
 from gipo_envs.registry import require_experts
-from gipo_vla.imitation.demonstrations import Costs
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Costs, Episode
 from gipo_vla.imitation.recorder import Attempt, Outcome, RecorderSetup
 from gipo_vla.imitation.settings import ExpertSettings
 from gipo_vla.rollout.episodes import Role, generator
@@ -56,17 +55,12 @@ class Recording:
         timeout: float,
     ) -> None:
         require_experts(env.family)
-        _check_range(env, settings)
+        self._range = _state_range(env, settings)
         self.spec, self.settings, self.seed = spec, settings, seed
         self.costs = Costs()
         """Episodes begun by the expert (those outside ``state_range`` were not), and their steps."""
-        setup = RecorderSetup(
-            env,
-            settings.action_noise,
-            settings.steps_after_success,
-            settings.observe_every,
-            _bounds(settings),
-        )
+        noise, after, every = settings.action_noise, settings.steps_after_success, settings.observe_every
+        setup = RecorderSetup(env, noise, after, every, self._range)
         module = "gipo_vla.imitation.recorder"
         self._processes = [WorkerProcess(number, setup, timeout, module) for number in range(workers)]
 
@@ -122,8 +116,8 @@ class Recording:
                 )
 
     def _refuse_empty_range(self, tried: int, skipped: int) -> None:
-        if skipped > FIRST_LOOK * (tried + FIRST_LOOK):
-            index, low, high = _bounds(self.settings) or (0, 0.0, 0.0)
+        if self._range is not None and skipped > FIRST_LOOK * (tried + FIRST_LOOK):
+            index, low, high = self._range
             raise UserError(
                 f"demonstrations.state_range: state[{index}] was within {low:g} to {high:g} in {tried} of "
                 f"{tried + skipped} initial states: widen it"
@@ -139,19 +133,16 @@ class Recording:
             yield from [_answer(process) for process in self._processes]
 
 
-def _check_range(env: EnvironmentSettings, settings: ExpertSettings) -> None:
-    size = make_spec(replace(env, observations=("state",))).observation["state"].shape[0]
-    if settings.state_range is not None and settings.state_range.index >= size:
-        raise UserError(
-            f"demonstrations.state_range.index is {settings.state_range.index}: the state of {env.family} "
-            f"has {size} numbers, counted from 0"
-        )
-
-
-def _bounds(settings: ExpertSettings) -> tuple[int, float, float] | None:
+def _state_range(env: EnvironmentSettings, settings: ExpertSettings) -> tuple[int, float, float] | None:
     bounds = settings.state_range
     if bounds is None:
         return None
+    size = make_spec(replace(env, observations=("state",))).observation["state"].shape[0]
+    if bounds.index >= size:
+        raise UserError(
+            f"demonstrations.state_range.index is {bounds.index}: the state of {env.family} has {size} "
+            "numbers, counted from 0"
+        )
     low = -math.inf if bounds.low is None else bounds.low
     return bounds.index, low, math.inf if bounds.high is None else bounds.high
 

@@ -96,6 +96,3 @@ class LeRobotSettings:
     """Leave out actions that move nothing."""
     rotate_images: bool = False
     """Turn images by 180 degrees to how the simulator renders them: true for upright data sets of LIBERO."""
-
-
-DemonstrationSettings = ExpertSettings | RecordedSettings | LiberoHdf5Settings | LeRobotSettings

@@ -8,8 +8,7 @@ from pathlib import Path
 from gipo_envs import EnvironmentSpec
 from gipo_vla.distributed import group
 from gipo_vla.imitation import demonstrations, lerobot, libero_hdf5
-from gipo_vla.imitation.demonstrations import Demonstrations
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Demonstrations, Episode
 from gipo_vla.imitation.recording import Recording
 from gipo_vla.imitation.settings import ExpertSettings, LiberoHdf5Settings, RecordedSettings
 from gipo_vla.settings.cloning import SftSettings
@@ -26,15 +25,13 @@ def obtain(settings: SftSettings, spec: EnvironmentSpec, run_folder: Path) -> De
         UserError: they cannot be had; the same on every rank.
     """
     source = settings.demonstrations
-    folder = _named(Path(source.path)) if isinstance(source, RecordedSettings) else run_folder / FOLDER
+    folder = run_folder / FOLDER
+    if isinstance(source, RecordedSettings):  # a recording's folder, by itself or by the run that holds it
+        named = Path(source.path)
+        folder = named / FOLDER if demonstrations.exists(named / FOLDER) else named
     recorded = isinstance(source, RecordedSettings) or demonstrations.exists(folder)
     group.on_first(lambda: None if recorded else _make(settings, spec, folder))
     return demonstrations.read(folder, spec, source.count)
-
-
-def _named(path: Path) -> Path:
-    """A recording's folder, by itself or by the run that holds it."""
-    return path / FOLDER if demonstrations.exists(path / FOLDER) else path
 
 
 def _make(settings: SftSettings, spec: EnvironmentSpec, folder: Path) -> None:
@@ -47,12 +44,8 @@ def _make(settings: SftSettings, spec: EnvironmentSpec, folder: Path) -> None:
             episodes = _announced(recording.episodes(), source.count * len(spec.tasks))
             demonstrations.write(folder, spec, episodes, source.name, recording.costs)
         return
-    assert not isinstance(source, RecordedSettings)
-    read: Iterable[Episode] = (
-        libero_hdf5.episodes(source, settings.env, spec)
-        if isinstance(source, LiberoHdf5Settings)
-        else lerobot.episodes(source, settings.env, spec)
-    )
+    reader = libero_hdf5 if isinstance(source, LiberoHdf5Settings) else lerobot
+    read = reader.episodes(source, settings.env, spec)
     demonstrations.write(folder, spec, _announced(read), source.name)
 
 

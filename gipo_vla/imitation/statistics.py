@@ -29,14 +29,16 @@ def dataset_statistics(demonstrations: Demonstrations, family: str) -> dict[str,
     """
     actions = np.asarray(demonstrations.actions[demonstrations.action_rows])
     binary = families()[family].binary_gripper
+    if binary:  # -1 open and +1 closed, published as 1 open and 0 closed (``libero_dataset_transform``)
+        actions = np.concatenate([actions[:, :-1], 0.5 * (1.0 - actions[:, -1:])], axis=1)
     entry: dict[str, Any] = {
-        "action": action_statistics(_with_published_gripper(actions) if binary else actions, binary),
+        "action": action_statistics(actions, binary),
         "num_transitions": len(actions),
         "num_trajectories": len(demonstrations.records),
     }
     if "proprio" in demonstrations.observations:
-        proprio = np.asarray(demonstrations.observations["proprio"][demonstrations.rows])
-        entry["proprio"] = _columns(proprio) | {"mask": _moves(proprio).tolist()}
+        proprio = _columns(np.asarray(demonstrations.observations["proprio"][demonstrations.rows]))
+        entry["proprio"] = proprio | {"mask": _moves(proprio).tolist()}
     return {family: entry}
 
 
@@ -48,7 +50,7 @@ def action_statistics(actions: NDArray[np.float32], keep_gripper: bool) -> dict[
             it is open or closed.
     """
     columns = _columns(actions)
-    moves = _moves(actions)
+    moves = _moves(columns)
     # Stretching a dimension that hardly moves would make its noise the whole range of tokens. It keeps the
     # environment's range instead (not mask False, by which OpenVLA marks a gripper that is to be flipped).
     columns["q01"] = np.where(moves, columns["q01"], -1.0).tolist()
@@ -56,11 +58,6 @@ def action_statistics(actions: NDArray[np.float32], keep_gripper: bool) -> dict[
     mask = [True] * actions.shape[1]
     mask[-1] = not keep_gripper
     return columns | {"mask": mask}
-
-
-def _with_published_gripper(actions: NDArray[np.float32]) -> NDArray[np.float32]:
-    """LIBERO's gripper, -1 open and +1 closed, as 1 open and 0 closed (``libero_dataset_transform``)."""
-    return np.concatenate([actions[:, :-1], 0.5 * (1.0 - actions[:, -1:])], axis=1)
 
 
 def _columns(rows: NDArray[np.float32]) -> dict[str, list[float]]:
@@ -75,7 +72,6 @@ def _columns(rows: NDArray[np.float32]) -> dict[str, list[float]]:
     }
 
 
-def _moves(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
-    low, high = np.quantile(rows.astype(np.float64), [0.01, 0.99], axis=0)
-    moves: NDArray[np.bool_] = high - low > STILL
+def _moves(columns: dict[str, list[float]]) -> NDArray[np.bool_]:
+    moves: NDArray[np.bool_] = np.subtract(columns["q99"], columns["q01"]) > STILL
     return moves

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from gipo_envs import EnvironmentSpec
-from gipo_vla.policies.memory import Declares
+from gipo_vla.policies.memory import Arithmetic, DtypeName, PolicyMemory, TokenShape, Work
 from gipo_vla.policies.normalization import RunningNormalizer
 from gipo_vla.settings.registry import policies
 
@@ -224,11 +224,8 @@ class BuildContext:
         return network_dtype(self.precision, self.device)
 
 
-class PolicySettings(Declares, Protocol):
-    """Settings of a policy: a frozen dataclass, known by the default of its field ``name``.
-
-    What a plan asks of them before anything is built stands in ``policies.memory.Declares``.
-    """
+class PolicySettings(Protocol):
+    """Settings of a policy: a frozen dataclass, known by the default of its field ``name``."""
 
     movable: ClassVar[tuple[str, ...]] = ()
     """Settings that a resumed run may change: where files lie, how a machine computes."""
@@ -251,6 +248,25 @@ class PolicySettings(Declares, Protocol):
             UserError: settings, environment and checkpoint do not go together.
         """
         ...
+
+    # What plans ask before anything is built.
+
+    def token_shape(self, spec: EnvironmentSpec) -> TokenShape:
+        """The shape of a decision's tokens on an environment."""
+        ...
+
+    def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
+        """The memory on one rank's device."""
+        ...
+
+    def arithmetic(self, work: Work, spec: EnvironmentSpec) -> Arithmetic:
+        """The operations of one sample."""
+        ...
+
+    def remedy(self, memory: PolicyMemory, dtype: DtypeName) -> str | None:
+        """The setting that saves most where the device's memory is too small, as an advice that begins with a
+        verb; None if that is a smaller micro-batch."""
+        return None
 
 
 def network_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gipo_envs.errors import UserError
+from gipo_vla.settings.registry import check
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -47,15 +47,11 @@ class LoraSettings:
     and a quarter of the speed, for rounding that the frozen layer's output does anyway."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"policy.lora.rank is {self.rank}: it must be at least 1")
-        if self.alpha <= 0:
-            raise UserError(f"policy.lora.alpha is {self.alpha}: it must be above 0")
-        if not self.towers or len(set(self.towers)) != len(self.towers):
-            raise UserError(
-                f"policy.lora.towers is {list(self.towers)}: name each part once, out of vision, "
-                "patch_embeddings, projector, language_model, action_head"
-            )
+        check(self.rank >= 1, "policy.lora.rank", self.rank, "be at least 1")
+        check(self.alpha > 0, "policy.lora.alpha", self.alpha, "be above 0")
+        once = self.towers and len(set(self.towers)) == len(self.towers)
+        parts = ", ".join(get_args(Tower))
+        check(bool(once), "policy.lora.towers", list(self.towers), f"name parts out of {parts}, each once")
 
 
 def inject(

@@ -1,16 +1,14 @@
 """What a policy's settings declare of their policy before it is built: its tokens, its memory, its
-arithmetic.
+arithmetic (``gipo_vla.policies.base.PolicySettings``).
 
-The settings class of every policy has the methods of ``Declares``. Plans, the refusal of what cannot fit, and
-tables read nothing else of a policy, so that a policy of a user's is planned like the ones that are built in.
+Plans, the refusal of what cannot fit, and tables read nothing else of a policy, so that a policy of a user's
+is planned like the ones that are built in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol
-
-from gipo_envs import EnvironmentSpec
+from typing import Literal
 
 DtypeName = Literal["float32", "bfloat16"]
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -71,11 +69,6 @@ class PolicyMemory:
     def total(self) -> int:
         return sum(getattr(self, item.name) for item in fields(self))
 
-    def table(self) -> str:
-        """One line an item, in GiB."""
-        lines = [f"{item.name:<12}{getattr(self, item.name) / 2**30:9.2f} GiB" for item in fields(self)]
-        return "\n".join([*lines, f"{'total':<12}{self.total / 2**30:9.2f} GiB"])
-
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -85,24 +78,6 @@ class Arithmetic:
     """A forward without gradient."""
     train: float
     """A forward and the backward of it."""
-
-
-class Declares(Protocol):
-    """What plans ask of a policy's settings."""
-
-    def token_shape(self, spec: EnvironmentSpec) -> TokenShape:
-        """The shape of a decision's tokens on an environment."""
-
-    def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
-        """The memory on one rank's device."""
-
-    def arithmetic(self, work: Work, spec: EnvironmentSpec) -> Arithmetic:
-        """The operations of one sample."""
-
-    def remedy(self, memory: PolicyMemory, dtype: DtypeName) -> str | None:
-        """The setting that saves most where the device's memory is too small, as an advice that begins with a
-        verb; None if that is a smaller micro-batch."""
-        return None
 
 
 def of_trained(parameters: int, size: int, work: Work) -> dict[str, int]:

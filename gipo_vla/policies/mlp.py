@@ -10,9 +10,8 @@ Shapes: B batch, S numbers observed, K steps of a chunk, D action dimensions, V 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +39,7 @@ from gipo_vla.policies.memory import (
     of_trained,
 )
 from gipo_vla.policies.normalization import VECTORS, RunningNormalizer
+from gipo_vla.settings.registry import check
 
 LOGITS_KEPT = 6
 """Arrays of the size of the logits that autograd keeps: the network's, those divided by the temperature, and
@@ -72,37 +72,29 @@ class MlpSettings(PolicySettings):
     """Iterations after which the statistics of the observations freeze."""
 
     def __post_init__(self) -> None:
-        for key, value, least in (("bins", self.bins, 2), ("chunk", self.chunk, 1)):
-            if value < least:
-                raise UserError(f"policy.{key} is {value}: it must be at least {least}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise UserError(f"policy.hidden is {list(self.hidden)}: give at least one positive width")
-        if self.inputs is not None and (not self.inputs or len(set(self.inputs)) < len(self.inputs)):
-            raise UserError(f"policy.inputs is {list(self.inputs)}: name at least one vector, and none twice")
+        check(self.bins >= 2, "policy.bins", self.bins, "be at least 2")
+        check(self.chunk >= 1, "policy.chunk", self.chunk, "be at least 1")
+        check(min(self.hidden, default=0) >= 1, "policy.hidden", list(self.hidden), "name positive widths")
+        inputs = [None] if self.inputs is None else list(self.inputs)
+        once = 0 < len(inputs) == len(set(inputs))
+        check(once, "policy.inputs", inputs, "name at least one vector, and none twice")
 
     def build(self, context: BuildContext) -> Policy:
         return MlpPolicy(self, context.spec).to(context.device)
-
-    # What plans ask, see ``policies.memory.Declares``.
 
     def token_shape(self, spec: EnvironmentSpec) -> TokenShape:
         return TokenShape(self.chunk, spec.action_size, self.bins)
 
     def parameters(self, spec: EnvironmentSpec) -> int:
         """The number of parameters of the policy on an environment."""
-        inputs, logits = self._inputs(spec), self.chunk * spec.action_size * self.bins
-        widths = (inputs, *self.hidden)
-        trunk = sum((before + 1) * after for before, after in zip(widths, self.hidden))
-        return 2 * trunk + (widths[-1] + 1) * (logits + 1)
-
-    def _inputs(self, spec: EnvironmentSpec) -> int:
-        size = sum(spec.observation[name].shape[0] for name in _vectors(self, spec))
-        return size + (len(spec.tasks) if len(spec.tasks) > 1 else 0)
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in MlpPolicy(self, spec).parameters())
 
     def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
         parameters = self.parameters(spec)
         logits = 4 * self.chunk * spec.action_size * self.bins
-        sample = 4 * (self._inputs(spec) + 2 * sum(self.hidden)) + LOGITS_KEPT * logits
+        inputs = _size(_vectors(self, spec), spec) + _told_tasks(spec)
+        sample = 4 * (inputs + 2 * sum(self.hidden)) + LOGITS_KEPT * logits
         return PolicyMemory(
             frozen=0,
             **of_trained(parameters, 4 * parameters, work),
@@ -144,20 +136,30 @@ def _vectors(settings: MlpSettings, spec: EnvironmentSpec) -> tuple[str, ...]:
     return tuple(name for name in VECTORS if name in asked)
 
 
-class MlpPolicy(nn.Module):
-    """Implements ``gipo_vla.policies.base.Policy`` on the vectors that are observed."""
+def _size(vectors: tuple[str, ...], spec: EnvironmentSpec) -> int:
+    return sum(spec.observation[name].shape[0] for name in vectors)
+
+
+def _told_tasks(spec: EnvironmentSpec) -> int:
+    """A multi-task policy is told its task as a one-hot vector, as is usual on MT10 and MT50."""
+    return len(spec.tasks) if len(spec.tasks) > 1 else 0
+
+
+class MlpPolicy(nn.Module, Policy):
+    """A policy on the vectors that are observed."""
+
+    normalizer: RunningNormalizer
 
     def __init__(self, settings: MlpSettings, spec: EnvironmentSpec) -> None:
         super().__init__()
         inputs = _vectors(settings, spec)
         self.settings = settings
         self.chunk, self.action_dims, self.bins = settings.chunk, spec.action_size, settings.bins
-        size = sum(spec.observation[name].shape[0] for name in inputs)
+        size = _size(inputs, spec)
         self.tasks = len(spec.tasks)
         self.normalizer = RunningNormalizer(size, inputs)
         self.normalizer_iterations = settings.normalizer_iterations
-        # A multi-task policy is told its task as a one-hot vector, as is usual on MT10 and MT50.
-        width = size + (self.tasks if self.tasks > 1 else 0)
+        width = size + _told_tasks(spec)
         self.actor, features = _trunk(width, settings.hidden)
         self.action_head = nn.Linear(features, self.chunk * self.action_dims * self.bins)
         # Near-uniform at the start: the first episodes explore the whole range of every dimension.
@@ -209,12 +211,8 @@ class MlpPolicy(nn.Module):
     def evaluate(self, observations: Observations, tokens: Tensor, temperature: Tensor) -> Evaluation:
         inputs = self._inputs(observations)
         logits = self._logits(inputs).float() / temperature.reshape(-1, 1, 1, 1)
-        return Evaluation(
-            token_log_probs(logits, tokens),
-            token_entropies(logits),
-            self._values(inputs),
-            logits,
-        )
+        log_probs, entropies = token_log_probs(logits, tokens), token_entropies(logits)
+        return Evaluation(log_probs, entropies, self._values(inputs), logits)
 
     forward = evaluate
 
@@ -237,16 +235,3 @@ class MlpPolicy(nn.Module):
     @torch.no_grad()
     def encode(self, actions: Tensor) -> Tensor:
         return ((actions + 1) / 2 * (self.bins - 1)).round().long().clamp(0, self.bins - 1)
-
-    def twin(self) -> Self:
-        # The normaliser is shared on purpose: behaviour and learner must see the same inputs.
-        shared = {id(self.normalizer): self.normalizer}
-        return copy.deepcopy(self, shared).requires_grad_(False)
-
-    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"policy": [], "value": []}
-        for name, parameter in self.named_parameters():
-            groups["value" if name.startswith(("critic", "value_head")) else "policy"].append(
-                (name, parameter)
-            )
-        return groups

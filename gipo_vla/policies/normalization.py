@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 VECTORS = ("state", "proprio", "landmarks")
 """Observations that are vectors of numbers, in the order in which they are put behind each other."""
+EPSILON = 1e-3
+"""Added to the standard deviation."""
+CLIP = 10.0
 
 
 class RunningNormalizer(nn.Module):
-    """Maps x to (x - mean) / std, clipped to [-10, 10]; the identity before the first update.
+    """Maps x to (x - mean) / std, clipped to [-CLIP, CLIP]; the identity before the first update.
 
     The statistics are buffers in float64: they are saved with the policy and shared by its twin.
     """
@@ -24,11 +27,8 @@ class RunningNormalizer(nn.Module):
     mean: Tensor
     squares: Tensor
 
-    def __init__(
-        self, size: int, inputs: tuple[str, ...] = ("state",), epsilon: float = 1e-3, clip: float = 10.0
-    ) -> None:
+    def __init__(self, size: int, inputs: tuple[str, ...] = ("state",)) -> None:
         super().__init__()
-        self.epsilon, self.clip = epsilon, clip
         self.inputs = inputs
         """Names of the observations whose numbers, one behind the other, are normalised."""
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -57,8 +57,8 @@ class RunningNormalizer(nn.Module):
         return np.concatenate([observations[name] for name in self.inputs], axis=-1)
 
     def forward(self, values: Tensor) -> Tensor:
-        std = (self.squares / self.count).clamp_min(0).sqrt() + self.epsilon
-        normalized = ((values - self.mean.float()) / std.float()).clamp(-self.clip, self.clip)
+        std = (self.squares / self.count).clamp_min(0).sqrt() + EPSILON
+        normalized = ((values - self.mean.float()) / std.float()).clamp(-CLIP, CLIP)
         # Not an ``if``: the host would wait for the count.
         return torch.where(self.count == 0, values.float(), normalized)
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gipo_envs.errors import UserError
 from gipo_vla.policies.precision import KeepsDtype
+from gipo_vla.settings.registry import check
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,9 @@ class ValueHeadSettings:
     """Do not let the value loss reach the policy's features."""
 
     def __post_init__(self) -> None:
-        if self.width < 4 or self.heads < 1 or self.width % self.heads:
-            raise UserError(
-                f"policy.value.width is {self.width} with policy.value.heads {self.heads}: the width must be "
-                "at least 4 and a multiple of the heads"
-            )
+        fits = self.width >= 4 and self.heads >= 1 and self.width % self.heads == 0
+        must = f"be at least 4 and a multiple of policy.value.heads, {self.heads}"
+        check(fits, "policy.value.width", self.width, must)
 
 
 class AttentionPoolingValue(KeepsDtype):

@@ -32,7 +32,6 @@ from gipo_vla.imitation import sources
 from gipo_vla.imitation.cloning import Cloner
 from gipo_vla.imitation.demonstrations import Demonstrations
 from gipo_vla.imitation.examples import BatchOrder, Examples
-from gipo_vla.imitation.plots import loss_curve
 from gipo_vla.imitation.statistics import dataset_statistics
 from gipo_vla.policies.base import Policy
 from gipo_vla.policies.normalization import moments
@@ -43,6 +42,7 @@ from gipo_vla.run.trainer import Row, ShouldStop
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.telemetry.console import Position
 from gipo_vla.telemetry.metrics import mean_of, read_json_lines
+from gipo_vla.telemetry.plots import loss_curve
 
 
 def has_settled(losses: list[float], after: int | None, tolerance: float) -> bool:

@@ -2,8 +2,9 @@
 
 ``plan_run`` needs no policy, no worker and no weight: training, cloning, sweeps and benchmarks all call it
 before anything is spent. What depends on the kind of policy is asked of the policy's settings
-(``gipo_vla.policies.memory.Declares``), what depends on the simulator of its ``gipo_envs.family.WorkerCost``.
-At the end of a run ``compare`` puts what was measured beside each prediction.
+(``gipo_vla.policies.base.PolicySettings``), what depends on the simulator of its
+``gipo_envs.family.WorkerCost``. At the end of a run ``compare`` puts what was measured beside each
+prediction.
 """
 
 from __future__ import annotations

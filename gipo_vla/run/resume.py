@@ -16,7 +16,7 @@ import psutil
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.folder import MANIFEST
 from gipo_vla.checkpoint.run_folder import RunFolder, runs_root
-from gipo_vla.settings import plugins, runs
+from gipo_vla.settings import plugins, registry, runs
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.settings.runs import SESSION_KEYS, RunSettings, may_change
 from gipo_vla.settings.schema import TrainingSettings
@@ -35,7 +35,7 @@ def differences(old: Any, new: Any, added: bool = True) -> dict[str, str]:
         old: settings, or the plain values that a folder holds.
         added: whether a setting that only one of them has differs (a later version has more settings).
     """
-    before, after = _flat(runs.to_dict(old)), _flat(runs.to_dict(new))
+    before, after = registry.flat(runs.to_dict(old)), registry.flat(runs.to_dict(new))
     if not added:
         before, after = ({key: side[key] for key in before.keys() & after.keys()} for side in (before, after))
     return {
@@ -43,16 +43,6 @@ def differences(old: Any, new: Any, added: bool = True) -> dict[str, str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in SESSION_KEYS
     }
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 # ----------------------------------------------------------------------------------- which run is meant

@@ -146,6 +146,20 @@ def validated(cls: type[Settings], values: Any, section: str = "") -> Settings:
     return instance
 
 
+def check(holds: bool, key: str, value: Any, must: str) -> None:
+    """Refuse a value of a settings class.
+
+    Args:
+        key: dotted.
+        must: what it must do or be, as the message says it.
+
+    Raises:
+        UserError: it does not hold.
+    """
+    if not holds:
+        raise UserError(f"{key} is {value}: it must {must}")
+
+
 def _first_problem(error: ValidationError, section: str) -> str:
     problems = error.errors(include_url=False)
     problem = problems[0]
@@ -183,6 +197,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(own) for own in value]
     return value
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Plain values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 MISSING_VALUE = "???"

@@ -47,6 +47,17 @@ def settings_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     console.print(table)
 
 
+def figures_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table of figures, whose first column says what they are and has no heading."""
+    table = Table(title=title)
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
 def say(line: str) -> None:
     """Print a line, once for all ranks."""
     if int(os.environ.get("RANK", 0)) == 0:

@@ -38,7 +38,8 @@ def test_rollouts_end_where_they_should(make_config: Callable[..., Any]) -> None
     settings = make_config("credit=graph", "rollout.envs_per_worker=8")
     spec = environment_spec(settings)
     plans = plan_collection(settings, spec, 1)
-    group = credit._group(plans, 0, 8, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    group = [credit._episode(plans, 0, env, env % 4 == 0, rng) for env in range(8)]
     assert [sum(s.length for s in own) for own in group] == [64] * 8
     assert [own[-1].terminated for own in group] == [True, False, False, False] * 2
     assert sum(int(s.success.sum()) for own in group for s in own) == 2

@@ -30,19 +30,9 @@ from gipo_vla.policies.openvla_oft import build
 from gipo_vla.replay.segment import SegmentBatch, layout
 from gipo_vla.settings import registry
 from gipo_vla.settings.cloning import CloningLearnerSettings, CloningSettings
-from gipo_vla.settings.schema import LearnerSettings
 from tests.fake_device.conftest import counted, on_device
 from tests.learner import vla
 
-LEARNER = LearnerSettings(
-    updates=1,
-    batch_segments=4,
-    micro_batch_segments=2,
-    policy_learning_rate=1e-3,
-    value_learning_rate=1e-3,
-    warmup_iterations=0,
-    schedule="constant",
-)
 VLA: dict[str, dict[str, Any]] = {
     "full": {"training": "full", "proprio": True},
     "lora, all towers": {"lora": LoraSettings(rank=4, towers=vla.ALL_TOWERS), "proprio": True},  # type: ignore[arg-type]
@@ -68,7 +58,7 @@ def update(
     """So many updates: in the first the normaliser has no statistics yet."""
     learner = Learner(
         policy,
-        replace(LEARNER, **changes),
+        replace(vla.LEARNER, **changes),
         objective or GipoSettings(),
         regularizers or RegularizerSettings(),
         (credit or GaeSettings()).build(),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gipo_envs import ArraySpec, CameraSettings, EnvironmentSettings, EnvironmentSpec, make_spec
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Episode
 
 MakeEpisodes = Callable[..., Iterator[Episode]]
 

@@ -18,8 +18,8 @@ from PIL import Image
 from gipo_envs import CameraSettings, EnvironmentSettings, EnvironmentSpec
 from gipo_envs.errors import UserError
 from gipo_vla.imitation import lerobot, libero_hdf5
-from gipo_vla.imitation.episode import Episode
-from gipo_vla.imitation.frames import as_observed, moving
+from gipo_vla.imitation.data_sets import as_observed, moving
+from gipo_vla.imitation.demonstrations import Episode
 from gipo_vla.imitation.settings import LeRobotSettings, LiberoHdf5Settings
 
 ENV = EnvironmentSettings(

@@ -13,8 +13,7 @@ import pytest
 from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
 from gipo_vla.imitation import demonstrations
-from gipo_vla.imitation.demonstrations import Costs
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Costs, Episode
 
 MakeEpisodes = Callable[..., Iterator[Episode]]
 

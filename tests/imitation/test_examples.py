@@ -11,7 +11,7 @@ import pytest
 
 from gipo_envs import EnvironmentSpec
 from gipo_vla.imitation import demonstrations
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Episode
 from gipo_vla.imitation.examples import BatchOrder, Examples
 
 MakeEpisodes = Callable[..., Iterator[Episode]]

@@ -12,7 +12,7 @@ import pytest
 from gipo_envs import EVALUATION_KEYS_START, CameraSettings, EnvironmentSettings, make, make_spec
 from gipo_envs.errors import UserError
 from gipo_envs.registry import make_expert
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Episode
 from gipo_vla.imitation.recorder import Attempt, Recorder, RecorderSetup
 from gipo_vla.imitation.recording import Recording, attempts
 from gipo_vla.imitation.settings import ExpertSettings, StateRange

@@ -10,8 +10,7 @@ import torch
 
 from gipo_envs import EnvironmentSpec
 from gipo_vla.imitation import demonstrations
-from gipo_vla.imitation.demonstrations import Demonstrations
-from gipo_vla.imitation.episode import Episode
+from gipo_vla.imitation.demonstrations import Demonstrations, Episode
 from gipo_vla.imitation.statistics import action_statistics, dataset_statistics
 from gipo_vla.policies.openvla_oft.normalization import ActionScaling, select_statistics
 

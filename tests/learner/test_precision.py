@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from gipo_vla.objectives.regularizers import RegularizerSettings
 from gipo_vla.policies.base import copy_trainable
 from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.numerical_floor import log_ratio_floor
-from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, build
+from gipo_vla.policies.openvla_oft import build
+from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.replay.segment import SegmentBatch
-from gipo_vla.settings.schema import LearnerSettings
 from tests.learner import vla
 
 CPU = torch.device("cpu")
@@ -33,15 +33,20 @@ CASES: dict[str, dict[str, Any]] = {
     "lora, bfloat16": {"lora": LoraSettings(rank=4, dtype="bfloat16")},
     "lora, float32": {"lora": LoraSettings(rank=4, dtype="float32")},
 }
-SETTINGS: dict[str, Any] = {
-    "updates": 1,
-    "batch_segments": 4,
-    "micro_batch_segments": 2,
-    "policy_learning_rate": 1e-3,
-    "value_learning_rate": 1e-3,
-    "warmup_iterations": 0,
-    "schedule": "constant",
-}
+
+
+def make_learner(policy: OpenVlaOftPolicy, **settings: Any) -> Learner:
+    return Learner(
+        policy,
+        replace(vla.LEARNER, **settings),
+        GipoSettings(),
+        RegularizerSettings(),
+        GaeSettings().build(),
+        AdvantageNormalizer("running"),
+        CPU,
+        10,
+        1.0,
+    )
 
 
 @pytest.fixture(params=CASES)
@@ -52,20 +57,8 @@ def policy(request: pytest.FixtureRequest) -> OpenVlaOftPolicy:
 
 
 @pytest.fixture(params=[1, 2], ids=["stage1", "stage2"])
-def learner(
-    process_group: None, policy: OpenVlaOftPolicy, request: pytest.FixtureRequest
-) -> Iterator[Learner]:
-    yield Learner(
-        policy,
-        LearnerSettings(zero_stage=request.param, **SETTINGS),
-        GipoSettings(),
-        RegularizerSettings(),
-        GaeSettings().build(),
-        AdvantageNormalizer("running"),
-        CPU,
-        10,
-        1.0,
-    )
+def learner(process_group: None, policy: OpenVlaOftPolicy, request: pytest.FixtureRequest) -> Learner:
+    return make_learner(policy, zero_stage=request.param)
 
 
 def dtypes(module: nn.Module) -> dict[str, torch.dtype]:
@@ -82,7 +75,6 @@ def run(learner: Learner, segments: SegmentBatch) -> dict[str, float]:
 def test_what_trains_is_float32_and_what_does_not_is_not(policy: OpenVlaOftPolicy) -> None:
     trained = {p.dtype for p in policy.parameters() if p.requires_grad}
     assert trained == {torch.float32}
-    frozen = {p.dtype for name, p in policy.named_parameters() if not p.requires_grad}
     kept = {"network.action_head.base_layer.weight", "network.action_head.weight"}  # float32 for log-probs
     frozen = {p.dtype for name, p in policy.named_parameters() if not p.requires_grad and name not in kept}
     assert frozen == (set() if policy.settings.training == "full" else {torch.bfloat16})
@@ -104,17 +96,7 @@ def test_the_forward_computes_in_bfloat16(policy: OpenVlaOftPolicy) -> None:
 
 def test_dtypes_survive_the_engine_and_fit_the_twin(policy: OpenVlaOftPolicy, process_group: None) -> None:
     twin, before = policy.twin(), dtypes(policy)
-    learner = Learner(
-        policy,
-        LearnerSettings(**SETTINGS),
-        GipoSettings(),
-        RegularizerSettings(),
-        GaeSettings().build(),
-        AdvantageNormalizer("running"),
-        CPU,
-        10,
-        1.0,
-    )
+    learner = make_learner(policy)
     run(learner, vla.segments(policy.settings))
     assert dtypes(policy) == before == dtypes(twin)
     zero = learner.engine.optimizer
@@ -182,14 +164,4 @@ def test_the_engine_refuses_what_trains_in_another_dtype(
 ) -> None:
     policy.value_head.output.bias.data = policy.value_head.output.bias.data.bfloat16()
     with pytest.raises(UserError, match=r"value_head\.output\.bias trains in bfloat16.*float32"):
-        Learner(
-            policy,
-            LearnerSettings(**SETTINGS),
-            GipoSettings(),
-            RegularizerSettings(),
-            GaeSettings().build(),
-            AdvantageNormalizer("running"),
-            CPU,
-            10,
-            1.0,
-        )
+        make_learner(policy)

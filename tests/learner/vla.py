@@ -13,6 +13,7 @@ from gipo_vla.benchmarks.policy import Trial
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings
 from gipo_vla.policies.value_heads import ValueHeadSettings
 from gipo_vla.replay.segment import Arrays, SegmentBatch, layout
+from gipo_vla.settings.schema import LearnerSettings
 
 ARCHITECTURE = Architecture(
     image_size=28,
@@ -25,6 +26,15 @@ ARCHITECTURE = Architecture(
     key_value_heads=4,
     vocabulary=1088,
     prompt_end=767,
+)
+LEARNER = LearnerSettings(
+    updates=1,
+    batch_segments=4,
+    micro_batch_segments=2,
+    policy_learning_rate=1e-3,
+    value_learning_rate=1e-3,
+    warmup_iterations=0,
+    schedule="constant",
 )
 ALL_TOWERS = ("vision", "patch_embeddings", "projector", "language_model", "action_head")
 

@@ -149,7 +149,7 @@ def test_twin_shares_the_normalizer_and_owns_the_rest(make_policy: MakePolicy) -
     policy = make_policy()
     twin = policy.twin()
     batch = observations(8)
-    assert twin.normalizer is policy.normalizer
+    assert twin.normalizer.mean is policy.normalizer.mean
     own = {parameter.data_ptr() for parameter in policy.parameters()}
     assert not own & {parameter.data_ptr() for parameter in twin.parameters()}
     assert all(parameter.requires_grad for parameter in policy.parameters())

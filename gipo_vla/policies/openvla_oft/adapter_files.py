@@ -7,17 +7,18 @@ are one of rank 3r with the A's stacked and the B's on the diagonal.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gipo_envs.errors import UserError
+from gipo_envs.errors import UserError, first_three
 from gipo_vla.policies.lora import low_rank_sum
 from gipo_vla.policies.openvla_oft.checkpoint_files import TensorFiles, read_json
 
@@ -45,8 +46,8 @@ class PublishedAdapter:
         low, high = (part.to(weight.device) for part in self.pairs[module])
         return low_rank_sum(weight, low, high, self.scales[module])
 
-    def check(self, modules: Mapping[str, tuple[int, ...]], source: Path) -> None:
-        """Refuse an adapter for modules that the layout (weights' shapes by module) does not have.
+    def check(self, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
+        """Refuse an adapter for modules that a checkpoint (shapes by tensor) does not have.
 
         Raises:
             UserError: naming the first ones.
@@ -54,19 +55,19 @@ class PublishedAdapter:
         wrong = [
             module
             for module, (low, high) in self.pairs.items()
-            if module not in modules
-            or (high.shape[0], low[0].numel()) != (modules[module][0], _inputs(modules[module]))
+            if _matrix(shapes.get(f"{module}.weight", ())) != (high.shape[0], low[0].numel())
         ]
         if wrong:
             raise UserError(
                 f"{source} adapts {len(wrong)} modules that the base checkpoint lacks or has in another "
-                f"shape ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): set "
+                f"shape ({first_three(wrong)}): set "
                 "policy.base_checkpoint to the checkpoint that it was trained on"
             )
 
 
-def _inputs(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape[1:]).numel())
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Outputs and inputs of a weight; a convolution's window counts among the inputs."""
+    return (shape[0], math.prod(shape[1:])) if shape else (0, 0)
 
 
 def read_adapter(folder: Path) -> PublishedAdapter:
@@ -100,23 +101,12 @@ def read_adapter(folder: Path) -> PublishedAdapter:
     scales = {}
     for module, (low, _) in pairs.items():
         rank = low.shape[0]
-        alpha = _pattern_value(alphas, module, float(config["lora_alpha"]))
+        alpha = float(alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"]))
         scales[module] = alpha / (rank**0.5 if root else rank)
     return PublishedAdapter(pairs, scales, config.get("base_model_name_or_path") or None)
 
 
-def _pattern_value(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """peft's rule: a pattern matches the end of a module's name, at a dot."""
-    for pattern, value in patterns.items():
-        plain = pattern.removeprefix("^").removesuffix("$")
-        if module == plain or module.endswith(f".{plain}"):
-            return float(value)
-    return default
-
-
-def write_adapter(
-    folder: Path, adapter: PublishedAdapter, rank: int, alpha: float, extra: Mapping[str, Any] | None = None
-) -> None:
+def write_adapter(folder: Path, adapter: PublishedAdapter, rank: int, alpha: float) -> None:
     """Write an adapter so that peft loads it onto the original model.
 
     ``rank`` and ``alpha`` are the usual ones; modules of another rank get patterns.
@@ -130,21 +120,16 @@ def write_adapter(
             rank_pattern[module] = low.shape[0]
             alpha_pattern[module] = adapter.scales[module] * low.shape[0]
     save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": adapter.base,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted(adapter.pairs),
-        "rank_pattern": rank_pattern,
-        "alpha_pattern": alpha_pattern,
-        "init_lora_weights": True,
-        "inference_mode": True,
-        **(extra or {}),
-    }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    LoraConfig(
+        base_model_name_or_path=adapter.base,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=sorted(adapter.pairs),
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        inference_mode=True,
+    ).save_pretrained(str(folder))
 
 
 def fuse(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

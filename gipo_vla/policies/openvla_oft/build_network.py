@@ -22,14 +22,7 @@ def network_on_meta(
 ) -> OpenVlaOftNetwork:
     """The network's modules, without any weights."""
     with torch.device("meta"):
-        return OpenVlaOftNetwork(
-            settings.architecture,
-            action_positions,
-            proprio_size,
-            full_vocabulary=settings.full_vocabulary,
-            learned_queries=settings.action_queries == "learned",
-            stop_token=settings.stop_token,
-        )
+        return OpenVlaOftNetwork(settings, action_positions, proprio_size)
 
 
 def place(network: nn.Module, name: str, value: Tensor, device: torch.device, dtype: torch.dtype) -> None:

@@ -20,13 +20,12 @@ from gipo_envs.errors import UserError
 from gipo_vla.policies import lora
 from gipo_vla.policies.openvla_oft import fitting, reading
 from gipo_vla.policies.openvla_oft.build_network import draw_weights, finish, network_on_meta, place
-from gipo_vla.policies.openvla_oft.checkpoint import Checkpoint, open_checkpoint
 from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
 from gipo_vla.policies.openvla_oft.normalization import select_statistics
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
-from gipo_vla.policies.openvla_oft.prompt import TOKENIZER_FILE, read_tokenizer
+from gipo_vla.policies.openvla_oft.reading import EXTRAS_FILE, Checkpoint, open_checkpoint
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
-from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
+from gipo_vla.policies.openvla_oft.text import TOKENIZER_FILE, read_tokenizer, tiny_tokenizer
 from gipo_vla.policies.precision import compute_in
 from gipo_vla.policies.value_heads import ValueHeadSettings
 
@@ -70,7 +69,7 @@ def build(
     checkpoint = open_checkpoint(settings.checkpoint, settings.base_checkpoint)
     settings = fitting.for_checkpoint(settings, checkpoint, spec, cloning)
     if reinforced:
-        fitting.require_tokens(settings)
+        settings.require_tokens()
     if not (statistics or checkpoint.statistics or checkpoint.own):
         raise UserError(
             f"{checkpoint.folder} has neither dataset_statistics.json nor norm_stats in config.json, so its "
@@ -98,23 +97,21 @@ def load(
     Raises:
         UserError: the folder cannot be read or does not fit.
     """
-    checkpoint = open_checkpoint(str(folder), str(base) if base is not None else None)
+    base = None if base is None else str(base)
+    checkpoint = open_checkpoint(str(folder), base)
+    own = checkpoint.own
+    recorded = ("images", "chunk", "prompt", "stop_token", "gripper", "action_queries")
     settings = OpenVlaOftSettings(
+        **{name: own[name] for name in recorded if own.get(name) is not None},
         architecture=checkpoint.architecture,
         checkpoint=str(folder),
-        base_checkpoint=str(base) if base is not None else None,
-        unnorm_key=unnorm_key if unnorm_key is not None else checkpoint.own.get("unnorm_key"),
-        images=checkpoint.own.get("images"),
+        base_checkpoint=base,
+        unnorm_key=unnorm_key if unnorm_key is not None else own.get("unnorm_key"),
         proprio=checkpoint.proprio_file is not None,
         head="l1" if checkpoint.l1_file is not None else "tokens",
-        chunk=checkpoint.own.get("chunk") or OpenVlaOftSettings.chunk,
-        prompt=checkpoint.own.get("prompt") or OpenVlaOftSettings.prompt,
-        stop_token=checkpoint.own.get("stop_token") is not False,
-        gripper=checkpoint.own.get("gripper") or "auto",
-        action_queries=checkpoint.own.get("action_queries") or "zeros",
         full_vocabulary=full_vocabulary,
         training="full",
-        value=ValueHeadSettings(**checkpoint.own.get("value", {})),
+        value=ValueHeadSettings(**own.get("value", {})),
     )
     return _assemble(settings, checkpoint, None, torch.device(device), dtype, trains=False)
 
@@ -136,11 +133,11 @@ def _assemble(
     if entries is None and checkpoint is not None:
         entries, source = checkpoint.statistics, checkpoint.statistics_file
     statistics = select_statistics(entries or {}, settings.unnorm_key, source)
+    proprio_file = checkpoint.proprio_file if checkpoint is not None and settings.proprio else None
     proprio_size: int | None = None
-    if checkpoint is not None:
-        if settings.proprio and checkpoint.proprio_file is not None:
-            proprio_size = reading.proprio_size_of(checkpoint.proprio_file)
-    elif settings.proprio and spec is not None:
+    if proprio_file is not None:
+        proprio_size = reading.proprio_size_of(proprio_file)
+    elif checkpoint is None and settings.proprio and spec is not None:
         proprio_size = fitting.proprio_size(spec)
     if spec is not None:
         action_dims = spec.action_size
@@ -155,13 +152,14 @@ def _assemble(
     else:
         tokenizer = _tokenizer(checkpoint, required=spec is not None)
         reading.read_weights(network, checkpoint.tensors, device, dtype, checkpoint.adapter)
-        if proprio_size is not None and checkpoint.proprio_file is not None:
-            reading.read_proprio_projector(network, checkpoint.proprio_file, device, dtype)
+        if proprio_file is not None:
+            reading.read_proprio_projector(network, proprio_file, device, dtype)
         if checkpoint.l1_file is not None and settings.head == "l1":
             width = settings.architecture.hidden
             l1_head = reading.read_l1_head(checkpoint.l1_file, width, device, dtype)
-        if checkpoint.extras_file is not None:
-            extras = load_file(str(checkpoint.extras_file))
+        extras_file = checkpoint.file(EXTRAS_FILE)
+        if extras_file is not None:
+            extras = load_file(str(extras_file))
         if "network.action_queries" in extras and network.action_queries is not None:
             place(network, "action_queries", extras["network.action_queries"], device, dtype)
         checkpoint.tensors.close()
@@ -171,16 +169,7 @@ def _assemble(
         compute_in(network, arithmetic)
     if settings.training == "lora":
         lora.inject(network, list(adapter_targets(network, settings.lora.towers)), settings.lora)
-    policy = OpenVlaOftPolicy(
-        settings,
-        network,
-        action_dims,
-        tokenizer,
-        statistics,
-        entries,
-        l1_head,
-        "l1" if settings.head == "l1" else "tokens",
-    )
+    policy = OpenVlaOftPolicy(settings, network, action_dims, tokenizer, statistics, entries, l1_head)
     policy.to(device)
     if l1_head is not None:
         l1_head.requires_grad_(False)
@@ -197,11 +186,10 @@ def _assemble(
 
 def _tokenizer(checkpoint: Checkpoint, required: bool) -> Tokenizer | None:
     """The folder's tokenizer, else its base's; a tool that brings its own token ids needs none."""
-    folders = [checkpoint.folder, checkpoint.tensors.folder]
-    found = next((folder for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)
+    found = checkpoint.file(TOKENIZER_FILE)
     if found is None and not required:
         return None
-    return read_tokenizer(found or checkpoint.folder)
+    return read_tokenizer(found.parent if found else checkpoint.folder)
 
 
 def _restore_value_head(policy: OpenVlaOftPolicy, extras: dict[str, torch.Tensor]) -> None:
@@ -234,13 +222,6 @@ def _checkpoint_activations(network: OpenVlaOftNetwork) -> None:
 def adapter_targets(network: OpenVlaOftNetwork, towers: tuple[lora.Tower, ...]) -> Iterator[str]:
     """Names of the modules that get an adapter, for the parts of the network that the settings name."""
     for name, module in network.named_modules():
-        if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-            continue
-        if isinstance(module, torch.nn.Conv2d):
-            part: str = "patch_embeddings"
-        elif name.startswith(("vision.", "projector.", "language_model.")):
-            part = name.partition(".")[0]
-        else:
-            part = name
-        if part in towers:
+        part = "patch_embeddings" if isinstance(module, torch.nn.Conv2d) else name.partition(".")[0]
+        if part in towers and isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
             yield name

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from gipo_envs import EnvironmentSpec
-from gipo_envs.errors import UserError
+from gipo_envs.errors import UserError, first_three
 from gipo_vla.policies.openvla_oft import reading
-from gipo_vla.policies.openvla_oft.checkpoint import Checkpoint
+from gipo_vla.policies.openvla_oft.reading import Checkpoint
 from gipo_vla.policies.openvla_oft.settings import Architecture, OpenVlaOftSettings
 
 logger = logging.getLogger(__name__)
@@ -51,15 +51,15 @@ def for_checkpoint(
     wrong = reading.differences(settings.architecture, checkpoint.architecture)
     if wrong:
         raise UserError(
-            f"{checkpoint.folder} is of another size than policy.architecture ({', '.join(wrong[:3])}"
-            f"{', ...' if len(wrong) > 3 else ''}): choose the policy config of its size"
+            f"{checkpoint.folder} is of another size than policy.architecture ({first_three(wrong)}): choose "
+            "the policy config of its size"
         )
-    for name in ("chunk", "prompt", "stop_token", "action_queries"):
-        recorded = checkpoint.own.get(name)
-        if recorded is not None and recorded != getattr(settings, name):
+    for name in ("chunk", "prompt", "stop_token", "action_queries", "images"):
+        recorded, given = checkpoint.own.get(name), getattr(settings, name)
+        if recorded is not None and given not in (None, recorded):
             raise UserError(
-                f"policy.{name} is {getattr(settings, name)!r}, but {checkpoint.folder} was trained with "
-                f"{recorded!r}: set policy.{name} to that"
+                f"policy.{name} is {given!r}, but {checkpoint.folder} was trained with {recorded!r}: set "
+                f"policy.{name} to that"
             )
     completed = replace(
         settings,
@@ -76,32 +76,9 @@ def for_checkpoint(
     return completed
 
 
-def require_tokens(settings: OpenVlaOftSettings) -> None:
-    """Refuse a policy that cannot be sampled from, and so not be reinforced.
-
-    Raises:
-        UserError: it acts through a continuous head.
-    """
-    if settings.head == "l1":
-        raise UserError(
-            f"{settings.checkpoint} has an L1 head (action_head--*.pt): its tokens are untrained, so it "
-            "cannot be sampled from; clone it to tokens with python -m gipo_vla.sft first, or take a "
-            "checkpoint trained on discrete tokens"
-        )
-
-
 def camera_count(spec: EnvironmentSpec, architecture: Architecture) -> int:
-    """Images an observation has, whose size must be the network's.
-
-    Raises:
-        UserError: none, or of another size.
-    """
-    if "images" not in spec.observation:
-        raise UserError(
-            "policy openvla_oft needs images, but the environment gives "
-            f"{', '.join(spec.observation) or 'nothing'}: add images to env.observations"
-        )
-    cameras, height, width, _ = spec.observation["images"].shape
+    """Images an observation has, whose size must be the network's."""
+    cameras, height, width, _ = _observed_shape(spec, "images")
     side = architecture.image_size
     if (height, width) != (side, side):
         raise UserError(
@@ -112,17 +89,17 @@ def camera_count(spec: EnvironmentSpec, architecture: Architecture) -> int:
 
 
 def proprio_size(spec: EnvironmentSpec) -> int:
-    """Proprioception values an observation has.
+    """Proprioception values an observation has."""
+    return _observed_shape(spec, "proprio")[0]
 
-    Raises:
-        UserError: none.
-    """
-    if "proprio" not in spec.observation:
+
+def _observed_shape(spec: EnvironmentSpec, name: str) -> tuple[int, ...]:
+    if name not in spec.observation:
         raise UserError(
-            "the policy reads proprioception, but the environment gives "
-            f"{', '.join(spec.observation)}: add proprio to env.observations"
+            f"policy openvla_oft reads {name}, but the environment gives "
+            f"{', '.join(spec.observation) or 'nothing'}: add {name} to env.observations"
         )
-    return spec.observation["proprio"].shape[0]
+    return spec.observation[name].shape
 
 
 def _images(settings: OpenVlaOftSettings, checkpoint: Checkpoint, spec: EnvironmentSpec) -> int:
@@ -133,11 +110,6 @@ def _images(settings: OpenVlaOftSettings, checkpoint: Checkpoint, spec: Environm
             "%s does not record how many images it was trained with: taking %d. OpenVLA-OFT's LIBERO "
             "checkpoints have 2 (and proprioception), RLinf's and SimpleVLA-RL's have 1",
             *(checkpoint.folder, settings.images or cameras),
-        )
-    elif settings.images not in (None, recorded):
-        raise UserError(
-            f"policy.images is {settings.images}, but {checkpoint.folder} was trained with {recorded} "
-            f"image(s): set policy.images to {recorded} or null"
         )
     images = recorded or settings.images or cameras
     if images != cameras:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+
+import torch
 
 from gipo_envs import EnvironmentSpec
 from gipo_vla.policies.memory import (
@@ -26,8 +27,7 @@ from gipo_vla.policies.memory import (
     Work,
     of_trained,
 )
-from gipo_vla.policies.openvla_oft.names import Layout, published_layout
-from gipo_vla.policies.openvla_oft.prompt import prompt_ids
+from gipo_vla.policies.openvla_oft.names import published_layout
 from gipo_vla.policies.openvla_oft.settings import (
     ACTION_IDS,
     REGISTER_TOKENS,
@@ -35,8 +35,8 @@ from gipo_vla.policies.openvla_oft.settings import (
     OpenVlaOftSettings,
     TowerSettings,
 )
-from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
-from gipo_vla.policies.value_heads import ValueHeadSettings
+from gipo_vla.policies.openvla_oft.text import prompt_ids, tiny_tokenizer
+from gipo_vla.policies.value_heads import build_value_head
 
 HOST_LIBRARIES = 250_000_000
 """Resident on a CPU after the first forward and backward: transformers, and what oneDNN keeps (measured)."""
@@ -45,25 +45,14 @@ CHARACTERS_A_TOKEN = 3
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What a rank does with the policy: the numbers that are not among the policy's settings."""
+class Sample:
+    """What one decision reads and makes, beside what the policy's settings say."""
 
-    micro_batch: int
-    """Samples (decisions) in one forward and backward."""
-    act_batch: int = 0
-    """Samples in one forward without gradient."""
     images: int = 1
     proprio_size: int | None = None
     action_dims: int = 7
     prompt_tokens: int = 30
     """Longest prompt, ``<s>`` included."""
-    dtype: DtypeName = "bfloat16"
-    """Of the model."""
-    ranks: int = 1
-    zero_stage: Literal[0, 1, 2] = 2
-    cuda: bool = True
-    twins: int = 1
-    """Copies of what trains beside the learner's own: the behaviour policy's, a frozen reference's."""
 
 
 @dataclass(frozen=True)
@@ -76,45 +65,32 @@ class ParameterCounts:
     value: int
 
 
-def workload_of(settings: OpenVlaOftSettings, work: Work, spec: EnvironmentSpec) -> Workload:
-    """The workload of a rank on an environment."""
-    return Workload(
-        work.micro_batch,
-        work.act_batch,
+def sample_of(settings: OpenVlaOftSettings, spec: EnvironmentSpec) -> Sample:
+    """A sample on an environment."""
+    # Where only the checkpoint knows whether there is a token of proprioception, that there is.
+    reads = settings.proprio or (settings.proprio is None and settings.checkpoint is not None)
+    given = spec.observation.get("proprio") if reads else None
+    return Sample(
         images=settings.images or spec.observation["images"].shape[0],
-        proprio_size=_proprio_size(settings, spec),
+        proprio_size=given.shape[0] if given else None,
         action_dims=spec.action_size,
         prompt_tokens=prompt_tokens(settings, spec),
-        dtype=work.dtype,
-        ranks=work.ranks,
-        zero_stage=work.zero_stage,
-        cuda=work.cuda,
-        twins=work.twins,
     )
-
-
-def _proprio_size(settings: OpenVlaOftSettings, spec: EnvironmentSpec) -> int | None:
-    """Of the proprioception token; where only the checkpoint knows whether there is one, that there is."""
-    if settings.proprio is False or (settings.proprio is None and settings.checkpoint is None):
-        return None
-    given = spec.observation.get("proprio")
-    return given.shape[0] if given else None
 
 
 def prompt_tokens(settings: OpenVlaOftSettings, spec: EnvironmentSpec) -> int:
     """The length of the longest prompt: exact with the built-in tokenizer, at most that with another."""
     if settings.checkpoint is None:
-        tokenizer = tiny_tokenizer(settings.architecture)
-        return max(
-            len(prompt_ids(tokenizer, settings.prompt, text, settings.architecture))
-            for text in spec.instructions
-        )
+        architecture = settings.architecture
+        tokenizer = tiny_tokenizer(architecture)
+        prompts = [prompt_ids(tokenizer, settings.prompt, text, architecture) for text in spec.instructions]
+        return max(map(len, prompts))
     longest = max(len(settings.prompt.replace("{instruction}", text)) for text in spec.instructions)
     return longest // CHARACTERS_A_TOKEN
 
 
 def remedy(settings: OpenVlaOftSettings, memory: PolicyMemory, dtype: DtypeName) -> str | None:
-    """See ``policies.memory.Declares``."""
+    """See ``policies.base.PolicySettings``."""
     by_sample = memory.activations + memory.workspace
     by_parameter = memory.trainable + memory.twin + memory.gradients + memory.optimizer
     if settings.training == "full" and by_parameter >= by_sample:
@@ -124,52 +100,49 @@ def remedy(settings: OpenVlaOftSettings, memory: PolicyMemory, dtype: DtypeName)
     return None if settings.activation_checkpointing else "set policy.activation_checkpointing=true"
 
 
-def plan_memory(settings: OpenVlaOftSettings, workload: Workload) -> PolicyMemory:
+def plan_memory(settings: OpenVlaOftSettings, work: Work, sample: Sample) -> PolicyMemory:
     """Bytes on one rank's device for training the policy of these settings."""
-    counts = count_parameters(settings, workload)
-    model, adapter = BYTES[workload.dtype], _arithmetic_bytes(settings, workload)
+    counts = count_parameters(settings, sample)
+    architecture, (model, adapter) = settings.architecture, number_bytes(settings, work.dtype)
     trained = counts.policy + counts.value
     # What trains is float32; in another precision it is cast for each forward.
     casts = counts.policy * adapter if adapter < 4 else 0
-    tokens = tokens_per_sample(settings, workload)
-    block = llama_block_bytes(settings, model, adapter) * tokens
-    checkpointed = settings.activation_checkpointing
-    act = workload.act_batch * tokens * model * (6 * settings.architecture.hidden)
-    act += workload.act_batch * tokens * model * 3 * settings.architecture.intermediate
-    backward = workload.micro_batch * block * (2 if checkpointed else 1)
-    work = Work(
-        workload.micro_batch,
-        ranks=workload.ranks,
-        zero_stage=workload.zero_stage,
-        twins=workload.twins,
-    )
+    tokens = tokens_per_sample(settings, sample)
+    act = work.act_batch * tokens * model * (6 * architecture.hidden + 3 * architecture.intermediate)
+    block = work.micro_batch * tokens * llama_block_bytes(settings, model, adapter)
     return PolicyMemory(
         frozen=counts.frozen * model,
         **of_trained(trained, 4 * trained, work),
-        activations=workload.micro_batch * sample_activation_bytes(settings, workload) + casts,
-        workspace=max(backward, act),
-        overhead=CUDA_OVERHEAD if workload.cuda else 0,
+        activations=work.micro_batch * sample_activation_bytes(settings, sample, work.dtype) + casts,
+        workspace=max(block * (2 if settings.activation_checkpointing else 1), act),
+        overhead=CUDA_OVERHEAD if work.cuda else HOST_LIBRARIES,
     )
 
 
-def arithmetic(settings: OpenVlaOftSettings, workload: Workload) -> Arithmetic:
+def number_bytes(settings: OpenVlaOftSettings, dtype: DtypeName) -> tuple[int, int]:
+    """Bytes of a number in the model, and in the products with the policy's trained parameters."""
+    follows = settings.training == "full" or settings.lora.dtype == "auto"
+    return BYTES[dtype], BYTES[dtype if follows else settings.lora.dtype]
+
+
+def arithmetic(settings: OpenVlaOftSettings, sample: Sample) -> Arithmetic:
     """Rough operations of a sample: two for each parameter and token, attention and heads left out.
 
     ``python -m gipo_vla.benchmark policy`` counts them exactly.
     """
-    counts = count_parameters(settings, workload)
-    forward = 2.0 * (counts.frozen + counts.policy) * tokens_per_sample(settings, workload)
+    counts = count_parameters(settings, sample)
+    forward = 2.0 * (counts.frozen + counts.policy) * tokens_per_sample(settings, sample)
     backward = 2 if settings.training == "full" else 1
     return Arithmetic(forward, forward * (1 + backward + settings.activation_checkpointing))
 
 
-def tokens_per_sample(settings: OpenVlaOftSettings, workload: Workload) -> int:
+def tokens_per_sample(settings: OpenVlaOftSettings, sample: Sample) -> int:
     """T: begin token and patches, proprio token, prompt, action positions, stop token."""
     return (
-        workload.images * settings.architecture.patches
-        + int(workload.proprio_size is not None)
-        + workload.prompt_tokens
-        + settings.chunk * workload.action_dims
+        sample.images * settings.architecture.patches
+        + int(sample.proprio_size is not None)
+        + sample.prompt_tokens
+        + settings.chunk * sample.action_dims
         + int(settings.stop_token)
     )
 
@@ -177,17 +150,17 @@ def tokens_per_sample(settings: OpenVlaOftSettings, workload: Workload) -> int:
 # -------------------------------------------------------------------------------------------- parameters
 
 
-def count_parameters(settings: OpenVlaOftSettings, workload: Workload) -> ParameterCounts:
+def count_parameters(settings: OpenVlaOftSettings, sample: Sample) -> ParameterCounts:
     """Exact parameter counts of the policy that ``build`` makes."""
-    architecture = settings.architecture
-    layout = published_layout(architecture, settings.full_vocabulary)
-    network = sum(_live_size(layout, name) for name in layout)
-    width = architecture.hidden
-    if workload.proprio_size is not None:
-        network += (workload.proprio_size + 1) * width + (width + 1) * width
+    width = settings.architecture.hidden
+    layout = published_layout(settings.architecture, settings.full_vocabulary)
+    network = sum(math.prod(entry.live_shape) for entry in layout.values())
+    if sample.proprio_size is not None:
+        network += (sample.proprio_size + 1) * width + (width + 1) * width
     if settings.action_queries == "learned":
-        network += settings.chunk * workload.action_dims * width
-    value = value_head_parameters(width, settings.value)
+        network += settings.chunk * sample.action_dims * width
+    with torch.device("meta"):
+        value = sum(own.numel() for own in build_value_head(width, settings.value).parameters())
     if settings.training == "full":
         return ParameterCounts(0, network, value)
     return ParameterCounts(network, adapter_parameters(settings), value)
@@ -196,33 +169,11 @@ def count_parameters(settings: OpenVlaOftSettings, workload: Workload) -> Parame
 def adapter_parameters(settings: OpenVlaOftSettings) -> int:
     """Of the LoRA adapters: rank x (inputs + outputs) for every adapted matrix, q, k and v apart."""
     layout = published_layout(settings.architecture, settings.full_vocabulary)
-    total = 0
-    for name, entry in layout.items():
-        if (
-            name.endswith(".weight")
-            and not entry.dead
-            and _part_of(name, entry.shape) in settings.lora.towers
-        ):
-            rows = entry.shape[0] if entry.rows is None else entry.rows[1] - entry.rows[0]
-            inputs = math.prod(entry.shape[1:])
-            total += settings.lora.rank * (len(entry.native) * inputs + rows)
-    return total
-
-
-def value_head_parameters(width: int, settings: ValueHeadSettings) -> int:
-    hidden = settings.width
-    if settings.kind == "token":
-        return (width + 1) * hidden + (hidden + 1) * (hidden // 4) + hidden // 4 + 1
-    norm, keys_values, query = 2 * width, (width + 1) * 2 * hidden, hidden
-    return norm + keys_values + query + (hidden + 1) * hidden + hidden + 1
-
-
-def _live_size(layout: Layout, name: str) -> int:
-    entry = layout[name]
-    if entry.dead:
-        return 0
-    rows = entry.shape[0] if entry.rows is None else entry.rows[1] - entry.rows[0]
-    return rows * math.prod(entry.shape[1:])
+    return settings.lora.rank * sum(
+        len(entry.native) * math.prod(entry.live_shape[1:]) + entry.live_shape[0]
+        for name, entry in layout.items()
+        if name.endswith(".weight") and not entry.dead and _part_of(name, entry.shape) in settings.lora.towers
+    )
 
 
 def _part_of(name: str, shape: tuple[int, ...]) -> str | None:
@@ -238,52 +189,39 @@ def _part_of(name: str, shape: tuple[int, ...]) -> str | None:
     return "action_head" if ".lm_head." in name else "language_model"
 
 
-def _arithmetic_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
-    """Bytes of a number in the products with the policy's trained parameters."""
-    if settings.training == "full" or settings.lora.dtype == "auto":
-        return BYTES[workload.dtype]
-    return BYTES[settings.lora.dtype]
-
-
 # ------------------------------------------------------------------------------------------- activations
 
 
-def sample_activation_bytes(settings: OpenVlaOftSettings, workload: Workload) -> int:
+def sample_activation_bytes(settings: OpenVlaOftSettings, sample: Sample, dtype: DtypeName) -> int:
     """Kept for the backward pass of one sample."""
-    architecture = settings.architecture
-    model, adapter = BYTES[workload.dtype], _arithmetic_bytes(settings, workload)
-    tokens = tokens_per_sample(settings, workload)
-    full = settings.training == "full"
-    towers = settings.lora.towers
+    architecture, (model, adapter) = settings.architecture, number_bytes(settings, dtype)
+    width, tokens = architecture.hidden, tokens_per_sample(settings, sample)
+    full, towers = settings.training == "full", settings.lora.towers
     checkpointed = settings.activation_checkpointing
-    block = (
-        model * architecture.hidden if checkpointed else llama_block_bytes(settings, model, adapter)
-    ) * tokens
-    total = architecture.layers * block
+    block = model * width if checkpointed else llama_block_bytes(settings, model, adapter)
+    total = architecture.layers * block * tokens
+    patches = sample.images * architecture.patches
     in_vision = full or "vision" in towers or "patch_embeddings" in towers
     if in_vision:
         for tower, prefix in ((architecture.dino, 1 + REGISTER_TOKENS), (architecture.siglip, 0)):
             kept = model * tower.width
             if not checkpointed:
                 kept = tower_block_bytes(settings, tower, model, adapter)
-            total += workload.images * (architecture.patches + prefix) * tower.live_depth * kept
+            total += (patches + sample.images * prefix) * tower.live_depth * kept
     if in_vision or "projector" in towers:
-        total += (
-            workload.images * architecture.patches * _projector_bytes(settings, architecture, model, adapter)
-        )
+        total += patches * _projector_bytes(settings, architecture, model, adapter)
     if full or "patch_embeddings" in towers:
-        total += workload.images * 6 * architecture.image_size**2 * model
+        total += sample.images * 6 * architecture.image_size**2 * model
     # Final norm: its input in float32; under full fine-tuning also before and after its weight.
-    total += tokens * architecture.hidden * (4 + (2 * model if full else 0))
+    total += tokens * width * (4 + (2 * model if full else 0))
     # Heads, in float32: log-probs (of the tokens and for the entropy) and probabilities; the action head's
     # input if it trains; what the value head's attention reads.
-    positions = settings.chunk * workload.action_dims
-    total += positions * 4 * 3 * ACTION_IDS
+    by_position = 3 * ACTION_IDS
     if full or "action_head" in towers:
-        total += positions * 4 * architecture.hidden
+        by_position += width
     if settings.value.kind == "attention":  # states, their norm, keys and values
-        total += positions * 4 * (2 * architecture.hidden + 2 * settings.value.width)
-    return total
+        by_position += 2 * width + 2 * settings.value.width
+    return total + settings.chunk * sample.action_dims * 4 * by_position
 
 
 def llama_block_bytes(settings: OpenVlaOftSettings, model: int, adapter: int) -> int:

@@ -48,6 +48,13 @@ class PublishedTensor:
     def dead(self) -> bool:
         return not self.native
 
+    @property
+    def live_shape(self) -> Shape:
+        """The shape of what is used."""
+        if self.dead:
+            return (0,)
+        return self.shape if self.rows is None else (self.rows[1] - self.rows[0], *self.shape[1:])
+
 
 Layout = dict[str, PublishedTensor]
 
@@ -58,11 +65,8 @@ def published_layout(architecture: Architecture, full_vocabulary: bool = False) 
     _add_dino(layout, architecture.dino, architecture.patches)
     _add_siglip(layout, architecture.siglip, architecture.patches)
     vision, width = architecture.vision_width, architecture.hidden
-    for name, fan_in, fan_out in (
-        ("fc1", vision, 4 * vision),
-        ("fc2", 4 * vision, width),
-        ("fc3", width, width),
-    ):
+    sizes = (("fc1", vision, 4 * vision), ("fc2", 4 * vision, width), ("fc3", width, width))
+    for name, fan_in, fan_out in sizes:
         _add_linear(layout, f"projector.{name}", (f"projector.{name}",), fan_in, fan_out)
     _add_llama(layout, architecture, full_vocabulary)
     return layout
@@ -185,12 +189,8 @@ def _add_siglip(layout: Layout, tower: TowerSettings, patches: int) -> None:
 def _add_llama(layout: Layout, architecture: Architecture, full_vocabulary: bool) -> None:
     width, prefix = architecture.hidden, "language_model.model"
     key_value = architecture.key_value_heads * (width // architecture.heads)
-    _add(
-        layout,
-        f"{prefix}.embed_tokens.weight",
-        (architecture.vocabulary, width),
-        "language_model.embed_tokens.weight",
-    )
+    shape = (architecture.vocabulary, width)
+    _add(layout, f"{prefix}.embed_tokens.weight", shape, "language_model.embed_tokens.weight")
     for index in range(architecture.layers):
         layer, native = f"{prefix}.layers.{index}", f"language_model.layers.{index}"
         for name, fan_in, fan_out in (
@@ -207,8 +207,5 @@ def _add_llama(layout: Layout, architecture: Architecture, full_vocabulary: bool
             _add(layout, f"{layer}.{name}.weight", (width,), f"{native}.{name}.weight")
     _add(layout, f"{prefix}.norm.weight", (width,), "language_model.norm.weight")
     first = architecture.first_action_id
-    layout["language_model.lm_head.weight"] = PublishedTensor(
-        (architecture.vocabulary, width),
-        ("action_head.weight",),
-        rows=None if full_vocabulary else (first, first + ACTION_IDS),
-    )
+    rows = None if full_vocabulary else (first, first + ACTION_IDS)
+    layout["language_model.lm_head.weight"] = PublishedTensor(shape, ("action_head.weight",), rows)

@@ -7,7 +7,8 @@ features, side by side, are projected to the width of a Llama, which reads
 
 in one bidirectional pass (Kim et al. 2025, "Fine-Tuning Vision-Language-Action Models", parallel decoding).
 The outputs are shifted by one, as in any language model: the first action is read from the last token of the
-prompt, and neither the last action position nor ``</s>`` is ever read.
+prompt, and neither the last action position nor ``</s>`` is ever read. Resizing and cropping are done by the
+simulator workers (``gipo_envs.openvla_image``), so that only uint8 at the network's size is stored and moved.
 
 What differs from the stock modules, and why:
 
@@ -20,7 +21,7 @@ What differs from the stock modules, and why:
   forward passes need more than the 8 bits of bfloat16).
 
 Shape suffixes: B batch, C cameras, H height and width, P patches, L prompt tokens, N action positions
-(chunk x action dimensions), T all tokens, E width of the Llama, V rows of the head, R proprioception.
+(chunk x action dimensions, K x D), T all tokens, E width of the Llama, V rows of the head, R proprioception.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from gipo_vla.policies.openvla_oft.heads import ProprioProjector
 from gipo_vla.policies.openvla_oft.llama import fuse
 from gipo_vla.policies.openvla_oft.settings import (
     ACTION_IDS,
@@ -49,10 +49,30 @@ from gipo_vla.policies.openvla_oft.settings import (
     REGISTER_TOKENS,
     STOP_TOKEN,
     Architecture,
+    OpenVlaOftSettings,
 )
 from gipo_vla.policies.precision import KeepsDtype
 
 MAX_POSITIONS = 2048
+DINO_MEAN, DINO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+class PixelNormalizer(KeepsDtype):
+    """(B, C, H, H, 3) uint8 to (B, 6C, H, H) float32: for each camera DINOv2's channels, then SigLIP's."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(DINO_MEAN + SIGLIP_MEAN).view(6, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(DINO_STD + SIGLIP_STD).view(6, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        channels_first = images.movedim(-1, 2).float().div(255.0)  # (B, C, 3, H, H)
+        twice = torch.cat([channels_first, channels_first], dim=2)
+        return ((twice - self.mean) / self.std).flatten(1, 2)
 
 
 class DinoEmbeddings(nn.Module):
@@ -159,23 +179,79 @@ class Projector(nn.Module):
         return self.fc3(functional.gelu(self.fc2(hidden)))
 
 
+# The small published modules beside the main checkpoint. Their parameter names are the published ones, so
+# that ``proprio_projector--*.pt`` and ``action_head--*.pt`` load as they are.
+
+
+class ProprioProjector(nn.Module):
+    """Normalised proprioception (B, R) to one token (B, E)."""
+
+    def __init__(self, proprio_size: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(proprio_size, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, proprio: Tensor) -> Tensor:
+        return self.fc2(functional.gelu(self.fc1(proprio)))
+
+
+class ResidualBlock(nn.Module):
+    """x + ReLU(Linear(LayerNorm(x)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ffn = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + self.ffn(inputs)
+
+
+class ResidualMlp(nn.Module):
+    """OpenVLA-OFT's ``MLPResNet`` with two blocks."""
+
+    def __init__(self, input_size: int, width: int, output_size: int) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(input_size)
+        self.fc1 = nn.Linear(input_size, width)
+        self.mlp_resnet_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(2))
+        self.layer_norm2 = nn.LayerNorm(width)
+        self.fc2 = nn.Linear(width, output_size)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = functional.relu(self.fc1(self.layer_norm1(inputs)))
+        for block in self.mlp_resnet_blocks:
+            hidden = block(hidden)
+        return self.fc2(self.layer_norm2(hidden))
+
+
+class L1ActionHead(nn.Module):
+    """Hidden states of the action positions to normalised continuous actions (``L1RegressionActionHead``)."""
+
+    def __init__(self, width: int, action_dims: int) -> None:
+        super().__init__()
+        self.action_dims = action_dims
+        self.model = ResidualMlp(width * action_dims, width, action_dims)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, K*D, E) to (B, K, D)."""
+        batch = states.shape[0]
+        return self.model(states.reshape(batch, -1, self.action_dims * states.shape[-1]))
+
+
 class OpenVlaOftNetwork(nn.Module):
     """Images, proprioception and prompt to the Llama's hidden states, and those to logits of action ids."""
 
     def __init__(
         self,
-        architecture: Architecture,
+        settings: OpenVlaOftSettings,
         action_positions: int,
-        proprio_size: int | None = None,
-        full_vocabulary: bool = False,
-        learned_queries: bool = False,
-        stop_token: bool = True,
+        proprio_size: int | None,
     ) -> None:
         super().__init__()
-        self.architecture = architecture
+        self.architecture = architecture = settings.architecture
         self.action_positions = action_positions
-        self.full_vocabulary = full_vocabulary
-        self.stop_token = stop_token
+        self.full_vocabulary = settings.full_vocabulary
+        self.stop_token = settings.stop_token
         self.vision = VisionBackbone(architecture)
         self.projector = Projector(architecture.vision_width, architecture.hidden)
         self.proprio_projector = (
@@ -198,11 +274,11 @@ class OpenVlaOftNetwork(nn.Module):
         self.language_model = LlamaModel(config)
         self.language_model.rotary_emb = Float32RotaryEmbedding(config)
         fuse(self.language_model)
-        rows = architecture.vocabulary if full_vocabulary else ACTION_IDS
+        rows = architecture.vocabulary if self.full_vocabulary else ACTION_IDS
         self.action_head = Float32Linear(architecture.hidden, rows, bias=False)
-        self.action_queries = (
-            nn.Parameter(torch.zeros(action_positions, architecture.hidden)) if learned_queries else None
-        )
+        self.action_queries = None
+        if settings.action_queries == "learned":
+            self.action_queries = nn.Parameter(torch.zeros(action_positions, architecture.hidden))
 
     def project_images(self, pixel_values: Tensor) -> Tensor:
         """(B, 6C, H, H) to patch tokens (B, C*P, E)."""
@@ -219,7 +295,6 @@ class OpenVlaOftNetwork(nn.Module):
         prompt_mask: Tensor | None,
         pixel_values: Tensor,
         proprio: Tensor | None = None,
-        stop_token: bool | None = None,
     ) -> Tensor:
         """Hidden states (B, T, E) after the final norm.
 
@@ -228,9 +303,7 @@ class OpenVlaOftNetwork(nn.Module):
             prompt_mask: bool (B, L), False on padding; None where no row has any.
             pixel_values: (B, 6C, H, H) normalised.
             proprio: (B, R) normalised, or None.
-            stop_token: None: the network's own setting.
         """
-        with_stop = self.stop_token if stop_token is None else stop_token
         batch, device = prompt_ids.shape[0], prompt_ids.device
         text = self.language_model.embed_tokens(prompt_ids)
         parts = [text[:, :1], self.project_images(pixel_values)]
@@ -243,7 +316,7 @@ class OpenVlaOftNetwork(nn.Module):
             parts.append(text.new_zeros(batch, self.action_positions, text.shape[-1]))
         else:
             parts.append(self.action_queries.to(text.dtype).expand(batch, -1, -1))
-        if with_stop:
+        if self.stop_token:
             stop = torch.full((batch, 1), STOP_TOKEN, dtype=torch.int64, device=device)
             parts.append(self.language_model.embed_tokens(stop))
         embeddings = torch.cat(parts, dim=1)
@@ -255,7 +328,7 @@ class OpenVlaOftNetwork(nn.Module):
         else:
             before, after = prompt_mask[:, :1], prompt_mask[:, 1:]
             ones = prompt_mask.new_ones(batch, 1)
-            trailing = self.action_positions + int(with_stop)
+            trailing = self.action_positions + int(self.stop_token)
             mask = torch.cat(
                 [before, ones.expand(-1, inserted), after, ones.expand(-1, trailing)], dim=1
             ).bool()
@@ -272,14 +345,10 @@ class OpenVlaOftNetwork(nn.Module):
             **extra,
         ).last_hidden_state
 
-    def action_states(self, hidden: Tensor, stop_token: bool | None = None, extra: int = 0) -> Tensor:
-        """The states (B, N, E) that the N actions are read from; the first is the prompt's last token.
-
-        ``extra`` more follow: the one after the last action predicts ``</s>`` in the cloning loss.
-        """
-        with_stop = self.stop_token if stop_token is None else stop_token
-        start = hidden.shape[1] - int(with_stop) - self.action_positions - 1
-        return hidden[:, start : start + self.action_positions + extra]
+    def action_states(self, hidden: Tensor) -> Tensor:
+        """The states (B, N, E) that the N actions are read from; the first is the prompt's last token."""
+        start = hidden.shape[1] - int(self.stop_token) - self.action_positions - 1
+        return hidden[:, start : start + self.action_positions]
 
     def action_logits(self, states: Tensor) -> Tensor:
         """float32 logits (..., 256) of the action ids, ascending, from states (..., E)."""

@@ -10,9 +10,8 @@ E width of the Llama, A action size (= D), R proprioception.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from tokenizers import Tokenizer
@@ -23,28 +22,23 @@ from gipo_vla.policies.base import (
     Decision,
     Evaluation,
     Observations,
+    Policy,
     sample_tokens,
     token_entropies,
     token_log_probs,
 )
-from gipo_vla.policies.normalization import RunningNormalizer
-from gipo_vla.policies.openvla_oft.fitting import require_tokens
-from gipo_vla.policies.openvla_oft.heads import L1ActionHead
-from gipo_vla.policies.openvla_oft.images import PixelNormalizer
 from gipo_vla.policies.openvla_oft.instruction import instruction_ids, mean_log_prob
-from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
+from gipo_vla.policies.openvla_oft.network import L1ActionHead, OpenVlaOftNetwork, PixelNormalizer
 from gipo_vla.policies.openvla_oft.normalization import ActionScaling, ProprioScaling, Statistics
-from gipo_vla.policies.openvla_oft.prompt import pad_prompts, prompt_ids
 from gipo_vla.policies.openvla_oft.settings import ACTION_IDS, OpenVlaOftSettings
+from gipo_vla.policies.openvla_oft.text import pad_prompts, prompt_ids
 from gipo_vla.policies.value_heads import build_value_head
 
 
-class OpenVlaOftPolicy(nn.Module):
+class OpenVlaOftPolicy(nn.Module, Policy):
     """The policy protocol on an ``OpenVlaOftNetwork``. Made by ``build`` and ``load``, not directly."""
 
     bins = ACTION_IDS
-    normalizer: RunningNormalizer | None = None
-    normalizer_iterations = 0
     prompt_ids: Tensor
     prompt_mask: Tensor
 
@@ -57,15 +51,14 @@ class OpenVlaOftPolicy(nn.Module):
         statistics: Statistics | None = None,
         statistics_entries: Mapping[str, Any] | None = None,
         l1_head: L1ActionHead | None = None,
-        head: Literal["tokens", "l1"] = "tokens",
     ) -> None:
-        """The settings are complete here: ``images`` and ``proprio`` say what the policy has.
+        """The settings are complete here: ``images``, ``proprio`` and ``head`` say what the policy has.
 
         ``statistics_entries`` are those of every data set, as the published file holds them, for exports.
         """
         super().__init__()
         self.statistics_entries = dict(statistics_entries or {})
-        self.settings, self.statistics, self.head = settings, statistics, head
+        self.settings, self.statistics, self.head = settings, statistics, settings.head
         self.chunk, self.action_dims = settings.chunk, action_dims
         self.tokenizer = tokenizer
         self.network = network
@@ -120,7 +113,7 @@ class OpenVlaOftPolicy(nn.Module):
         """Sample a chunk for each observation; ``greedy`` takes the most likely token of each position.
 
         A policy with a continuous head acts greedily only: its tokens are those nearest to what the head
-        predicts (within 1/255 of the action range; ``continuous_actions`` is exact), at log-prob 0.
+        predicts (within 1/255 of the action range), at log-prob 0.
 
         Raises:
             UserError: sampling from a continuous head.
@@ -128,16 +121,16 @@ class OpenVlaOftPolicy(nn.Module):
         states = self.states(observations)
         values = self._values(states)
         if self.head == "l1":
+            assert self.l1_head is not None
             if not greedy:
-                self.require_tokens()
-            tokens = self.action_scaling.nearest_tokens(self._l1_actions(states))
+                self.settings.require_tokens()
+            tokens = self.action_scaling.nearest_tokens(self.l1_head(states).float())
             return Decision(tokens, torch.zeros(tokens.shape, device=tokens.device), values)
         logits = self._logits(states, temperature)
         tokens = logits.argmax(-1) if greedy else sample_tokens(logits, generator)
         return Decision(tokens, token_log_probs(logits, tokens), values, logits)
 
     def evaluate(self, observations: Observations, tokens: Tensor, temperature: Tensor) -> Evaluation:
-        """Log-probs and entropies of tokens (B, K, D) at temperature (B,), and values; differentiable."""
         states = self.states(observations)
         logits = self._logits(states, temperature.view(-1, 1, 1, 1))
         return Evaluation(
@@ -152,12 +145,10 @@ class OpenVlaOftPolicy(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """The environment's actions float32 (B, K, A) in [-1, 1] of tokens (B, K, D)."""
         return self.action_scaling.to_environment(self.action_scaling.normalized(tokens))
 
     @torch.no_grad()
     def encode(self, actions: Tensor) -> Tensor:
-        """Tokens int64 (B, K, D) nearest to the environment's actions (B, K, A): targets for cloning."""
         return self.action_scaling.encode(actions.float())
 
     def twin(self) -> Self:
@@ -166,39 +157,11 @@ class OpenVlaOftPolicy(nn.Module):
         Two trees instead of two adapters in one: switching adapters flips ``requires_grad``, is not safe
         between threads, and is silently wrong with activation checkpointing.
         """
-        shared = [parameter for parameter in self.parameters() if not parameter.requires_grad]
-        memo: dict[int, object] = {id(tensor): tensor for tensor in (*shared, *self.buffers())}
-        memo[id(self.tokenizer)] = self.tokenizer
-        other = copy.deepcopy(self, memo)
+        other = super().twin()
         other.compile_if_asked()
         return other
 
-    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"policy": [], "value": []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                groups["value" if name.startswith("value_head.") else "policy"].append((name, parameter))
-        return groups
-
     # --------------------------------------------------------------------------------------- other uses
-
-    @torch.no_grad()
-    def continuous_actions(self, observations: Observations) -> Tensor:
-        """The environment's actions (B, K, A) from the continuous head, not rounded to tokens.
-
-        Raises:
-            UserError: the checkpoint has no such head.
-        """
-        if self.l1_head is None:
-            raise UserError(
-                f"{self.settings.checkpoint or 'a policy with random weights'} has no action_head--*.pt: "
-                "set policy.head to tokens"
-            )
-        return self.action_scaling.to_environment(self._l1_actions(self.states(observations)))
-
-    def require_tokens(self) -> None:
-        """See ``fitting.require_tokens``."""
-        require_tokens(self.settings)
 
     def describe(self) -> str:
         """One line for the start of a run."""
@@ -214,15 +177,12 @@ class OpenVlaOftPolicy(nn.Module):
 
     def states(self, observations: Observations) -> Tensor:
         """The states (B, N, E) that the actions are read from."""
-        task = observations["task"]
-        proprio = None
-        if self.proprio_scaling is not None:
-            proprio = self.proprio_scaling(observations["proprio"])
+        task, scaling = observations["task"], self.proprio_scaling
         hidden = self.network(
             self.prompt_ids[task],
             self.prompt_mask[task] if self.pads_prompts else None,
             self.pixels(observations["images"]),
-            proprio,
+            None if scaling is None else scaling(observations["proprio"]),
         )
         return self.network.action_states(hidden)
 
@@ -273,8 +233,3 @@ class OpenVlaOftPolicy(nn.Module):
 
     def _values(self, states: Tensor) -> Tensor:
         return self.value_head(states.detach() if self.settings.value.detach else states)
-
-    def _l1_actions(self, states: Tensor) -> Tensor:
-        """Normalised continuous actions float32 (B, K, D)."""
-        assert self.l1_head is not None
-        return self.l1_head(states).float()

@@ -1,4 +1,4 @@
-"""From a folder in the published layout to a network: sizes, weights, adapter, heads.
+"""From a folder in the published layout to a network: which file holds what, sizes, weights, adapter, heads.
 
 Reading is strict. Names of transformers' modules have moved between releases, and a tensor that silently
 stays random costs days, so every tensor of the folder must have a place and every place must be filled; the
@@ -7,32 +7,132 @@ error counts what does not fit, and its ``report`` lists all of it.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from gipo_envs.errors import UserError
-from gipo_vla.policies.openvla_oft.adapter_files import PublishedAdapter
+from gipo_envs.errors import UserError, first_three
+from gipo_vla.policies.openvla_oft.adapter_files import PublishedAdapter, read_adapter
 from gipo_vla.policies.openvla_oft.build_network import place
-from gipo_vla.policies.openvla_oft.checkpoint_files import TensorFiles, read_component, read_json
-from gipo_vla.policies.openvla_oft.heads import L1ActionHead
-from gipo_vla.policies.openvla_oft.names import DINO, SIGLIP, Layout, published_layout, to_native
-from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
+from gipo_vla.policies.openvla_oft.checkpoint_files import (
+    ADAPTER_FOLDER,
+    TensorFiles,
+    component_file,
+    has_weights,
+    open_weights,
+    read_component,
+    read_json,
+    resolve_folder,
+)
+from gipo_vla.policies.openvla_oft.names import (
+    DINO,
+    SIGLIP,
+    Layout,
+    PublishedTensor,
+    published_layout,
+    to_native,
+)
+from gipo_vla.policies.openvla_oft.network import L1ActionHead, OpenVlaOftNetwork
 from gipo_vla.policies.openvla_oft.settings import PATCH_SIZE, Architecture, TowerSettings
+from gipo_vla.settings import registry
 
 OWN_SECTION = "gipo_vla"
 """Key of ``config.json`` under which exports record what the published layout does not hold."""
 KNOWN_HEADS = {1024: 16, 1152: 16}
 """Attention heads of the published towers by width: timm's names imply them, the files do not hold them."""
+EXTRAS_FILE = "gipo_vla.safetensors"
+"""What the published layout has no place for: value head, learned action queries."""
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 """Buffers that older releases of transformers wrote."""
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Checkpoint:
+    """An opened folder: what it holds, before any tensor is read."""
+
+    folder: Path
+    tensors: TensorFiles
+    adapter: PublishedAdapter | None
+    architecture: Architecture
+    statistics: dict[str, Any]
+    statistics_file: str
+    own: dict[str, Any]
+    """What our own exports recorded in ``config.json``; empty for others' checkpoints."""
+    proprio_file: Path | None
+    l1_file: Path | None
+
+    @property
+    def folders(self) -> tuple[Path, Path]:
+        """Where small files are looked for: the folder, then its base's."""
+        return self.folder, self.tensors.folder
+
+    def file(self, name: str) -> Path | None:
+        """A small file, if there is one."""
+        return first_file(self.folders, name)
+
+
+def first_file(folders: Sequence[Path], name: str) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def open_checkpoint(name: str, base: str | None = None) -> Checkpoint:
+    """Open a folder (or Hugging Face id) in the published layout.
+
+    A folder with weights is merged: OpenVLA-OFT writes ``lora_adapter/`` beside the weights that it has
+    already merged it into. A folder without has its adapter merged into the base while reading.
+
+    Raises:
+        UserError: whatever is missing, damaged or of another kind, in one line.
+    """
+    folder = resolve_folder(name)
+    adapter = None
+    adapter_folder = folder / ADAPTER_FOLDER
+    named_adapter = (folder / "adapter_config.json").is_file()
+    if named_adapter:  # the adapter itself was named: the small files are in the folder around it
+        adapter_folder = folder
+        folder = folder.parent if (folder.parent / "config.json").is_file() else folder
+    weights_folder = folder
+    if has_weights(folder) and not named_adapter:
+        if base is not None:
+            raise UserError(
+                f"policy.base_checkpoint is {base!r}, but {folder} already holds merged weights: set "
+                "policy.base_checkpoint to null"
+            )
+        if adapter_folder.is_dir():
+            logger.info("%s is part of the weights beside it already: not read", adapter_folder)
+    elif adapter_folder.is_dir():
+        adapter = read_adapter(adapter_folder)
+        named = base or adapter.base
+        if not named:
+            raise UserError(
+                f"{folder} holds only an adapter and does not name its base: set policy.base_checkpoint"
+            )
+        weights_folder = resolve_folder(named, "policy.base_checkpoint")
+    tensors = open_weights(weights_folder)
+    folders = (folder, weights_folder)
+    config_path = first_file(folders, "config.json") or weights_folder / "config.json"
+    config = read_json(config_path)
+    if adapter is not None:
+        adapter.check(tensors.shapes, adapter_folder)
+    statistics_path = first_file(folders, "dataset_statistics.json")
+    return Checkpoint(
+        folder=folder,
+        tensors=tensors,
+        adapter=adapter,
+        architecture=read_architecture(config_path.parent, config, tensors.shapes),
+        statistics=read_json(statistics_path) if statistics_path else config.get("norm_stats") or {},
+        statistics_file=str(statistics_path or config_path),
+        own=config.get(OWN_SECTION) or {},
+        proprio_file=component_file(folder, "proprio_projector"),
+        l1_file=component_file(folder, "action_head"),
+    )
 
 
 @dataclass(frozen=True)
@@ -52,24 +152,15 @@ class LoadReport:
 
     def __str__(self) -> str:
         """One line, three names of each kind."""
-        kinds = (
-            ("missing", self.missing),
-            ("unknown", self.unexpected),
-            ("of another shape", self.misshapen),
-        )
-        return "; ".join(
-            f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-            for kind, names in kinds
-            if names
-        )
+        kinds = self._kinds().items()
+        return "; ".join(f"{len(names)} {kind}: {first_three(names)}" for kind, names in kinds if names)
 
     def table(self) -> str:
         """One line a tensor."""
-        return "\n".join(
-            [f"missing     {name}" for name in self.missing]
-            + [f"unknown     {name}" for name in self.unexpected]
-            + [f"other shape {name}" for name in self.misshapen]
-        )
+        return "\n".join(f"{kind:<17}{name}" for kind, names in self._kinds().items() for name in names)
+
+    def _kinds(self) -> dict[str, tuple[str, ...]]:
+        return {"missing": self.missing, "unknown": self.unexpected, "of another shape": self.misshapen}
 
 
 class CheckpointMismatch(UserError):  # noqa: N818 (named for what it tells the user)
@@ -133,16 +224,16 @@ def read_weights(
             place(network, native, part.contiguous().clone() if part is not tensor else part, device, dtype)
 
 
-def read_architecture(folder: Path, tensors: TensorFiles) -> Architecture:
+def read_architecture(
+    folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> Architecture:
     """Sizes of a checkpoint: from its tensors where they show, from ``config.json`` where they do not.
 
     Raises:
         UserError: tensors are missing, or the heads of a tower are recorded nowhere.
     """
-    config = read_json(folder / "config.json")
     text: dict[str, Any] = config.get("text_config") or {}
     recorded: dict[str, Any] = (config.get(OWN_SECTION) or {}).get("architecture") or {}
-    shapes = tensors.shapes
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in shapes:
@@ -204,15 +295,12 @@ def differences(settings: Architecture, checkpoint: Architecture) -> list[str]:
 
     The constants that no size depends on are the checkpoint's to say.
     """
-
-    def walk(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str) -> Iterator[str]:
-        for key, value in theirs.items():
-            if isinstance(value, dict):
-                yield from walk(ours[key], value, f"{prefix}{key}.")
-            elif value != ours[key] and key not in {"rms_norm_eps", "rope_theta"}:
-                yield f"{prefix}{key} {value} instead of {ours[key]}"
-
-    return list(walk(dataclasses.asdict(settings), dataclasses.asdict(checkpoint), ""))
+    ours, theirs = registry.flat(asdict(settings)), registry.flat(asdict(checkpoint))
+    return [
+        f"{key} {value} instead of {ours[key]}"
+        for key, value in theirs.items()
+        if value != ours[key] and key not in {"rms_norm_eps", "rope_theta"}
+    ]
 
 
 def read_proprio_projector(
@@ -221,7 +309,7 @@ def read_proprio_projector(
     """Fill the proprio projector of a network on the meta device."""
     assert network.proprio_projector is not None
     state = read_component(path)
-    _refuse_misfit(path, state, {name: p.shape for name, p in network.proprio_projector.named_parameters()})
+    _refuse_misfit(path, state, network.proprio_projector)
     for name, value in state.items():
         place(network, f"proprio_projector.{name}", value, device, dtype)
 
@@ -247,22 +335,14 @@ def read_l1_head(path: Path, width: int, device: torch.device, dtype: torch.dtyp
             "heads are not supported; use a checkpoint with L1 regression or discrete tokens"
         )
     head = L1ActionHead(width, state["model.fc2.weight"].shape[0])
-    _refuse_misfit(path, state, {name: p.shape for name, p in head.named_parameters()})
+    _refuse_misfit(path, state, head)
     head.load_state_dict(state)
     return head.to(device, dtype)
 
 
-def _refuse_misfit(
-    path: Path, state: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-    missing = tuple(name for name in expected if name not in state)
-    unexpected = tuple(name for name in state if name not in expected)
-    misshapen = tuple(
-        f"{name} {tuple(state[name].shape)} instead of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
-    )
-    report = LoadReport(missing, unexpected, misshapen)
+def _refuse_misfit(path: Path, state: Mapping[str, Tensor], module: nn.Module) -> None:
+    layout = {name: PublishedTensor(tuple(own.shape), (name,)) for name, own in module.named_parameters()}
+    _, report = compare({name: tuple(own.shape) for name, own in state.items()}, layout)
     if not report.fits:
         raise CheckpointMismatch(
             f"{path} does not fit ({report}): take the file of the same checkpoint as the weights", report

@@ -7,7 +7,7 @@ because the memory plan and the cost estimates are made from the settings alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from gipo_envs import EnvironmentSpec
@@ -16,6 +16,7 @@ from gipo_vla.policies.base import BuildContext, Policy, PolicySettings, registe
 from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.memory import Arithmetic, DtypeName, PolicyMemory, TokenShape, Work
 from gipo_vla.policies.value_heads import ValueHeadSettings
+from gipo_vla.settings import registry
 
 PADDING_ROWS = 64
 """OpenVLA pads the vocabulary to a multiple of 64; its first padding row is the padding token."""
@@ -76,44 +77,30 @@ class Architecture:
     """Id of the lone word boundary that ends every prompt; the first action is read from its position."""
 
     def __post_init__(self) -> None:
-        if self.image_size <= 0 or self.image_size % PATCH_SIZE:
-            raise UserError(
-                f"policy.architecture.image_size is {self.image_size}: it must be a positive multiple of "
-                f"{PATCH_SIZE}, for instance 56, 112 or 224"
-            )
-        for name in ("dino", "siglip"):
-            tower: TowerSettings = getattr(self, name)
-            if tower.width % tower.heads:
-                raise UserError(
-                    f"policy.architecture.{name}.heads is {tower.heads}: it must divide the width "
-                    f"{tower.width}"
-                )
-            if tower.depth < 2:
-                raise UserError(
-                    f"policy.architecture.{name}.depth is {tower.depth}: it must be at least 2, because the "
-                    "features are the output of the second-to-last block"
-                )
-        if self.dino.mlp % self.dino.width:
-            raise UserError(
-                f"policy.architecture.dino.mlp is {self.dino.mlp}: it must be a multiple of the width "
-                f"{self.dino.width}"
-            )
-        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise UserError(
-                f"policy.architecture.heads is {self.heads}: it must divide hidden {self.hidden} into heads "
-                "of even width (rotary positions turn pairs)"
-            )
-        if self.heads % self.key_value_heads:
-            raise UserError(
-                f"policy.architecture.key_value_heads is {self.key_value_heads}: it must divide heads "
-                f"{self.heads}"
-            )
-        if not STOP_TOKEN < self.prompt_end < self.first_action_id:
-            raise UserError(
-                f"policy.architecture.prompt_end is {self.prompt_end}: it must lie between {STOP_TOKEN} and "
-                f"the first action id {self.first_action_id} (vocabulary {self.vocabulary} - "
-                f"{PADDING_ROWS} padding rows - {ACTION_IDS} action ids)"
-            )
+        def check(holds: bool, key: str, value: int, must: str) -> None:
+            registry.check(holds, f"policy.architecture.{key}", value, must)
+
+        whole = self.image_size > 0 and self.image_size % PATCH_SIZE == 0
+        check(whole, "image_size", self.image_size, f"be a positive multiple of {PATCH_SIZE}")
+        for name, tower in (("dino", self.dino), ("siglip", self.siglip)):
+            divides = tower.width % tower.heads == 0
+            check(divides, f"{name}.heads", tower.heads, f"divide the width {tower.width}")
+            reads = "the features are the output of the second-to-last block"
+            check(tower.depth >= 2, f"{name}.depth", tower.depth, f"be at least 2, because {reads}")
+        dino = self.dino
+        check(dino.mlp % dino.width == 0, "dino.mlp", dino.mlp, f"be a multiple of the width {dino.width}")
+        even = self.hidden % self.heads == 0 and self.hidden // self.heads % 2 == 0
+        pairs = "into heads of even width (rotary positions turn pairs)"
+        check(even, "heads", self.heads, f"divide hidden {self.hidden} {pairs}")
+        shared = self.heads % self.key_value_heads == 0
+        check(shared, "key_value_heads", self.key_value_heads, f"divide heads {self.heads}")
+        check(
+            STOP_TOKEN < self.prompt_end < self.first_action_id,
+            "prompt_end",
+            self.prompt_end,
+            f"lie between {STOP_TOKEN} and the first action id {self.first_action_id} (vocabulary "
+            f"{self.vocabulary} - {PADDING_ROWS} padding rows - {ACTION_IDS} action ids)",
+        )
 
     @property
     def patches(self) -> int:
@@ -199,12 +186,10 @@ class OpenVlaOftSettings(PolicySettings):
     """``torch.compile`` the Llama: a minute at the start, then faster. One graph a batch size."""
 
     def __post_init__(self) -> None:
-        if self.chunk < 1:
-            raise UserError(f"policy.chunk is {self.chunk}: it must be at least 1")
-        if self.images is not None and self.images < 1:
-            raise UserError(f"policy.images is {self.images}: it must be at least 1, or null")
-        if "{instruction}" not in self.prompt:
-            raise UserError(f"policy.prompt is {self.prompt!r}: it must contain {{instruction}}")
+        check = registry.check
+        check(self.chunk >= 1, "policy.chunk", self.chunk, "be at least 1")
+        check(self.images is None or self.images >= 1, "policy.images", self.images, "be at least 1, or null")
+        check("{instruction}" in self.prompt, "policy.prompt", repr(self.prompt), "contain {instruction}")
         if self.random_weights and self.checkpoint is not None:
             raise UserError(
                 f"policy.random_weights is true and policy.checkpoint is {self.checkpoint!r}: set one of them"
@@ -212,6 +197,19 @@ class OpenVlaOftSettings(PolicySettings):
         if self.random_weights and self.head == "l1":
             raise UserError(
                 "policy.head is l1 with policy.random_weights: a continuous head comes from a checkpoint"
+            )
+
+    def require_tokens(self) -> None:
+        """Refuse a policy that cannot be sampled from, and so not be reinforced.
+
+        Raises:
+            UserError: it acts through a continuous head.
+        """
+        if self.head == "l1":
+            raise UserError(
+                f"{self.checkpoint} has an L1 head (action_head--*.pt): its tokens are untrained, so it "
+                "cannot be sampled from; clone it to tokens with python -m gipo_vla.sft first, or take a "
+                "checkpoint trained on discrete tokens"
             )
 
     def build(self, context: BuildContext) -> Policy:
@@ -228,21 +226,20 @@ class OpenVlaOftSettings(PolicySettings):
             reinforced=context.reinforced,
         )
 
-    # What plans ask, see ``policies.memory.Declares``. The formulas read these settings: they stand above.
+    # What plans ask. The formulas read these settings: they stand above.
 
     def token_shape(self, spec: EnvironmentSpec) -> TokenShape:
         return TokenShape(self.chunk, spec.action_size, ACTION_IDS)
 
     def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
-        from gipo_vla.policies.openvla_oft.memory import HOST_LIBRARIES, plan_memory, workload_of
+        from gipo_vla.policies.openvla_oft.memory import plan_memory, sample_of
 
-        planned = plan_memory(self, workload_of(self, work, spec))
-        return planned if work.cuda else replace(planned, overhead=HOST_LIBRARIES)
+        return plan_memory(self, work, sample_of(self, spec))
 
     def arithmetic(self, work: Work, spec: EnvironmentSpec) -> Arithmetic:
-        from gipo_vla.policies.openvla_oft.memory import arithmetic, workload_of
+        from gipo_vla.policies.openvla_oft.memory import arithmetic, sample_of
 
-        return arithmetic(self, workload_of(self, work, spec))
+        return arithmetic(self, sample_of(self, spec))
 
     def remedy(self, memory: PolicyMemory, dtype: DtypeName) -> str | None:
         from gipo_vla.policies.openvla_oft.memory import remedy

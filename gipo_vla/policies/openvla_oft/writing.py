@@ -10,11 +10,9 @@ over the whole vocabulary).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +25,13 @@ from torch import Tensor
 from gipo_envs.errors import UserError
 from gipo_vla.policies.lora import ADAPTER, merged_weight
 from gipo_vla.policies.openvla_oft.adapter_files import PublishedAdapter, fuse, write_adapter
-from gipo_vla.policies.openvla_oft.checkpoint import EXTRAS_FILE, Checkpoint, open_checkpoint
 from gipo_vla.policies.openvla_oft.checkpoint_files import ADAPTER_FOLDER, INDEX_FILE, read_json
 from gipo_vla.policies.openvla_oft.names import PublishedTensor, published_layout, to_published
 from gipo_vla.policies.openvla_oft.network import OpenVlaOftNetwork
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
-from gipo_vla.policies.openvla_oft.prompt import TOKENIZER_FILE
-from gipo_vla.policies.openvla_oft.reading import OWN_SECTION
+from gipo_vla.policies.openvla_oft.reading import EXTRAS_FILE, OWN_SECTION, Checkpoint, open_checkpoint
 from gipo_vla.policies.openvla_oft.settings import PADDING_ROWS
+from gipo_vla.policies.openvla_oft.text import TOKENIZER_FILE
 
 SHARD_BYTES = 5_000_000_000
 COPIED_FILES = (
@@ -65,17 +62,11 @@ class ExportSummary:
 
 
 @torch.no_grad()
-def export(
-    policy: OpenVlaOftPolicy,
-    folder: str | Path,
-    base: str | Path | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> ExportSummary:
+def export(policy: OpenVlaOftPolicy, folder: str | Path, shard_bytes: int = SHARD_BYTES) -> ExportSummary:
     """Write a policy as a merged checkpoint in the published layout, and its adapter beside it.
 
     Args:
         folder: must not exist or be empty.
-        base: where the checkpoint that the policy started from is now, if it has moved.
         shard_bytes: bytes of weights a file.
 
     Raises:
@@ -85,7 +76,7 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: name a new folder for the export")
     settings = policy.settings
-    origin = str(base) if base is not None else settings.checkpoint
+    origin = settings.checkpoint
     source = open_checkpoint(origin, settings.base_checkpoint) if origin is not None else None
     folder.mkdir(parents=True, exist_ok=True)
     shards, parameters = _write_weights(policy, folder, source, shard_bytes)
@@ -144,25 +135,23 @@ def _published_value(
 ) -> Tensor:
     """A published tensor with the policy's present values."""
     if entry.dead:
-        return _from_source(source, name, entry) if _has(source, name) else torch.zeros(entry.shape)
+        there = _from_source(source, name, entry)
+        return torch.zeros(entry.shape) if there is None else there
     value = to_published([_native_value(network, native) for native in entry.native], entry)
     if entry.rows is None:
         return value
-    whole = (
-        _from_source(source, name, entry).to(value.device, value.dtype)
-        if _has(source, name)
-        else value.mean(dim=0, keepdim=True).repeat(entry.shape[0], 1)
-    )
+    there = _from_source(source, name, entry)
+    if there is None:
+        whole = value.mean(dim=0, keepdim=True).repeat(entry.shape[0], 1)
+    else:
+        whole = there.to(value.device, value.dtype)
     whole[slice(*entry.rows)] = value
     return whole
 
 
-def _has(source: Checkpoint | None, name: str) -> bool:
-    return source is not None and name in source.tensors.files
-
-
-def _from_source(source: Checkpoint | None, name: str, entry: PublishedTensor) -> Tensor:
-    assert source is not None
+def _from_source(source: Checkpoint | None, name: str, entry: PublishedTensor) -> Tensor | None:
+    if source is None or name not in source.tensors.files:
+        return None
     tensor = source.tensors.read(name)
     if tuple(tensor.shape) != entry.shape:
         raise UserError(
@@ -184,19 +173,18 @@ def _native_value(network: OpenVlaOftNetwork, name: str) -> Tensor:
 def _write_configuration(policy: OpenVlaOftPolicy, folder: Path, source: Checkpoint | None) -> None:
     """config.json, dataset_statistics.json and the original's other small files."""
     settings = policy.settings
-    config: dict[str, Any] = _published_config(policy)
+    config = _published_config(policy)
     if source is not None:
-        places = [source.folder, source.tensors.folder]
-        original = next((path for path in places if (path / "config.json").is_file()), None)
+        original = source.file("config.json")
         if original is not None:
-            config |= read_json(original / "config.json")
+            config |= read_json(original)
         for pattern in COPIED_FILES:
-            for path in (found for place in places for found in sorted(place.glob(pattern))):
+            for path in (found for place in source.folders for found in sorted(place.glob(pattern))):
                 if not (folder / path.name).exists():
                     shutil.copyfile(path, folder / path.name)
     config["norm_stats"] = policy.statistics_entries
     config[OWN_SECTION] = {
-        "architecture": dataclasses.asdict(settings.architecture),
+        "architecture": asdict(settings.architecture),
         "unnorm_key": policy.statistics.key if policy.statistics else None,
         "action_dims": policy.action_dims,
         "value": asdict(settings.value),
@@ -256,38 +244,27 @@ def _write_adapter(
     if source is None or source.adapter is not None:
         logger.info("no %s: the weights under the adapter are in no checkpoint of their own", ADAPTER_FOLDER)
         return None
-    pairs, scales = {}, {}
-    for module, pair, scale in _published_pairs(policy):
-        pairs[module], scales[module] = pair, scale
-    lora = policy.settings.lora
-    target = folder / ADAPTER_FOLDER
-    write_adapter(target, PublishedAdapter(pairs, scales, origin), lora.rank, lora.alpha)
+    lora, target = policy.settings.lora, folder / ADAPTER_FOLDER
+    write_adapter(target, _published_adapter(policy, origin), lora.rank, lora.alpha)
     return target
 
 
-def _published_pairs(policy: OpenVlaOftPolicy) -> Iterator[tuple[str, tuple[Tensor, Tensor], float]]:
-    """Published module, its A and B, and alpha / rank, for every adapted module."""
+def _published_adapter(policy: OpenVlaOftPolicy, origin: str | None) -> PublishedAdapter:
     layout = published_layout(policy.settings.architecture, policy.network.full_vocabulary)
+    pairs, scales = {}, {}
     for name, entry in layout.items():
-        if not name.endswith(".weight") or entry.dead:
-            continue
-        modules = [
-            policy.network.get_submodule(native.removesuffix(".weight"))
-            for native in entry.native
-            if native.endswith(".weight")
-        ]
+        places = [native.removesuffix(".weight") for native in entry.native if native.endswith(".weight")]
+        modules = [policy.network.get_submodule(place) for place in places]
         layers = [module for module in modules if isinstance(module, LoraLayer)]
         if not layers:
             continue
         assert len(layers) == len(modules), f"only some parts of {name} have adapters"
-        low, high = fuse(
-            [
-                (_on_cpu(layer.lora_A[ADAPTER].weight), _on_cpu(layer.lora_B[ADAPTER].weight))
-                for layer in layers
-            ]
-        )
+        weights = [(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in layers]
+        low, high = fuse([(_on_cpu(one), _on_cpu(other)) for one, other in weights])
         if entry.rows is not None:
             whole = high.new_zeros(entry.shape[0], high.shape[1])
             whole[slice(*entry.rows)] = high
             high = whole
-        yield name.removesuffix(".weight"), (low, high), layers[0].scaling[ADAPTER]
+        module = name.removesuffix(".weight")
+        pairs[module], scales[module] = (low, high), layers[0].scaling[ADAPTER]
+    return PublishedAdapter(pairs, scales, origin)

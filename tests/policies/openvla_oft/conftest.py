@@ -6,6 +6,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from gipo_envs.protocol import ArraySpec, EnvironmentSpec
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings
-from gipo_vla.policies.openvla_oft.tiny_tokenizer import tiny_tokenizer
+from gipo_vla.policies.openvla_oft.text import tiny_tokenizer
+from tests.learner import vla
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "openvla_oft"
 
@@ -179,18 +181,7 @@ def make_observations() -> Callable[..., dict[str, Tensor]]:
 def tiny_settings() -> OpenVlaOftSettings:
     """The same code at a size that a unit test can afford."""
     return OpenVlaOftSettings(
-        architecture=Architecture(
-            image_size=56,
-            dino=TowerSettings(32, 3, 4, 64),
-            siglip=TowerSettings(32, 3, 4, 80),
-            hidden=48,
-            intermediate=96,
-            layers=2,
-            heads=4,
-            key_value_heads=4,
-            vocabulary=1088,
-            prompt_end=767,
-        ),
+        architecture=replace(vla.ARCHITECTURE, image_size=56),
         random_weights=True,
         prompt="{instruction}",
         chunk=4,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,11 @@ from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.policies.lora import LoraSettings, adapter_parameters
-from gipo_vla.policies.openvla_oft import (
-    Architecture,
-    CheckpointMismatch,
-    OpenVlaOftPolicy,
-    OpenVlaOftSettings,
-    action_logits,
-    build,
-    export,
-    load,
-)
+from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, build, load
+from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
+from gipo_vla.policies.openvla_oft.reading import CheckpointMismatch
+from gipo_vla.policies.openvla_oft.writing import export
+from tests.policies.openvla_oft.reference import action_logits
 
 Make = Callable[..., Any]
 WriteFolder = Callable[..., Path]
@@ -41,7 +37,11 @@ def logits_of(policy: OpenVlaOftPolicy, io: dict[str, Tensor], case: str = "img1
         )
 
 
-def one_line(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:
+@contextmanager
+def refused(*parts: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """What stands within ends with one line that names these."""
+    with pytest.raises(UserError) as error:
+        yield error
     message = str(error.value)
     assert "\n" not in message
     for part in parts:
@@ -232,20 +232,19 @@ def test_continuous_head_evaluates_but_does_not_train(
     policy = build(settings, spec)
     assert policy.head == "l1"
     observations = make_observations(spec, 2)
-    exact = policy.continuous_actions(observations)
+    assert policy.l1_head is not None
+    exact = policy.action_scaling.to_environment(policy.l1_head(policy.states(observations)).float())
     rounded = policy.decode(policy.act(observations, 1.0, greedy=True).tokens)
     clipped = policy.action_scaling.to_environment(
         policy.action_scaling.normalized(policy.encode(exact))  # the tokens' range ends at 0.996
     )
     assert exact.shape == (2, 8, 7)
     torch.testing.assert_close(rounded, clipped)
-    for refuse in (policy.require_tokens, lambda: policy.act(observations, 1.0)):
-        with pytest.raises(UserError) as error:
+    for refuse in (policy.settings.require_tokens, lambda: policy.act(observations, 1.0)):
+        with refused("L1 head", "gipo_vla.sft"):
             refuse()
-        one_line(error, "L1 head", "gipo_vla.sft")
-    with pytest.raises(UserError) as error:
+    with refused("action_head--150000_checkpoint.pt", "gipo_vla.sft"):
         build(dataclasses.replace(settings, head="tokens"), spec)
-    one_line(error, "action_head--150000_checkpoint.pt", "gipo_vla.sft")
     assert build(settings, spec, cloning=True).head == "tokens"
 
 
@@ -408,32 +407,27 @@ def test_hugging_face_ids(
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(UserError) as error:
+    with refused("'someone/model'", "no route to host"):
         load("someone/model")
-    one_line(error, "'someone/model'", "no route to host")
 
 
 def test_truncated_shard(broken: Path) -> None:
     shard = broken / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(UserError) as error:
+    with refused("model-00002-of-00002.safetensors", "truncated", "download"):
         load(broken)
-    one_line(error, "model-00002-of-00002.safetensors", "truncated", "download")
 
 
 def test_missing_shard_index_and_folder(broken: Path, tmp_path: Path) -> None:
     (broken / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError) as error:
+    with refused("model-00002-of-00002.safetensors is missing"):
         load(broken)
-    one_line(error, "model-00002-of-00002.safetensors is missing")
     for path in broken.glob("model*"):
         path.unlink()
-    with pytest.raises(UserError) as error:
+    with refused("no model.safetensors.index.json", "config.json"):
         load(broken)
-    one_line(error, "no model.safetensors.index.json", "config.json")
-    with pytest.raises(UserError) as error:
+    with refused("nowhere", "there is no such folder"):
         load(tmp_path / "nowhere")
-    one_line(error, "nowhere", "there is no such folder")
 
 
 def test_tensors_that_do_not_fit_are_all_reported(
@@ -445,9 +439,9 @@ def test_tensors_that_do_not_fit_are_all_reported(
     weights["projector.fc4.weight"] = torch.zeros(2, 2)
     weights["vision_backbone.featurizer.norm.weight"] = torch.zeros(5)
     weights["vision_backbone.featurizer.blocks.1.attn.qkv.bias"] = torch.zeros(5)
-    with pytest.raises(CheckpointMismatch) as error:
+    with refused("1 missing", "1 unknown", "2 of another shape", "projector.fc4.weight") as error:
         load(write_folder(tmp_path / "checkpoint", weights=weights))
-    one_line(error, "1 missing", "1 unknown", "2 of another shape", "projector.fc4.weight")
+    assert isinstance(error.value, CheckpointMismatch)
     report = error.value.report
     assert report.missing == (f"{layer}.mlp.up_proj.weight",)
     assert report.unexpected == ("projector.fc4.weight",)
@@ -466,7 +460,7 @@ def test_tensors_that_do_not_fit_are_all_reported(
             {},
             ("another size", "dino.width 32 instead of 1024"),
         ),
-        ({}, {"proprio": None}, ("proprioception", "env.observations")),
+        ({}, {"proprio": None}, ("reads proprio", "env.observations")),
         ({}, {"proprio": 4}, ("8 proprio values", "gives 4")),
         ({}, {"action_size": 4}, ("7 action dimensions", "has 4")),
         ({}, {"image_size": 64}, ("64x64", "56x56", "env.camera")),
@@ -482,9 +476,8 @@ def test_what_does_not_go_together_is_one_line(
     parts: tuple[str, ...],
 ) -> None:
     spec = make_spec(**({"proprio": 8} | spec_changes))
-    with pytest.raises(UserError) as error:
+    with refused(*parts):
         build(dataclasses.replace(fixture_settings, **changes), spec)
-    one_line(error, *parts)
 
 
 def test_key_without_the_no_noops_suffix(fixture_settings: OpenVlaOftSettings, make_spec: Make) -> None:
@@ -501,13 +494,11 @@ def test_several_data_sets_need_a_key(
     entries["libero_goal_no_noops"] = entries["libero_spatial_no_noops"]
     path.write_text(json.dumps(entries))
     settings = dataclasses.replace(fixture_settings, checkpoint=str(broken))
-    with pytest.raises(UserError) as error:
+    with refused("policy.unnorm_key", "libero_goal_no_noops, libero_spatial_no_noops"):
         build(settings, make_spec(proprio=8))
-    one_line(error, "policy.unnorm_key", "libero_goal_no_noops, libero_spatial_no_noops")
     path.write_text("{}")
-    with pytest.raises(UserError) as error:
+    with refused("dataset_statistics.json", "un-normalised"):
         build(settings, make_spec(proprio=8))
-    one_line(error, "dataset_statistics.json", "un-normalised")
 
 
 def test_exports_record_images_and_refuse_another_count(
@@ -517,33 +508,27 @@ def test_exports_record_images_and_refuse_another_count(
     folder = export(policy, tmp_path / "export").folder
     settings = dataclasses.replace(fixture_settings, checkpoint=str(folder))
     assert build(settings, make_spec(cameras=2, proprio=8)).settings.images == 2
-    with pytest.raises(UserError) as error:
+    with refused("looks at 2 image(s)", "gives 1"):
         build(settings, make_spec(cameras=1, proprio=8))
-    one_line(error, "looks at 2 image(s)", "gives 1")
-    with pytest.raises(UserError) as error:
+    with refused("policy.images is 1", "trained with 2"):
         build(dataclasses.replace(settings, images=1), make_spec(cameras=1, proprio=8))
-    one_line(error, "policy.images is 1", "trained with 2")
-    with pytest.raises(UserError) as error:
+    with refused("not empty"):
         export(policy, folder)
-    one_line(error, "not empty")
 
 
 def test_damaged_small_files(broken: Path) -> None:
     projector = broken / "proprio_projector--150000_checkpoint.pt"
     whole = projector.read_bytes()
     projector.write_bytes(whole[:5000])
-    with pytest.raises(UserError) as error:
+    with refused(projector.name, "truncated"):
         load(broken)
-    one_line(error, projector.name, "truncated")
     projector.write_bytes(whole)
     (broken / "tokenizer.json").unlink()
-    with pytest.raises(UserError) as error:
+    with refused("tokenizer.json"):
         load(broken).set_instructions(["open the drawer"])
-    one_line(error, "tokenizer.json")
     (broken / "config.json").write_text("{")
-    with pytest.raises(UserError) as error:
+    with refused("config.json", "JSON"):
         load(broken)
-    one_line(error, "config.json", "JSON")
 
 
 def test_adapter_that_does_not_fit(
@@ -551,12 +536,10 @@ def test_adapter_that_does_not_fit(
 ) -> None:
     state, _, config = adapted
     folder = write_adapter_folder(tmp_path / "no-base", state, config, None)
-    with pytest.raises(UserError) as error:
+    with refused("policy.base_checkpoint"):
         load(folder)
-    one_line(error, "policy.base_checkpoint")
     name = "base_model.model.projector.fc1.lora_A.weight"
     other = {**state, name: state[name][:, :-1]}
     folder = write_adapter_folder(tmp_path / "misfit", other, config, str(published_folder))
-    with pytest.raises(UserError) as error:
+    with refused("projector.fc1", "policy.base_checkpoint"):
         load(folder)
-    one_line(error, "projector.fc1", "policy.base_checkpoint")

@@ -16,12 +16,18 @@ from gipo_envs.metaworld.tasks import INSTRUCTIONS
 from gipo_vla.export import export_policy
 from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings
-from gipo_vla.policies.openvla_oft.action_tokens import EDGES, centres_of_tokens, tokens_of
-from gipo_vla.policies.openvla_oft.images import PixelNormalizer
-from gipo_vla.policies.openvla_oft.prompt import pad_prompts, prompt_ids, read_tokenizer, realign
-from gipo_vla.policies.openvla_oft.tiny_tokenizer import VOCABULARY, tiny_tokenizer
+from gipo_vla.policies.openvla_oft.network import PixelNormalizer
+from gipo_vla.policies.openvla_oft.normalization import CENTRES, EDGES, tokens_of
+from gipo_vla.policies.openvla_oft.text import (
+    VOCABULARY,
+    pad_prompts,
+    prompt_ids,
+    read_tokenizer,
+    tiny_tokenizer,
+)
 from gipo_vla.policies.value_heads import ValueHeadSettings
 from gipo_vla.settings.runs import load
+from tests.policies.openvla_oft.reference import realign
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "policy"
 PUBLISHED_PROMPT = OpenVlaOftSettings.prompt
@@ -42,13 +48,13 @@ def test_tokens_follow_the_original_tokenizer() -> None:
     edges = torch.from_numpy(EDGES)
     np.testing.assert_array_equal(tokens_of(torch.from_numpy(actions), edges).numpy(), ids - 31744)
     decoded = centres[np.clip(32000 - np.arange(31744, 32000) - 1, 0, 254)]
-    np.testing.assert_array_equal(centres_of_tokens(), decoded)
+    np.testing.assert_array_equal(CENTRES, decoded)
     assert decoded[0] == decoded[1] and (np.diff(decoded[1:]) < 0).all()
 
 
 def test_tokens_of_centres_are_themselves() -> None:
     tokens = torch.arange(1, 256)
-    assert torch.equal(tokens_of(torch.from_numpy(centres_of_tokens())[1:], torch.from_numpy(EDGES)), tokens)
+    assert torch.equal(tokens_of(torch.from_numpy(CENTRES)[1:], torch.from_numpy(EDGES)), tokens)
 
 
 def test_tiny_tokenizer_knows_the_published_layout(

@@ -15,8 +15,9 @@ from gipo_vla.credit import CreditContext, GroupEpisode
 from gipo_vla.credit.information_gain.instruction import InstructionScorerSettings
 from gipo_vla.policies.base import HasFeatures, Policy, ReadsInstructions
 from gipo_vla.policies.lora import LoraSettings, adapter_parameters
-from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, OpenVlaOftSettings, build
+from gipo_vla.policies.openvla_oft import OpenVlaOftSettings, build
 from gipo_vla.policies.openvla_oft.instruction import instruction_ids, mean_log_prob
+from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 
 Make = Callable[..., Any]
 TOWERS = ("vision", "patch_embeddings", "projector", "language_model", "action_head")

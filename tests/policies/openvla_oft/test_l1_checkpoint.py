@@ -12,7 +12,8 @@ from gipo_envs.errors import UserError
 from gipo_vla.assembly import environment_spec, policy_at
 from gipo_vla.evaluate import evaluate
 from gipo_vla.export import export_policy
-from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftPolicy, OpenVlaOftSettings, construction
+from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, construction
+from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.run.resume import Start
 from gipo_vla.settings import runs
 from gipo_vla.settings.schema import TrainingSettings

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from gipo_envs.protocol import ArraySpec, EnvironmentSpec
+from gipo_envs.protocol import EnvironmentSpec
 from gipo_vla.policies.lora import LoraSettings
-from gipo_vla.policies.openvla_oft import Architecture, OpenVlaOftSettings, TowerSettings, build
+from gipo_vla.policies.memory import Work
+from gipo_vla.policies.openvla_oft import OpenVlaOftSettings, TowerSettings, build
 from gipo_vla.policies.openvla_oft.memory import (
-    Workload,
+    Sample,
     adapter_parameters,
     count_parameters,
     llama_block_bytes,
@@ -21,6 +23,8 @@ from gipo_vla.policies.openvla_oft.memory import (
     tokens_per_sample,
 )
 from gipo_vla.policies.value_heads import ValueHeadSettings
+from tests.learner import vla
+from tests.policies.openvla_oft.conftest import environment_spec
 
 GIB = 2**30
 LIVE_LINEARS = ("vision", "projector", "language_model")
@@ -29,17 +33,14 @@ EVERYTHING = (*LIVE_LINEARS, "patch_embeddings", "action_head")
 
 def small(**changes: Any) -> OpenVlaOftSettings:
     return OpenVlaOftSettings(
-        architecture=Architecture(
+        architecture=replace(
+            vla.ARCHITECTURE,
             image_size=56,
             dino=TowerSettings(64, 4, 4, 256),
             siglip=TowerSettings(72, 4, 4, 269),
             hidden=192,
             intermediate=512,
             layers=4,
-            heads=4,
-            key_value_heads=4,
-            vocabulary=1088,
-            prompt_end=767,
         ),
         random_weights=True,
         proprio=True,
@@ -48,21 +49,8 @@ def small(**changes: Any) -> OpenVlaOftSettings:
 
 
 def spec() -> EnvironmentSpec:
-    return EnvironmentSpec(
-        tasks=("task",),
-        instructions=("open the drawer and put the puck on the shelf",),
-        observation={
-            "images": ArraySpec((2, 56, 56, 3), "uint8"),
-            "proprio": ArraySpec((8,), "float32"),
-            "task": ArraySpec((), "int64"),
-        },
-        action_size=7,
-        step_limit=100,
-        action_repeat=1,
-        end_on_success=False,
-        reward_scale=1.0,
-        frames_per_second=20.0,
-    )
+    instructions = ("open the drawer and put the puck on the shelf",)
+    return environment_spec(cameras=2, proprio=8, instructions=instructions)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +64,7 @@ def spec() -> EnvironmentSpec:
 def test_counts_are_exact(changes: dict[str, Any]) -> None:
     settings = small(**changes)
     policy = build(settings, spec())
-    counts = count_parameters(settings, Workload(1, images=2, proprio_size=8))
+    counts = count_parameters(settings, Sample(images=2, proprio_size=8))
     groups = {name: sum(p.numel() for _, p in group) for name, group in policy.parameter_groups().items()}
     assert counts.policy == groups["policy"] and counts.value == groups["value"]
     assert counts.frozen == sum(p.numel() for p in policy.parameters() if not p.requires_grad)
@@ -125,9 +113,9 @@ def test_activations_are_what_autograd_keeps(
 
     one, three = kept_by(1), kept_by(3)
     prompt = policy.prompt_ids.shape[1]
-    workload = Workload(3, images=2, proprio_size=8, prompt_tokens=prompt, dtype=dtype, cuda=False)
-    assert sample_activation_bytes(settings, workload) == pytest.approx((three - one) / 2, rel=0.08)
-    planned = plan_memory(settings, workload).activations
+    sample = Sample(images=2, proprio_size=8, prompt_tokens=prompt)
+    assert sample_activation_bytes(settings, sample, dtype) == pytest.approx((three - one) / 2, rel=0.08)
+    planned = plan_memory(settings, Work(3, dtype=dtype), sample).activations
     if not checkpointing:  # else the casts of one block at a time
         assert planned == pytest.approx(three, rel=0.08)
     assert planned >= 0.9 * three
@@ -135,14 +123,14 @@ def test_activations_are_what_autograd_keeps(
 
 def test_published_sizes_of_7b() -> None:
     """One and two images at a prompt of 30 tokens; LoRA of rank 32."""
-    one, two = Workload(1), Workload(1, images=2)
+    one, two = Sample(), Sample(images=2)
     bfloat16 = OpenVlaOftSettings(random_weights=True, lora=LoraSettings(dtype="bfloat16"))
     assert tokens_per_sample(bfloat16, one) == 343 and tokens_per_sample(bfloat16, two) == 599
     assert adapter_parameters(bfloat16) == 79_953_920
     all_linears = OpenVlaOftSettings(random_weights=True, lora=LoraSettings(towers=LIVE_LINEARS))
     assert adapter_parameters(all_linears) == 111_286_272
 
-    plan = plan_memory(all_linears, one)
+    plan = plan_memory(all_linears, Work(1, dtype="bfloat16"), one)
     # 14.05 GiB with what never runs: a block of each tower, the pooling, and the head's rows of words.
     assert 13.6 < plan.frozen / GIB < 14.05
     value = count_parameters(all_linears, one).value
@@ -150,24 +138,25 @@ def test_published_sizes_of_7b() -> None:
     learner = plan.trainable + plan.gradients + plan.optimizer - 24 * value
     assert learner / GIB * 16 / 24 == pytest.approx(1.65, abs=0.01)
 
-    assert sample_activation_bytes(bfloat16, one) / GIB == pytest.approx(1.9, rel=0.1)
-    assert sample_activation_bytes(bfloat16, two) / GIB == pytest.approx(3.35, rel=0.1)
+    assert sample_activation_bytes(bfloat16, one, "bfloat16") / GIB == pytest.approx(1.9, rel=0.1)
+    assert sample_activation_bytes(bfloat16, two, "bfloat16") / GIB == pytest.approx(3.35, rel=0.1)
     float32 = OpenVlaOftSettings(random_weights=True)
     ratio = llama_block_bytes(float32, 2, 4) / llama_block_bytes(bfloat16, 2, 2)
     assert 1.5 < ratio < 1.65
     checkpointed = OpenVlaOftSettings(random_weights=True, activation_checkpointing=True)
-    assert sample_activation_bytes(checkpointed, one) / GIB == pytest.approx(0.09, abs=0.015)
-    assert sample_activation_bytes(checkpointed, two) / GIB == pytest.approx(0.16, abs=0.02)
+    assert sample_activation_bytes(checkpointed, one, "bfloat16") / GIB == pytest.approx(0.09, abs=0.015)
+    assert sample_activation_bytes(checkpointed, two, "bfloat16") / GIB == pytest.approx(0.16, abs=0.02)
 
 
 def test_ranks_share_optimizer_and_gradients() -> None:
     settings = OpenVlaOftSettings(random_weights=True)
-    alone, shared = (plan_memory(settings, Workload(4, ranks=ranks)) for ranks in (1, 8))
+    alone, shared, stage1 = (
+        plan_memory(settings, Work(4, ranks=ranks, zero_stage=stage), Sample())
+        for ranks, stage in ((1, 2), (8, 2), (8, 1))
+    )
     bucket = alone.gradients // 2
     assert shared.optimizer == alone.optimizer // 8 and shared.gradients == bucket + bucket // 8
-    assert plan_memory(settings, Workload(4, twins=2)).twin == 2 * alone.twin
+    assert plan_memory(settings, Work(4, twins=2), Sample()).twin == 2 * alone.twin
     assert shared.frozen == alone.frozen and shared.trainable == alone.trainable
-    stage1 = plan_memory(settings, Workload(4, ranks=8, zero_stage=1))
     assert stage1.gradients == alone.gradients and stage1.optimizer == shared.optimizer
     assert alone.total == sum(int(part) for part in vars(alone).values())
-    assert "total" in alone.table() and len(alone.table().splitlines()) == 9

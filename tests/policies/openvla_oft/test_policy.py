@@ -13,7 +13,8 @@ from torch import Tensor
 from gipo_envs.protocol import EnvironmentSpec
 from gipo_vla.policies.base import Policy, copy_trainable
 from gipo_vla.policies.lora import LoraSettings, adapter_parameters
-from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, OpenVlaOftSettings, build
+from gipo_vla.policies.openvla_oft import OpenVlaOftSettings, build
+from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.policies.value_heads import ValueHeadSettings
 
 Make = Callable[..., Any]
@@ -308,4 +309,4 @@ def test_compiled_language_model_agrees(
     for policy in (compiled, compiled.twin()):
         evaluation = policy.evaluate(observations, tokens, torch.ones(2))
         torch.testing.assert_close(evaluation.log_probs, plain.log_probs, atol=1e-4, rtol=0)
-        evaluation.log_probs.sum().backward()
+    compiled.evaluate(observations, tokens, torch.ones(2)).log_probs.sum().backward()
