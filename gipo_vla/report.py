@@ -25,7 +25,7 @@ from pydantic import ConfigDict
 from gipo_envs.errors import UserError
 from gipo_vla import cli, options
 from gipo_vla.reporting import Report, archive, results, write_report
-from gipo_vla.reporting.summary import Score
+from gipo_vla.reporting.summary import HeldOutScore
 from gipo_vla.reporting.table import show
 from gipo_vla.telemetry.console import console
 
@@ -39,9 +39,10 @@ class Options:
     out: Path | None = None
     """Folder to write everything to. Without it, report.html, PNG and CSV files go to DIR/report/ of the
     first DIR, and report.html of a single run directly into its folder."""
-    score: Score = "success_once"
+    score: HeldOutScore | None = None
     """By which runs are compared: on held-out initial states, in the mode that the evaluation has in its
-    headline, or the same with actions sampled."""
+    headline, or the same with actions sampled. Default: what the sweep in DIR was started with, else
+    success_once."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,7 +8,8 @@
 Lists make a grid, over any setting and any group of options. A setting that an option does not have (sigma
 of PPO) is left out for it. Every job is checked before the first one starts. Jobs are run folders in
 ``sweep_dir``; the same command resumes what is not finished, after Ctrl-C, after a crash, or with values
-added. Jobs that fail do not stop the others.
+added. Jobs that fail do not stop the others. ``score=`` says, before the first job starts, what the report on
+the sweep compares its runs by.
 
 Report on it with ``python -m gipo_vla.report SWEEP_DIR``. docs/sweeps.md has more.
 """
@@ -24,9 +25,8 @@ from pathlib import Path
 
 from gipo_vla import cli, options
 from gipo_vla.settings import runs
-from gipo_vla.sweeping import folders, jobs, progress, resources
-from gipo_vla.sweeping.estimate import Estimate, estimate
-from gipo_vla.sweeping.folders import KEPT_DATA, SweepFolder
+from gipo_vla.sweeping import folders, jobs, process, progress
+from gipo_vla.sweeping.folders import KEPT_DATA, Estimate, SweepFolder, estimate
 from gipo_vla.sweeping.jobs import Job, JobList
 from gipo_vla.sweeping.process import Command, train_command
 from gipo_vla.sweeping.runner import Outcome, Runner, Status
@@ -66,12 +66,13 @@ class Sweep:
         path = default_sweep_dir(every[0].settings.experiment, self.listed.varied)
         path = Path(settings.sweep_dir).expanduser() if settings.sweep_dir else path
         self.keep = Path(settings.keep).expanduser() if settings.keep else None
-        self.folder = SweepFolder(path, [place for place in (self.keep, KEPT_DATA / path.name) if place])
+        kept = [place for place in (self.keep, KEPT_DATA / path.name) if place]
+        self.folder = SweepFolder(path, kept, settings.score)
         self.chosen = every[settings.slice_of(len(every))]
         self.folder.check(self.chosen)
-        self.gpus = resources.gpus()
-        self.at_once = resources.at_once(
-            settings, [job.settings for job in every], resources.cores(), len(self.gpus)
+        self.gpus = process.gpus()
+        self.at_once = process.at_once(
+            settings, [job.settings for job in every], process.cores(), len(self.gpus)
         )
 
     @property
@@ -85,7 +86,7 @@ class Sweep:
 
     def show(self) -> None:
         """Print what is planned."""
-        machine = f"{resources.cores()} cores" + (f", {len(self.gpus)} GPUs" if self.gpus else "")
+        machine = f"{process.cores()} cores" + (f", {len(self.gpus)} GPUs" if self.gpus else "")
         progress.show_plan(self.folder, self.listed, self.chosen, self.cost(), self.at_once, machine)
 
     def run(self, command: Command | None = None) -> int:
@@ -132,15 +133,15 @@ class Sweep:
     def summary(self) -> dict[str, object]:
         """Return the line for programs: what is planned."""
         cost = self.cost()
-        seconds = cost.wall_seconds(self.at_once)
         return {
             "sweep_dir": str(self.folder.path),
             "dry_run": self.settings.dry_run,
+            "score": self.folder.score,
             "jobs": len(self.chosen),
             "names": [job.name for job in self.chosen],
             "left": cost.jobs,
             "left_env_steps": cost.env_steps,
-            "left_seconds": None if seconds is None else round(seconds, 1),
+            "left_seconds": round(cost.wall_seconds(self.at_once), 1),
             "at_once": self.at_once,
         }
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import yaml
 
 from gipo_envs.errors import UserError
-from gipo_vla.telemetry.metrics import read_json_lines
+from gipo_vla.telemetry.metrics import read_json_lines, replace_file
 
 Record = dict[str, Any]
 Item = TypeVar("Item")
@@ -40,6 +40,9 @@ LARGEST_TEXT = 2**28
 DECODER_MEMORY = 2**27
 PATHS = ("run_dir", "resume", "stop_after")
 """Settings of a session, which are not kept."""
+
+
+# ------------------------------------------------------------------------------------------------- reading
 
 
 def archives(folder: Path) -> list[Path]:
@@ -71,15 +74,40 @@ def read_folder(folder: Path) -> list[Record]:
     return [record for path in archives(folder) for record in read(path)]
 
 
+def read_mapping(path: Path) -> Record | None:
+    """What a YAML or JSON file holds; None if there is none.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        text = path.read_text()
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings: expected key: value lines")
+    return values
+
+
+def overrides_of(sweep: Path) -> dict[str, list[str]]:
+    """What a sweep.json says that each job was started with, by the digest at the end of the job's name."""
+    listed = read_mapping(sweep)
+    try:
+        jobs = [] if listed is None else listed["jobs"]
+        return {job["name"].rpartition("-")[2]: job["overrides"] for job in jobs}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{sweep} cannot be read as a sweep's list of jobs: {error!r}") from error
+
+
 def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[Record]:
     """The rows of a table that is kept by columns."""
     return [dict(zip(columns, values)) for values in zip(*columns.values(), strict=True)]
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """A table by columns, in the order in which they first appear."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+# ------------------------------------------------------------------------------------------------- writing
 
 
 def thin(rows: Sequence[Item], limit: int) -> list[Item]:
@@ -90,29 +118,38 @@ def thin(rows: Sequence[Item], limit: int) -> list[Item]:
 
 
 def record(run: Path, name: str, rows: int | None = None, overrides: Sequence[str] | None = None) -> Record:
-    """What is kept of a run folder.
+    """What a run folder holds, as an archive has it.
 
     Args:
         run: the folder.
         name: of the run in the archive.
         rows: at most so many lines of metrics.jsonl, evenly spread; None: all.
         overrides: what the run was started with, where a sweep started it.
+
+    Raises:
+        UserError: a file cannot be read.
     """
-    metrics: list[Record] = list(read_json_lines(run / "metrics.jsonl"))
-    kept: Record = {"name": name, "overrides": None if overrides is None else list(overrides)}
-    if (run / "config.yaml").exists():
-        settings = yaml.safe_load((run / "config.yaml").read_text())
-        kept["config"] = {key: None if key in PATHS else value for key, value in settings.items()}
-    kept["metrics"] = columns_of(metrics if rows is None else thin(metrics, rows))
-    kept["evaluations"] = columns_of(read_json_lines(run / "evaluations.jsonl"))
-    for part in ("evaluation", "finished"):
-        if (run / f"{part}.json").exists():
-            kept[part] = json.loads((run / f"{part}.json").read_text())
-    return {key: value for key, value in kept.items() if value or key == "metrics"}
+    metrics = read_json_lines(run / "metrics.jsonl")
+    kept: Record = {
+        "name": name,
+        "overrides": overrides and list(overrides),
+        "config": read_mapping(run / "config.yaml"),
+        "metrics": _columns(metrics if rows is None else thin(metrics, rows)),
+        "evaluations": _columns(read_json_lines(run / "evaluations.jsonl")) or None,
+        "evaluation": read_mapping(run / "evaluation.json"),
+        "finished": read_mapping(run / "finished.json"),
+    }
+    return {key: value for key, value in kept.items() if value is not None}
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def add(folder: Path, records: Iterable[Record]) -> None:
-    """Put runs into a folder's archives; a run that is there already, by its name, stays as it is.
+    """Put runs into a folder's archives, without settings of their sessions; a run that is there already, by
+    its name, stays as it is.
 
     Raises:
         UserError: an archive that is there cannot be read.
@@ -121,18 +158,34 @@ def add(folder: Path, records: Iterable[Record]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         have = {one["name"]: one for one in read_folder(folder)}
-        fresh = {one["name"]: one for one in records if one["name"] not in have}
-        if not fresh:
+        runs = {one["name"]: _without_paths(one) for one in records} | have
+        if len(runs) == len(have):
             return
-        runs = have | fresh
         parts = _compressed([runs[name] for name in sorted(runs)])
         paths = [folder / PATTERN.replace("*", f"{number:02d}") for number in range(len(parts))]
         for path, data in zip(paths, parts):
-            temporary = path.with_suffix(".tmp")
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            replace_file(path, data)
         for path in set(archives(folder)) - set(paths):
             path.unlink()
+
+
+def _without_paths(run: Record) -> Record:
+    config = {key: None if key in PATHS else value for key, value in run.get("config", {}).items()}
+    return run | {"config": config} if config else run
+
+
+def pack(folder: Path, sweep: Path | None = None) -> int:
+    """Move the run folders directly in ``folder`` into its archives; how many they were.
+
+    Args:
+        sweep: the sweep.json with the jobs' overrides; None: the one in ``folder``, if there is one.
+    """
+    overrides = overrides_of(sweep or folder / "sweep.json")
+    runs = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+    add(folder, [record(run, run.name, overrides=overrides.get(run.name.rpartition("-")[2])) for run in runs])
+    for run in runs:
+        shutil.rmtree(run)
+    return len(runs)
 
 
 @contextmanager
@@ -161,28 +214,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, list) else value
-
-
-def overrides_of(sweep: Path) -> dict[str, list[str]]:
-    """What a sweep.json says that each job was started with, by the digest at the end of the job's name."""
-    if not sweep.exists():
-        return {}
-    try:
-        jobs = json.loads(sweep.read_text())["jobs"]
-        return {job["name"].rpartition("-")[2]: job["overrides"] for job in jobs}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{sweep} cannot be read as a sweep's list of jobs: {error!r}") from error
-
-
-def pack(folder: Path, sweep: Path | None = None) -> int:
-    """Move the run folders directly in ``folder`` into its archives; how many they were.
-
-    Args:
-        sweep: the sweep.json with the jobs' overrides; None: the one in ``folder``, if there is one.
-    """
-    overrides = overrides_of(sweep or folder / "sweep.json")
-    runs = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
-    add(folder, [record(run, run.name, overrides=overrides.get(run.name.rpartition("-")[2])) for run in runs])
-    for run in runs:
-        shutil.rmtree(run)
-    return len(runs)

@@ -13,28 +13,41 @@ import pandas as pd
 from gipo_envs.errors import UserError
 from gipo_vla.reporting import summary
 from gipo_vla.reporting.grouping import Configuration, group, show
-from gipo_vla.reporting.runs import Run, Value
+from gipo_vla.reporting.runs import Run
 from gipo_vla.reporting.statistics import Array, Difference, Estimate, estimate, mean_difference
-from gipo_vla.reporting.summary import Score, Source
+from gipo_vla.reporting.summary import HeldOutScore, Score, Source
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that tables and figures are made of."""
+    """Everything that tables and figures are made of.
 
-    runs: tuple[Run, ...]
-    """Those that count, configuration by configuration."""
+    Methods that take a ``score`` are about the one that the runs are compared by, unless another is given.
+    """
+
     left_out: tuple[Run, ...]
     factors: tuple[str, ...]
     confounded: tuple[str, ...]
     """Settings that vary with the factors; a remark has their values."""
     configurations: tuple[Configuration, ...]
-    tasks: tuple[str, ...]
     source: Source
     remarks: tuple[str, ...]
     """What a reader must know about the choice of runs and scores."""
-    score: Score = "success_once"
-    """What the runs are compared by."""
+    score: HeldOutScore
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Those that count, configuration by configuration."""
+        return tuple(run for one in self.configurations for run in one.runs)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(sorted({task for run in self.runs for task in run.tasks}))
+
+    @property
+    def single(self) -> bool:
+        """One run, so nothing to aggregate."""
+        return len(self.runs) == 1
 
     @property
     def compared_scores(self) -> tuple[Score, ...]:
@@ -58,17 +71,53 @@ class Comparison:
         """The score is a share of episodes, from 0 to 1."""
         return not self.score.endswith("return")
 
-    def estimate(self, configuration: Configuration) -> Estimate | None:
-        """The score of a configuration over tasks and seeds; None where it is not known."""
-        return score_estimate(configuration, self.source, self.score)
+    def strata(self, configuration: Configuration, score: Score | None = None) -> dict[str, Array]:
+        """Scores of a configuration's runs: task -> array over seeds; empty where they are not known."""
+        return _strata(self._scores(configuration, score))
 
-    @property
-    def single(self) -> bool:
-        """One run, so nothing to aggregate."""
-        return len(self.runs) == 1
+    def estimate(
+        self, configuration: Configuration, score: Score | None = None, task: str | None = None
+    ) -> Estimate[float] | None:
+        """Interquartile mean over all tasks or of one, and over seeds; None where no score is known."""
+        strata = self.strata(configuration, score)
+        own = [scores for name, scores in strata.items() if task in (None, name)]
+        return estimate(own) if own else None
+
+    def difference(
+        self, plus: Sequence[Configuration], minus: Sequence[Configuration], score: Score | None = None
+    ) -> Difference | None:
+        """Mean of (sum of ``plus`` - sum of ``minus``) over the tasks and seeds that all of them have.
+
+        One of each make a paired difference, two of each a difference between differences. None where they
+        share nothing.
+        """
+        terms = [self._scores(one, score) for one in (*plus, *minus)]
+        unique = [own[~own.index.duplicated(keep="last")] for own in terms]
+        # Sorted, so that the bootstrap draws the same whatever the order of the runs.
+        table = pd.concat(unique, axis=1, join="inner").sort_index()
+        if table.empty:
+            return None
+        contrast = table.iloc[:, : len(plus)].sum(axis=1) - table.iloc[:, len(plus) :].sum(axis=1)
+        return mean_difference(list(_strata(contrast).values()))
+
+    def _scores(self, configuration: Configuration, score: Score | None) -> pd.Series[float]:
+        """Scores by (task, seed), sorted by task."""
+        found = [
+            (task, str(run.seed), value)
+            for run in configuration.runs
+            for task, value in summary.task_scores(run, self.source, score or self.score).items()
+        ]
+        table = pd.DataFrame(found, columns=["task", "seed", "score"]).set_index(["task", "seed"])["score"]
+        return table.sort_index(level="task", sort_remaining=False, kind="stable")
 
 
-def compare(found: Sequence[Run], remarks: Sequence[str] = (), score: Score = "success_once") -> Comparison:
+def _strata(values: pd.Series[float]) -> dict[str, Array]:
+    return {str(task): np.asarray(own, np.float64) for task, own in values.groupby(level="task")}
+
+
+def compare(
+    found: Sequence[Run], remarks: Sequence[str] = (), score: HeldOutScore = "success_once"
+) -> Comparison:
     """Choose runs and where their scores come from; the order in which runs come makes no difference.
 
     Raises:
@@ -100,25 +149,23 @@ def compare(found: Sequence[Run], remarks: Sequence[str] = (), score: Score = "s
         remarks.append(f"the evaluations differ in mode ({', '.join(sorted(modes))}): do not compare them")
     factors, confounded, configurations = group(counted)
     remarks += [_confounding(key, configurations) for key in confounded]
-    for one in configurations:
-        repeated = _repeated_replicates(one.runs)
-        if repeated:
+    replicates = [{(run.tasks, run.seed) for run in one.runs} for one in configurations]
+    for one, own in zip(configurations, replicates):
+        if repeated := len(one.runs) - len(own):
             remarks.append(f"{one.label}: {repeated} runs repeat a seed and count as if independent")
-    if len({_replicates(one.runs) for one in configurations}) > 1:
+    if any(own != replicates[0] for own in replicates):
         remarks.append(
             "configurations differ in the tasks or seeds that they have: their means are over other things; "
             "paired differences are over what two share"
         )
     return Comparison(
-        runs=tuple(run for one in configurations for run in one.runs),
-        left_out=tuple(left_out),
-        factors=tuple(factors),
-        confounded=tuple(confounded),
-        configurations=tuple(configurations),
-        tasks=tuple(sorted({task for run in counted for task in run.tasks})),
-        source=source,
-        remarks=tuple(remarks),
-        score=score,
+        tuple(left_out),
+        tuple(factors),
+        tuple(confounded),
+        tuple(configurations),
+        source,
+        tuple(remarks),
+        score,
     )
 
 
@@ -142,74 +189,3 @@ def _without_copies(runs: Sequence[Run], remarks: list[str]) -> list[Run]:
             remarks.append(f"{run.name} is left out: a copy of {kept[content].name}")
         kept.setdefault(content, run)
     return list(kept.values())
-
-
-def _repeated_replicates(runs: Sequence[Run]) -> int:
-    return len(runs) - len(_replicates(runs))
-
-
-def _replicates(runs: Sequence[Run]) -> frozenset[tuple[tuple[str, ...], Value]]:
-    return frozenset((run.tasks, run.seed) for run in runs)
-
-
-def scores(configuration: Configuration, source: Source, score: Score = "success_once") -> pd.Series[float]:
-    """Scores of a configuration's runs by (task, seed), sorted; empty where nothing is known of the score."""
-    found = [
-        (task, str(run.seed), value)
-        for run in configuration.runs
-        for task, value in summary.task_scores(run, source, score).items()
-    ]
-    table = pd.DataFrame(found, columns=["task", "seed", "score"])
-    return table.set_index(["task", "seed"])["score"].sort_index(
-        level="task", sort_remaining=False, kind="stable"
-    )
-
-
-def _strata(values: pd.Series[float]) -> dict[str, Array]:
-    return {str(task): np.asarray(own, np.float64) for task, own in values.groupby(level="task")}
-
-
-def score_strata(
-    configuration: Configuration, source: Source, score: Score = "success_once"
-) -> dict[str, Array]:
-    """Scores of a configuration: task -> array over runs."""
-    return _strata(scores(configuration, source, score))
-
-
-def score_estimate(
-    configuration: Configuration, source: Source, score: Score = "success_once"
-) -> Estimate | None:
-    """Interquartile mean over tasks and seeds; None where nothing is known of the score."""
-    strata = score_strata(configuration, source, score)
-    return estimate(list(strata.values())) if strata else None
-
-
-def paired_difference(
-    first: Configuration, second: Configuration, source: Source, score: Score = "success_once"
-) -> Difference | None:
-    """Mean of (first - second) over the tasks and seeds that both have; None where they share none."""
-    return _mean_contrast((first,), (second,), source, score)
-
-
-def difference_of_differences(
-    first: tuple[Configuration, Configuration],
-    second: tuple[Configuration, Configuration],
-    source: Source,
-    score: Score = "success_once",
-) -> Difference | None:
-    """Mean of (a - b) of the first pair minus (a - b) of the second, over what all four share."""
-    return _mean_contrast((first[0], second[1]), (first[1], second[0]), source, score)
-
-
-def _mean_contrast(
-    plus: Sequence[Configuration], minus: Sequence[Configuration], source: Source, score: Score
-) -> Difference | None:
-    terms = [scores(one, source, score) for one in (*plus, *minus)]
-    unique = [own[~own.index.duplicated(keep="last")] for own in terms]
-    # Only what all have; sorted, so that the bootstrap draws the same whatever the order of the runs.
-    table = pd.concat(unique, axis=1, join="inner").sort_index()
-    if table.empty:
-        return None
-    signs = [1.0] * len(plus) + [-1.0] * len(minus)
-    contrast = sum(sign * table.iloc[:, place].to_numpy(float) for place, sign in enumerate(signs))
-    return mean_difference(list(_strata(pd.Series(contrast, table.index)).values()))

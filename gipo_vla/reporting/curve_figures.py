@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,33 +12,15 @@ from matplotlib.figure import Figure
 
 from gipo_vla.reporting import curves, summary
 from gipo_vla.reporting.comparison import Comparison
-from gipo_vla.reporting.curves import Curve
+from gipo_vla.reporting.curves import Curve, Curves
 from gipo_vla.reporting.runs import Run
-from gipo_vla.reporting.style import Layout, axes_grid, draw_floor, legend, rate, thousands
+from gipo_vla.reporting.style import Layout, axes_grid, draw_floor, hide, legend, rate, thousands
 
-Curves = Mapping[tuple[str, str], Curve]
+TASKS_BESIDE = 5
 
-NAMES = {
-    curves.SUCCESS: "success of the last 100 episodes",
-    curves.HELD_OUT: "success on held-out states",
-    "staleness/lag_iterations_mean": "mean lag (iterations)",
-    "staleness/p95_abs_log_ratio": "P95 |log ρ|",
-    "staleness/effective_sample_size_old": "effective sample size, old",
-    "staleness/damped_fraction_old": "damped fraction, old",
-    "policy/entropy": "entropy (nats a token)",
-    "value/explained_variance": "explained variance",
-    "gradient_norm/policy": "policy gradient norm",
-    "loss/value": "value loss",
-    "credit/merge_ratio": "merge ratio",
-    "credit/nonzero_share": "steps with a graph advantage",
-    "credit/fallback_share": "groups fallen back",
-    "credit/gain_std": "spread of information gains",
-    "credit/belief_brier": "Brier score of the belief",
-    "credit/belief_calibration_error": "calibration error of the belief",
-}
 RATES = {
-    curves.SUCCESS,
-    curves.HELD_OUT,
+    *curves.SUCCESS,
+    *curves.HELD_OUT,
     "staleness/effective_sample_size_old",
     "staleness/damped_fraction_old",
     "credit/merge_ratio",
@@ -46,103 +29,108 @@ RATES = {
 }
 
 
-def learning_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure:
+def learning_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure | None:
     """Success while training; for a single run with its held-out evaluations."""
     if comparison.single:
         return _single_run(comparison.runs[0])
-    return _panels(layout, made, (curves.SUCCESS,), width=4.2 if len(layout.panels) == 1 else 3.4, height=3.2)
+    return logged(layout, made, curves.SUCCESS)
 
 
 def held_out_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure | None:
     """Success on held-out states while training, where runs evaluated on the way."""
-    shown = [curve for (_, metric), curve in made.items() if metric == curves.HELD_OUT]
-    if comparison.single or not shown or max(len(curve.env_steps) for curve in shown) < 2:
+    lengths = [len(curve.env_steps) for (_, metric), curve in made.items() if metric in curves.HELD_OUT]
+    if comparison.single or max(lengths, default=0) < 2:
         return None
-    return _panels(
-        layout, made, (curves.HELD_OUT,), width=4.2 if len(layout.panels) == 1 else 3.4, height=3.2
+    return logged(layout, made, curves.HELD_OUT)
+
+
+def success_of_each_task(comparison: Comparison, layout: Layout) -> Figure | None:
+    """Success of each task's last training episodes over env steps: a small panel a task.
+
+    None where no run logs tasks apart (each trains on a single one).
+    """
+    lines: dict[str, dict[str, Curve]] = {}
+    for task, (name, one) in product(comparison.tasks, layout.members):
+        if curve := curves.aggregate_metric(one, f"task/{task}/success_once_recent"):
+            lines.setdefault(task, {})[name] = curve
+    if not lines:
+        return None
+    columns = min(TASKS_BESIDE, len(lines))
+    figure, grid = axes_grid(
+        -(-len(lines) // columns), columns, width=2.2, height=1.8, sharex=True, sharey=True
     )
+    for axes, (task, own) in zip(grid.flat, lines.items()):
+        for name, curve in own.items():
+            axes.plot(curve.env_steps, curve.estimate.value, color=layout.colour(name), label=name)
+        axes.set_title(task, fontsize=8)
+        rate(axes)
+        thousands(axes)
+    hide(grid.flat[len(lines) :])
+    figure.supxlabel("env steps", fontsize=9)
+    figure.supylabel("success of the last 20 episodes", fontsize=9)
+    legend(figure, grid.flat, layout.names)
+    return figure
 
 
-def staleness_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure | None:
-    """How old the data were, how far the policy had moved, and what was left of them."""
-    return _panels_of_logged(layout, made, curves.STALENESS)
+def logged(layout: Layout, made: Curves, group: Collection[str]) -> Figure | None:
+    """Metrics of a group x panels; with a single panel the metrics stand two in a row.
 
-
-def health_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure | None:
-    """Entropy, explained variance, gradient norm and value loss."""
-    return _panels_of_logged(layout, made, curves.HEALTH)
-
-
-def credit_curves(comparison: Comparison, layout: Layout, made: Curves) -> Figure | None:
-    """What the credits over groups say of themselves."""
-    return _panels_of_logged(layout, made, curves.CREDIT)
-
-
-def _panels_of_logged(layout: Layout, made: Curves, metrics: Sequence[str]) -> Figure | None:
-    logged = [metric for metric in metrics if any(name == metric for _, name in made)]
-    return _panels(layout, made, logged) if logged else None
-
-
-def _panels(
-    layout: Layout, made: Curves, metrics: Sequence[str], width: float = 3.4, height: float = 2.3
-) -> Figure:
-    """Metrics x panels; with a single panel the metrics stand two in a row."""
+    None where no run has logged any of them.
+    """
+    metrics = [metric for metric in group if any(name == metric for _, name in made)]
+    if not metrics:
+        return None
     columns = len(layout.panels)
-    if columns == 1 and len(metrics) > 1:
-        figure, grid = axes_grid((len(metrics) + 1) // 2, 2, width=3.8, height=height, sharex=True)
-        places = [(axes, layout.panels[0], metric) for axes, metric in zip(grid.flat, metrics)]
-        for unused in grid.flat[len(metrics) :]:
-            unused.set_visible(False)
+    in_pairs = columns == 1 and len(metrics) > 1
+    if in_pairs:
+        figure, grid = axes_grid((len(metrics) + 1) // 2, 2, width=3.8, height=2.3, sharex=True)
+        hide(grid.flat[len(metrics) :])
     else:
-        figure, grid = axes_grid(len(metrics), columns, width=width, height=height, sharey="row")
-        places = [
-            (grid[row, column], panel, metric)
-            for row, metric in enumerate(metrics)
-            for column, panel in enumerate(layout.panels)
-        ]
-    for axes, panel, metric in places:
+        alone = {"width": 4.2 if columns == 1 else 3.4, "height": 3.2}
+        size = alone if len(group) == 1 else {"width": 3.4, "height": 2.3}
+        figure, grid = axes_grid(len(metrics), columns, sharey="row", **size)
+    places = list(zip(grid.flat, product(metrics, layout.panels)))
+    for axes, (metric, panel) in places:
         for name, configuration in panel.members:
-            curve = made.get((configuration.label, metric))
-            if curve is not None:
+            if curve := made.get((configuration.label, metric)):
                 _draw(axes, curve, name, layout.colour(name))
         if metric in RATES:
             rate(axes)
         if metric == "staleness/p95_abs_log_ratio":
-            floor = summary.numerical_floor([run for _, one in panel.members for run in one.runs])
-            draw_floor(axes.axhline, floor)
+            runs = [run for _, one in panel.members for run in one.runs]
+            draw_floor(axes.axhline, summary.numerical_floor(runs))
         if metric == "value/explained_variance":
             # Early fits are arbitrarily bad; below -1 they would hide everything else.
             axes.set_ylim(bottom=max(-1.0, axes.get_ylim()[0]))
         thousands(axes)
-        if columns == 1 and len(metrics) > 1:
-            axes.set_title(NAMES[metric])
-        elif axes.get_subplotspec().is_first_col():
-            axes.set_ylabel(NAMES[metric])
-        if axes.get_subplotspec().is_last_row():
+        place = axes.get_subplotspec()
+        if in_pairs:
+            axes.set_title(curves.METRICS[metric])
+        elif place.is_first_col():
+            axes.set_ylabel(curves.METRICS[metric])
+        if place.is_last_row():
             axes.set_xlabel("env steps")
-        if columns > 1 and axes.get_subplotspec().is_first_row():
+        if columns > 1 and place.is_first_row():
             axes.set_title(panel.title)
-    legend(figure, [axes for axes, *_ in places], layout.names)
+    legend(figure, [axes for axes, _ in places], layout.names)
     return figure
 
 
 def _draw(axes: Axes, curve: Curve, name: str, colour: Any) -> None:
     points: dict[str, Any] = {"marker": "o", "markersize": 3} if len(curve.env_steps) < 12 else {}
-    axes.plot(curve.env_steps, curve.estimate.value, color=colour, linewidth=1.4, label=name, **points)
-    if curve.estimate.low is not None and curve.estimate.high is not None:
-        axes.fill_between(
-            curve.env_steps, curve.estimate.low, curve.estimate.high, color=colour, alpha=0.18, linewidth=0
-        )
+    made = curve.estimate
+    axes.plot(curve.env_steps, made.value, color=colour, linewidth=1.4, label=name, **points)
+    if made.low is not None and made.high is not None:
+        axes.fill_between(curve.env_steps, made.low, made.high, color=colour, alpha=0.18, linewidth=0)
 
 
 def _single_run(run: Run) -> Figure:
     figure, grid = axes_grid(1, 1, width=7, height=3.2)
     axes = grid[0, 0]
-    steps, success = curves.series(run, curves.SUCCESS)
+    steps, success = curves.series(run, *curves.SUCCESS)
     axes.plot(steps, success, color="#7f7f7f", linewidth=1.4, label="training episodes, sampled (last 100)")
-    points = [*run.evaluations]
-    if run.evaluation is not None:
-        points.append(run.evaluation | {"env_steps": run.rows[-1]["env_steps"]})
+    last = {"env_steps": run.rows[-1]["env_steps"]}
+    points = [*run.evaluations, *([run.evaluation | last] if run.evaluation else [])]
     points = [row for row in points if row.get("success_once_interval_95")]
     if points:
         value = np.array([row["success_once"] for row in points])
@@ -151,7 +139,7 @@ def _single_run(run: Run) -> Figure:
             [row["env_steps"] for row in points],
             value,
             # Rounded ends of an interval may miss the value by 1e-5; a length must not be negative.
-            yerr=[np.maximum(value - low, 0), np.maximum(high - value, 0)],
+            yerr=np.maximum([value - low, high - value], 0),
             fmt="o-",
             markersize=4,
             capsize=3,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,34 +12,39 @@ import pandas as pd
 from gipo_vla.reporting.comparison import Comparison
 from gipo_vla.reporting.grouping import Configuration
 from gipo_vla.reporting.runs import Run
-from gipo_vla.reporting.statistics import Array, CurveEstimate, estimate_curve
-from gipo_vla.reporting.table import Table
+from gipo_vla.reporting.statistics import Array, Estimate, estimate_curve
+from gipo_vla.reporting.table import Record, Table
 
 POINTS = 200
 """Of a curve, at most."""
 RESAMPLES = 500
 """Of a curve's bootstrap: enough for a band, and every point of every curve pays for them."""
 
-SUCCESS = "success_once_recent"
-HELD_OUT = "evaluation/success_once"
+SUCCESS = {"success_once_recent": "success of the last 100 episodes"}
+HELD_OUT = {"evaluation/success_once": "success on held-out states"}
 """Not a metric of metrics.jsonl: ``success_once`` of evaluations.jsonl."""
-
-STALENESS = (
-    "staleness/lag_iterations_mean",
-    "staleness/p95_abs_log_ratio",
-    "staleness/effective_sample_size_old",
-    "staleness/damped_fraction_old",
-)
-HEALTH = ("policy/entropy", "value/explained_variance", "gradient_norm/policy", "loss/value")
-CREDIT = (
-    "credit/merge_ratio",
-    "credit/nonzero_share",
-    "credit/fallback_share",
-    "credit/gain_std",
-    "credit/belief_brier",
-    "credit/belief_calibration_error",
-)
-METRICS = (SUCCESS, HELD_OUT, *STALENESS, *HEALTH, *CREDIT)
+STALENESS = {
+    "staleness/lag_iterations_mean": "mean lag (iterations)",
+    "staleness/p95_abs_log_ratio": "P95 |log ρ|",
+    "staleness/effective_sample_size_old": "effective sample size, old",
+    "staleness/damped_fraction_old": "damped fraction, old",
+}
+HEALTH = {
+    "policy/entropy": "entropy (nats a token)",
+    "value/explained_variance": "explained variance",
+    "gradient_norm/policy": "policy gradient norm",
+    "loss/value": "value loss",
+}
+CREDIT = {
+    "credit/merge_ratio": "merge ratio",
+    "credit/nonzero_share": "steps with a graph advantage",
+    "credit/fallback_share": "groups fallen back",
+    "credit/gain_std": "spread of information gains",
+    "credit/belief_brier": "Brier score of the belief",
+    "credit/belief_calibration_error": "calibration error of the belief",
+}
+METRICS = SUCCESS | HELD_OUT | STALENESS | HEALTH | CREDIT
+"""What curves are made of, and what it is called; each group is a figure."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +54,21 @@ class Curve:
     configuration: Configuration
     metric: str
     env_steps: Array
-    estimate: CurveEstimate
+    estimate: Estimate[Array]
 
 
-def aggregate(comparison: Comparison) -> dict[tuple[str, str], Curve]:
-    """Curves of all configurations: (configuration's label, metric) -> curve; absent where not logged."""
-    made = [
-        curve
+Curves = Mapping[tuple[str, str], Curve]
+"""(configuration's label, metric) -> curve; absent where not logged."""
+
+
+def aggregate(comparison: Comparison) -> Curves:
+    """Curves of all configurations."""
+    return {
+        (one.label, metric): curve
         for one in comparison.configurations
         for metric in METRICS
         if (curve := aggregate_metric(one, metric)) is not None
-    ]
-    return {(curve.configuration.label, curve.metric): curve for curve in made}
+    }
 
 
 def aggregate_metric(configuration: Configuration, metric: str) -> Curve | None:
@@ -82,7 +90,7 @@ def aggregate_metric(configuration: Configuration, metric: str) -> Curve | None:
 def series(run: Run, metric: str) -> tuple[Array, Array]:
     """Env steps and values of a metric where it is known."""
     known = run.known(metric)
-    if metric == HELD_OUT:
+    if metric in HELD_OUT:
         known = pd.DataFrame(run.evaluations, columns=["env_steps", "success_once"]).dropna()
     steps, values = known.to_numpy(float).T
     return steps, values
@@ -101,23 +109,21 @@ def common_points(steps: Sequence[Array]) -> Array:
     return np.linspace(low, high, min(POINTS, max(len(own) for own in steps)))
 
 
-def table(curves: dict[tuple[str, str], Curve]) -> Table:
+def table(curves: Curves) -> Table:
     """All curves in long form."""
-    frames = [
-        pd.DataFrame(
-            {
-                "configuration": curve.configuration.label,
-                "metric": curve.metric,
-                "env_steps": curve.env_steps.round().astype(int),
-                "iqm": curve.estimate.value,
-                "low_95": curve.estimate.low,
-                "high_95": curve.estimate.high,
-                "runs": curve.estimate.count,
-            }
-        )
-        for curve in curves.values()
-    ]
-    if not frames:
-        return Table("curves", "Curves over env steps", (), [])
-    rows = [row for frame in frames for row in frame.astype(object).to_numpy().tolist()]
-    return Table("curves", "Curves over env steps", tuple(frames[0].columns), rows)
+    records: list[Record] = []
+    for (label, metric), curve in curves.items():
+        made = curve.estimate
+        for place, steps in enumerate(curve.env_steps):
+            records.append(
+                {
+                    "configuration": label,
+                    "metric": metric,
+                    "env_steps": round(steps),
+                    "iqm": float(made.value[place]),
+                    "low_95": None if made.low is None else float(made.low[place]),
+                    "high_95": None if made.high is None else float(made.high[place]),
+                    "runs": made.count,
+                }
+            )
+    return Table.of("curves", "Curves over env steps", records)

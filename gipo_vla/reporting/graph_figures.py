@@ -10,25 +10,19 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from gipo_vla.reporting.comparison import Comparison
-from gipo_vla.reporting.runs import Run
 from gipo_vla.reporting.style import axes_grid
 
 MOST = 4
 """Graphs side by side."""
 
-COLOURS = "viridis_r"
-
 
 def state_graphs(comparison: Comparison) -> Figure | None:
     """A late graph of each configuration's first run that has one; None where no run has."""
-    found: list[tuple[str, Run]] = []
+    found = []
     for one in comparison.configurations:
-        run = next((run for run in one.runs if run.graph), None)
-        if run is not None:
-            found.append(("" if comparison.single else one.label, run))
-    if not found:
-        return None
-    return draw([(title, run.graph or {}) for title, run in found[:MOST]])
+        graphs = [run.graph for run in one.runs if run.graph]
+        found += [("" if comparison.single else one.label, graph) for graph in graphs[:1]]
+    return draw(found[:MOST]) if found else None
 
 
 def draw(graphs: Sequence[tuple[str, dict[str, Any]]]) -> Figure:
@@ -43,31 +37,26 @@ def draw(graphs: Sequence[tuple[str, dict[str, Any]]]) -> Figure:
 
 def _draw_one(figure: Figure, axes: Any, graph: dict[str, Any]) -> None:
     places = np.array([node[:2] for node in graph["nodes"]])
-    distances = np.array([np.nan if node[2] is None else node[2] for node in graph["nodes"]], float)
+    distances = np.array([node[2] for node in graph["nodes"]], float)  # NaN: no path
     sources, targets, counts = np.array(graph["edges"], int).reshape(-1, 3).T
     succeeds = targets < 0
-    success = _beside(places, places[sources[succeeds]]) if succeeds.any() else None
-
     ends = places[targets]
-    if success is not None:
-        ends[succeeds] = success
+    if succeeds.any():
+        ends[succeeds] = _beside(places, places[sources[succeeds]])
     widths = 0.4 + 1.6 * counts / counts.max()
     for chosen, colour, style in ((~succeeds, "#9a9a9a", "solid"), (succeeds, "#D55E00", "dashed")):
-        lines = np.stack([places[sources[chosen]], ends[chosen]], axis=1)
-        axes.add_collection(
-            LineCollection(list(lines), colors=colour, linewidths=widths[chosen], linestyles=style, zorder=1)
-        )
+        lines = list(np.stack([places[sources[chosen]], ends[chosen]], axis=1))
+        look: dict[str, Any] = {"colors": colour, "linewidths": widths[chosen], "linestyles": style}
+        axes.add_collection(LineCollection(lines, zorder=1, **look))
     lost = np.isnan(distances)
     axes.scatter(*places[lost].T, s=16, facecolors="white", edgecolors="#777777", zorder=2, label="no path")
     if not lost.all():
-        drawn = axes.scatter(*places[~lost].T, c=distances[~lost], cmap=COLOURS, s=24, zorder=3)
+        drawn = axes.scatter(*places[~lost].T, c=distances[~lost], cmap="viridis_r", s=24, zorder=3)
         figure.colorbar(drawn, ax=axes, label="shortest way to success (chunks)", shrink=0.85)
-    start = places[graph["start"]]
-    axes.scatter(
-        *start, s=110, facecolors="none", edgecolors="black", linewidths=1.6, zorder=4, label="start"
-    )
-    if success is not None:
-        axes.scatter(*success, marker="*", s=260, color="#D55E00", zorder=5, label="SUCCESS")
+    ring = {"s": 110, "facecolors": "none", "edgecolors": "black", "linewidths": 1.6}
+    axes.scatter(*places[graph["start"]], zorder=4, label="start", **ring)
+    if succeeds.any():
+        axes.scatter(*ends[succeeds][0], marker="*", s=260, color="#D55E00", zorder=5, label="SUCCESS")
     axes.autoscale_view()
     axes.margins(0.06)
     axes.set_aspect("equal", adjustable="datalim")
@@ -79,9 +68,7 @@ def _draw_one(figure: Figure, axes: Any, graph: dict[str, Any]) -> None:
 def _beside(places: Any, before: Any) -> Any:
     """Where SUCCESS is drawn, which has no place of its own: beyond the states that led to it, seen from the
     middle of all."""
-    middle, near = places.mean(axis=0), before.mean(axis=0)
-    span = max(float(np.ptp(places, axis=0).max()), 1e-3)
-    direction = near - middle
+    direction = before.mean(axis=0) - places.mean(axis=0)
     length = float(np.linalg.norm(direction))
     direction = direction / length if length > 1e-6 else np.array([0.0, 1.0])
-    return near + 0.18 * span * direction
+    return before.mean(axis=0) + 0.18 * max(float(np.ptp(places, axis=0).max()), 1e-3) * direction

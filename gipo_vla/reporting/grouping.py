@@ -11,9 +11,8 @@ factors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -50,6 +49,18 @@ SET_BY_OPTION = {"credit.name": ("rollout.group_size",)}
 """What choosing one sets elsewhere."""
 NAMED_BY_VALUE = ("experiment", *OPTIONS)
 """Factors whose value says enough in a label."""
+ORDER = (
+    "experiment",
+    "objective.name",
+    SIGMA,
+    "objective.",
+    "credit.name",
+    "credit.",
+    "regularizers.",
+    CAPACITY,
+    "replay.",
+)
+"""Beginnings of the factors that come first, in their order."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +94,12 @@ def group(runs: Sequence[Run]) -> Grouping:
     for run in runs:
         values = tuple((key, run.config[key]) for key in factors if key in run.config)
         members.setdefault(values, []).append(run)
-    configurations = [
-        Configuration(
-            dict(values),
-            label(dict(values), factors) or plain_label(own),
-            tuple(sorted(own, key=_by_replicate)),
-        )
-        for values, own in members.items()
-    ]
+    configurations = []
+    for values, own in members.items():
+        own.sort(key=lambda run: (run.tasks, _order(run.seed), run.name))
+        first = own[0].config
+        alone = str(first.get("objective.name", first.get("experiment", "all runs")))
+        configurations.append(Configuration(dict(values), label(dict(values), factors) or alone, tuple(own)))
     configurations.sort(key=lambda one: [_order(one.values.get(key)) for key in factors])
     return Grouping(factors, confounded, configurations)
 
@@ -105,19 +114,10 @@ def varying_factors(runs: Sequence[Run]) -> list[str]:
         varying = [key for key in varying if key in varied]
     by_task = [", ".join(run.tasks) for run in runs]
     if len(set(by_task)) > 1:
-        varying = _unexplained(runs, varying, by_task, partial(_comes_with, "env.task"))
+        varying = _unexplained(runs, varying, by_task)
     for name in [key for key in NAMED_BY_VALUE if key in varying]:
-        classes = [_text(run.config.get(name)) for run in runs]
-        varying = _unexplained(runs, varying, classes, partial(_comes_with, name))
+        varying = _unexplained(runs, varying, [_text(run.config.get(name)) for run in runs], name)
     return sorted(varying, key=_rank)
-
-
-def _comes_with(name: str, key: str) -> bool:
-    """Whether a choice may bring a setting with it: an option its own ones, anything else all but those of
-    the algorithm."""
-    if name in OPTIONS:
-        return key != name and key.startswith((name.removesuffix("name"), *SET_BY_OPTION.get(name, ())))
-    return key != name and not key.startswith(ALGORITHM_SECTIONS)
 
 
 def _can_be_factor(key: str) -> bool:
@@ -131,11 +131,8 @@ def _varied_by_sweep(runs: Sequence[Run], keys: Sequence[str]) -> set[str] | Non
     """
     if any(run.overrides is None for run in runs):
         return None
-    overrides = [
-        {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in run.overrides or ())}
-        for run in runs
-    ]
-    table = pd.DataFrame(overrides).fillna("")
+    pairs = [[text.lstrip("+").partition("=")[::2] for text in run.overrides or ()] for run in runs]
+    table = pd.DataFrame([dict(own) for own in pairs]).fillna("")
     names = set(table.columns[table.nunique() > 1])
     groups = tuple(f"{name}." for name in names if name not in keys and f"{name}.name" not in keys)
     return {
@@ -150,54 +147,50 @@ def _confounded(runs: Sequence[Run], varying: Sequence[str]) -> list[str]:
         return []
     classes = [repr([_text(run.config.get(key)) for key in of_algorithm]) for run in runs]
     others = [key for key in varying if key not in NAMED_BY_VALUE and key not in of_algorithm]
-    left = _unexplained(runs, others, classes, partial(_comes_with, ""))
+    left = _unexplained(runs, others, classes)
     return [key for key in others if key not in left]
 
 
 def _unexplained(
-    runs: Sequence[Run], keys: Sequence[str], classes: Sequence[str], may_be: Callable[[str], bool]
+    runs: Sequence[Run], keys: Sequence[str], classes: Sequence[str], name: str = ""
 ) -> list[str]:
-    """``keys`` without those, of the ones that may be, whose value the class of a run settles: its task, its
-    experiment, its credit."""
+    """``keys`` without those that come with a choice (``name``, if it is a setting), and whose value is
+    settled by the class that a run falls into by that choice."""
     if not keys:
         return []
     table = pd.DataFrame([{key: _text(run.config.get(key)) for key in keys} for run in runs])
     settled = (table.groupby(list(classes)).nunique() == 1).all()
-    return [key for key in keys if not (may_be(key) and settled[key])]
+    return [key for key in keys if not (settled[key] and _comes_with(name, key))]
+
+
+def _comes_with(name: str, key: str) -> bool:
+    """Whether a choice may bring a setting with it: an option its own ones, anything else all but those of
+    the algorithm."""
+    if name in OPTIONS:
+        return key != name and key.startswith((name.removesuffix("name"), *SET_BY_OPTION.get(name, ())))
+    return key != name and not key.startswith(ALGORITHM_SECTIONS)
 
 
 def _rank(key: str) -> tuple[int, str]:
-    order = (
-        "experiment",
-        "objective.name",
-        SIGMA,
-        "objective.",
-        "credit.name",
-        "credit.",
-        "regularizers.",
-        CAPACITY,
-        "replay.",
-    )
-    for rank, prefix in enumerate(order):
-        if key.startswith(prefix):
-            return rank, key
-    return len(order), key
+    return next((rank for rank, prefix in enumerate(ORDER) if key.startswith(prefix)), len(ORDER)), key
 
 
-def label(values: Mapping[str, Value], factors: Iterable[str]) -> str:
-    """``gipo, sigma 0.5, capacity 20,000``: short names, whole keys where two would be the same."""
+def label(values: Mapping[str, Value], factors: Iterable[str], without: str = "") -> str:
+    """``gipo, sigma 0.5, capacity 20,000``: short names, whole keys where two would be the same.
+
+    Args:
+        values: factor -> value.
+        factors: those of the whole comparison.
+        without: a factor that is said elsewhere.
+    """
     last_parts = [key.rpartition(".")[2] for key in factors]
     parts = []
     for key, value in values.items():
         short = key.rpartition(".")[2]
         name = short if last_parts.count(short) == 1 else key
-        parts.append(show(value) if key in NAMED_BY_VALUE else f"{name} {show(value)}")
+        if key != without:
+            parts.append(show(value) if key in NAMED_BY_VALUE else f"{name} {show(value)}")
     return ", ".join(parts)
-
-
-def plain_label(runs: Sequence[Run]) -> str:
-    """Label of the only configuration there is."""
-    return str(runs[0].config.get("objective.name", runs[0].config.get("experiment", "all runs")))
 
 
 def show(value: Value) -> str:
@@ -214,9 +207,8 @@ def show(value: Value) -> str:
 
 def _text(value: Value) -> str:
     """Text for comparing: 1 and 1.0 are one value, True and 1 are two."""
-    return (
-        repr(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else repr(value)
-    )
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return repr(float(value)) if number else repr(value)  # type: ignore[arg-type]
 
 
 def _order(value: Value) -> tuple[int, float, str]:
@@ -226,7 +218,3 @@ def _order(value: Value) -> tuple[int, float, str]:
     if isinstance(value, (int, float)):
         return 1, float(value), ""
     return 2, 0.0, value
-
-
-def _by_replicate(run: Run) -> tuple[tuple[str, ...], tuple[int, float, str], str]:
-    return run.tasks, _order(run.seed), run.name

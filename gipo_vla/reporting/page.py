@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from gipo_vla.reporting.table import Table, to_html
@@ -58,32 +58,30 @@ class Section:
     links: Sequence[str] = ()
     """Files beside the page that it cannot hold: videos."""
 
-
-@dataclass(frozen=True)
-class Page:
-    """A report."""
-
-    title: str
-    facts: str
-    """One line under the title."""
-    remarks: Sequence[str] = ()
-    sections: Sequence[Section] = field(default_factory=list)
+    @property
+    def holds_something(self) -> bool:
+        return bool(self.images or self.links or self.tables or self.folded or self.verbatim)
 
 
-def render(page: Page) -> str:
-    """The whole file."""
-    remarks = ""
-    if page.remarks:
-        items = "".join(f"<li>{html.escape(remark)}</li>" for remark in page.remarks)
-        remarks = f'<div class="remarks"><ul>{items}</ul></div>\n'
-    body = "\n".join(_section(section) for section in page.sections)
-    title = html.escape(page.title)
+def render(title: str, facts: str, remarks: Sequence[str], sections: Sequence[Section]) -> str:
+    """The whole file.
+
+    Args:
+        facts: one line under the title.
+        remarks: what a reader must know first.
+        sections: those that hold nothing are left out.
+    """
+    title = html.escape(title)
+    noted = "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks)
+    if noted:
+        noted = f'<div class="remarks"><ul>{noted}</ul></div>\n'
+    body = "\n".join(_section(section) for section in sections if section.holds_something)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f'<h1>{title}</h1>\n<p class="facts">{html.escape(page.facts)}</p>\n'
-        f"{remarks}{body}\n</body>\n</html>\n"
+        f'<h1>{title}</h1>\n<p class="facts">{html.escape(facts)}</p>\n'
+        f"{noted}{body}\n</body>\n</html>\n"
     )
 
 
@@ -92,7 +90,11 @@ def _section(section: Section) -> str:
     if section.text:
         parts.append(f"<p>{html.escape(section.text)}</p>")
     parts += [f'<p><a href="{html.escape(link)}">{html.escape(link)}</a></p>' for link in section.links]
-    parts += [_image(image) for image in section.images]
+    for image in section.images:
+        data = base64.b64encode(image.path.read_bytes()).decode("ascii")
+        name, caption = html.escape(image.path.stem.replace("_", " ")), html.escape(image.caption)
+        picture = f'<img alt="{name}" src="data:image/png;base64,{data}">'
+        parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
     parts += [f'<div class="scroll">{to_html(table)}</div>' for table in section.tables]
     parts += [
         f"<details><summary>{html.escape(table.title)} ({len(table.rows)} rows, {table.name}.csv)</summary>"
@@ -102,12 +104,3 @@ def _section(section: Section) -> str:
     if section.verbatim:
         parts.append(f"<details><summary>Show</summary><pre>{html.escape(section.verbatim)}</pre></details>")
     return "\n".join([*parts, "</section>"])
-
-
-def _image(image: Image) -> str:
-    data = base64.b64encode(image.path.read_bytes()).decode("ascii")
-    caption = html.escape(image.caption)
-    return (
-        f'<figure><img alt="{html.escape(image.path.stem.replace("_", " "))}" '
-        f'src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
-    )

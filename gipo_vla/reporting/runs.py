@@ -17,13 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from gipo_envs.errors import UserError
 from gipo_vla.reporting import archive
-from gipo_vla.reporting.archive import thin
 from gipo_vla.telemetry.graphs import newest_graph
-from gipo_vla.telemetry.metrics import read_json_lines
 
 Row = dict[str, Any]
 Value = str | float | int | bool | None
@@ -84,10 +81,8 @@ class Run:
         if self.evaluation and self.evaluation.get("tasks"):
             return tuple(sorted(self.evaluation["tasks"]))
         logged = {name.split("/")[1] for name in self.rows[-1] if name.startswith("task/")}
-        if logged:
-            return tuple(sorted(logged))
         task = self.settings.get("env", {}).get("task", "task")
-        return tuple(sorted(map(str, task))) if isinstance(task, list) else (str(task),)
+        return tuple(sorted(logged or map(str, task if isinstance(task, list) else [task])))
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -161,52 +156,29 @@ def read_run(folder: Path, name: str | None = None, overrides: Sequence[str] | N
     Raises:
         UserError: a file cannot be understood.
     """
-    rows = read_json_lines(folder / "metrics.jsonl")
-    if rows and not {"iteration", "env_steps"} <= rows[0].keys():
+    name = name or folder.resolve().name
+    record = archive.record(folder, name, overrides=overrides)
+    if record["metrics"] and not {"iteration", "env_steps"} <= record["metrics"].keys():
         raise UserError(f"{folder / 'metrics.jsonl'} has no iteration and env_steps: it is not a run's")
-    return _run(
-        name or folder.resolve().name,
-        rows,
-        _read(folder / "config.yaml"),
-        evaluation=_read(folder / "evaluation.json"),
-        evaluations=read_json_lines(folder / "evaluations.jsonl"),
-        finished=(folder / "finished.json").exists(),
-        graph=newest_graph(folder),
-        overrides=None if overrides is None else tuple(overrides),
-    )
+    return _from_record(record, name, newest_graph(folder))
 
 
-def _from_record(record: Row, name: str) -> Run | None:
-    return _run(
+def _from_record(record: Row, name: str, graph: Row | None = None) -> Run | None:
+    rows = archive.rows_of(record["metrics"])
+    if not rows:
+        return None
+    settings = record.get("config") or {"experiment": name}
+    return Run(
         name,
-        archive.rows_of(record["metrics"]),
-        record.get("config"),
+        flatten(settings),
+        archive.thin(rows, ROWS_KEPT),
         evaluation=record.get("evaluation"),
         evaluations=archive.rows_of(record.get("evaluations", {})),
         finished="finished" in record,
+        graph=graph,
+        settings=settings,
         overrides=None if "overrides" not in record else tuple(record["overrides"]),
     )
-
-
-def _run(name: str, rows: Sequence[Row], settings: Row | None, **rest: Any) -> Run | None:
-    if not rows:
-        return None
-    settings = settings or {"experiment": name}
-    return Run(name, flatten(settings), thin(rows, ROWS_KEPT), settings=settings, **rest)
-
-
-def _read(path: Path) -> Row | None:
-    """A YAML or JSON file that holds a mapping; None if there is none."""
-    if not path.exists():
-        return None
-    try:
-        text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no settings: expected key: value lines")
-    return values
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:

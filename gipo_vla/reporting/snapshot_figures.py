@@ -1,74 +1,93 @@
-"""Figures of where configurations ended: scores, and the staleness of the settled half of training."""
+"""Figures of where configurations ended: scores, and the staleness of the settled half of training.
+
+All of them return None where there is nothing to draw.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gipo_vla.objectives.diagnostics import AGES, LAG_DECILES
 from gipo_vla.reporting import results, summary
 from gipo_vla.reporting.archive import thin
-from gipo_vla.reporting.comparison import Comparison, score_estimate, score_strata
-from gipo_vla.reporting.runs import Run
-from gipo_vla.reporting.statistics import Array, Estimate, estimate
-from gipo_vla.reporting.style import Layout, axes_grid, draw_floor, legend, name_rows, rate
-from gipo_vla.reporting.summary import Score
+from gipo_vla.reporting.comparison import Comparison
+from gipo_vla.reporting.grouping import Configuration
+from gipo_vla.reporting.statistics import Estimate
+from gipo_vla.reporting.style import (
+    LIMIT,
+    Layout,
+    axes_grid,
+    draw_floor,
+    draw_members,
+    hide,
+    legend,
+    name_rows,
+    rate,
+)
+from gipo_vla.reporting.summary import Score, mean_over
 
 POINTS_PER_RUN = 40
 MOST_BESIDE = 4
+OVER_TRAINING = "mean over training"
 
 
-def _overall(comparison: Comparison) -> tuple[tuple[str, Score], ...]:
+# -------------------------------------------------------------------------------------------------- scores
+
+
+def _overall(comparison: Comparison) -> Mapping[str, Score]:
     """Titles and scores of the figures that show a configuration in one number."""
-    first = "at the end of training"
-    if comparison.score != "success_once":
-        first = f"{comparison.noun}, {first}"
-    return (first, comparison.score), ("mean over training", "over_training")
+    first = "" if comparison.score == "success_once" else f"{comparison.noun}, "
+    return {f"{first}at the end of training": comparison.score, OVER_TRAINING: "over_training"}
 
 
 def scores(comparison: Comparison, layout: Layout) -> Figure | None:
     """Success of each configuration over all tasks, at the end and over training."""
-    if comparison.single:
-        return None
-    panels = [
-        (title, [score_estimate(one, comparison.source, score) for one in comparison.configurations])
-        for title, score in _overall(comparison)
-    ]
+    panels = {
+        title: [comparison.estimate(one, score) for one in comparison.configurations]
+        for title, score in _overall(comparison).items()
+    }
     return _interval_panels(comparison, layout, panels)
 
 
 def success_per_task(comparison: Comparison, layout: Layout) -> Figure | None:
-    """Success of each configuration on each task; None where there is a single task or run."""
-    if comparison.single or len(comparison.tasks) < 2:
-        return None
-    strata = [score_strata(one, comparison.source, comparison.score) for one in comparison.configurations]
-    panels = [
-        (task, [estimate([own[task]]) if task in own else None for own in strata])
+    """Success of each configuration on each task."""
+    panels = {
+        task: [comparison.estimate(one, task=task) for one in comparison.configurations]
         for task in comparison.tasks
-    ]
+    }
     return _interval_panels(comparison, layout, panels)
 
 
 def _interval_panels(
-    comparison: Comparison, layout: Layout, panels: Sequence[tuple[str, Sequence[Estimate | None]]]
-) -> Figure:
+    comparison: Comparison, layout: Layout, panels: Mapping[str, Sequence[Estimate[float] | None]]
+) -> Figure | None:
     """Panels with a row for each configuration: its estimate as a dot on its interval."""
+    if comparison.single:
+        return None
     labels = [one.label for one in comparison.configurations]
+    colours = {one.label: layout.colour(name) for name, one in layout.members}
     rows = -(-len(panels) // MOST_BESIDE)
     columns = -(-len(panels) // rows)
     figure, grid = axes_grid(
         rows, columns, width=4.2 if columns == 2 else 3.0, height=0.8 + 0.22 * len(labels), sharey=True
     )
-    for unused in grid.flat[len(panels) :]:
-        unused.set_visible(False)
-    for axes, (title, estimates) in zip(grid.flat, panels):
+    hide(grid.flat[len(panels) :])
+    for axes, (title, estimates) in zip(grid.flat, panels.items()):
         for place, (label, result) in enumerate(zip(labels, estimates)):
-            if result is not None:
-                _interval(axes, place, result, _colour(layout, label))
+            if result is None:
+                continue
+            style: dict[str, Any] = {"color": colours[label]}
+            if result.low is not None:
+                ends = (result.low, result.high)
+                axes.plot(ends, [place] * 2, linewidth=5, alpha=0.3, solid_capstyle="butt", **style)
+            axes.plot(result.value, place, "o", markersize=5, **style)
         name_rows(axes, labels)
-        if comparison.is_rate or title == "mean over training":
+        if comparison.is_rate or title == OVER_TRAINING:
             rate(axes, horizontal=True)
         axes.set_title(title)
     noun = "success" if comparison.is_rate else "score"
@@ -76,57 +95,32 @@ def _interval_panels(
     return figure
 
 
-def _interval(axes: Any, place: float, result: Estimate, colour: Any) -> None:
-    if result.low is not None:
-        axes.plot(
-            [result.low, result.high],
-            [place, place],
-            color=colour,
-            linewidth=5,
-            alpha=0.3,
-            solid_capstyle="butt",
-        )
-    axes.plot(result.value, place, "o", color=colour, markersize=5)
-
-
-def _colour(layout: Layout, label: str) -> Any:
-    name = next(name for panel in layout.panels for name, one in panel.members if one.label == label)
-    return layout.colour(name)
-
-
 def sigma_capacity(comparison: Comparison) -> Figure | None:
     """Heat map of success over sigma (and objectives without one) and replay capacity."""
-    if not results.has_sigma_and_capacity(comparison):
-        return None
     rows, columns, cells = results.sigma_by_capacity(comparison)
+    if not cells:
+        return None
     figure, grid = axes_grid(
         1, 2, width=1.5 + 1.0 * len(columns), height=1.3 + 0.5 * len(rows), sharey=True, sharex=True
     )
-    for axes, (title, score) in zip(grid[0], _overall(comparison)):
+    for axes, (title, score) in zip(grid[0], _overall(comparison).items()):
         values = np.full((len(rows), len(columns)), np.nan)
-        results_of = {
-            (rows.index(row), columns.index(column)): (one, score_estimate(one, comparison.source, score))
-            for (row, column), one in cells.items()
-        }
-        for place, (_, result) in results_of.items():
-            values[place] = result.value if result else np.nan
+        texts = {}
         a_rate = comparison.is_rate or score == "over_training"
-        top = 1.0 if a_rate else max(1.0, float(np.nanmax(values)))
         digits = 2 if a_rate else 0
-        for (row, column), (one, result) in results_of.items():
+        for (row, column), one in cells.items():
+            result = comparison.estimate(one, score)
             if result is None:
                 continue
+            place = rows.index(row), columns.index(column)
+            values[place] = result.value
             interval = "" if result.low is None else f"\n{result.low:.{digits}f} to {result.high:.{digits}f}"
             star = " *" if summary.regime_of(one.runs) == "stale" else ""
-            axes.text(
-                column,
-                row,
-                f"{result.value:.{digits}f}{star}{interval}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if result.value > 0.55 * top else "black",
-            )
+            texts[place] = f"{result.value:.{digits}f}{star}{interval}"
+        top = 1.0 if a_rate else max(1.0, float(np.nanmax(values)))
+        for place, text in texts.items():
+            colour = "white" if values[place] > 0.55 * top else "black"
+            axes.text(*place[::-1], text, ha="center", va="center", fontsize=8, color=colour)
         image = axes.imshow(values, vmin=0, vmax=top, cmap="YlGnBu", aspect="auto")
         if not comparison.is_rate:
             figure.colorbar(image, ax=axes, label=title)
@@ -141,91 +135,129 @@ def sigma_capacity(comparison: Comparison) -> Figure | None:
     return figure
 
 
+# ----------------------------------------------------------------------------------------------- staleness
+
+
 def effective_sample_size(comparison: Comparison, layout: Layout) -> Figure | None:
     """P95 |log rho| of old samples against what they still count for; one dot an iteration."""
+    names = ["staleness/p95_abs_log_ratio_old", "staleness/effective_sample_size_old"]
     figure, grid = axes_grid(
-        1,
-        len(layout.panels),
-        width=6 if len(layout.panels) == 1 else 3.4,
-        height=3.4,
-        sharex=True,
-        sharey=True,
+        1, len(layout.panels), width=_width(layout), height=3.4, sharex=True, sharey=True
     )
-    drawn = False
-    for axes, panel in zip(grid[0], layout.panels):
-        for name, one in panel.members:
-            x, y = np.concatenate([_dots(run) for run in one.runs]).T
-            if not len(x):
-                continue
-            drawn = True
-            colour = layout.colour(name)
-            axes.plot(x, y, ".", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
-            axes.plot(
-                np.median(x),
-                np.median(y),
-                layout.marker(name),
-                color=colour,
-                markersize=7,
-                markeredgecolor="white",
-                label=name,
-            )
-        axes.set_title(panel.title)
-        axes.set_xlabel("P95 |log ρ| of old samples")
-        rate(axes)
-    if not drawn:
+
+    def draw(axes: Axes, name: str, one: Configuration) -> bool:
+        settled = [summary.settled(run) for run in one.runs]
+        chosen = [rows.iloc[thin(range(len(rows)), POINTS_PER_RUN)] for rows in settled]
+        dots = [rows.reindex(columns=names).dropna().to_numpy(float) for rows in chosen]
+        x, y = np.concatenate(dots).T
+        if not len(x):
+            return False
+        style: dict[str, Any] = {"color": layout.colour(name), "label": name, "markersize": 7}
+        axes.plot(x, y, ".", color=style["color"], alpha=0.25, markersize=4, markeredgewidth=0)
+        axes.plot(np.median(x), np.median(y), layout.marker(name), markeredgecolor="white", **style)
+        return True
+
+    if not draw_members(grid[0], layout, draw):
         return None
     for axes in grid[0]:
-        axes.axvline(
-            summary.STALE_P95_ABS_LOG_RATIO, color="#888888", linewidth=0.8, linestyle="--", zorder=0
-        )
+        rate(axes)
+        axes.axvline(summary.STALE_P95_ABS_LOG_RATIO, **LIMIT)
         draw_floor(axes.axvline, summary.numerical_floor(comparison.runs))
-        axes.set_xlim(left=0)
     grid[0, 0].set_ylabel("effective sample size of old samples")
-    legend(figure, grid[0], layout.names)
-    return figure
+    return _finished(figure, grid, layout, "P95 |log ρ| of old samples")
 
 
-def _dots(run: Run) -> Array:
-    """P95 and effective sample size of old samples, in some iterations of the settled half: (dots, 2)."""
-    rows = summary.settled(run)
-    chosen = rows.iloc[thin(range(len(rows)), POINTS_PER_RUN)]
-    names = ["staleness/p95_abs_log_ratio_old", "staleness/effective_sample_size_old"]
-    return chosen.reindex(columns=names).dropna().to_numpy(float)
+def fractions_by_age(layout: Layout) -> Figure | None:
+    """Share of samples that count for nothing, or for next to nothing, in each fifth by lag."""
+    metrics = {"zero_fraction": "coefficient 0", "damped_fraction": "coefficient < 0.001"}
+    figure, grid = axes_grid(
+        len(metrics), len(layout.panels), width=_width(layout), height=2.2, sharex="col", sharey="row"
+    )
+    drawn = False
+    for row, (metric, title) in zip(grid, metrics.items()):
+
+        def draw(axes: Axes, name: str, one: Configuration, metric: str = metric) -> bool:
+            points = [
+                (lag, share)
+                for age in range(1, AGES + 1)
+                if (lag := mean_over(one.runs, f"staleness/lag_mean_age{age}")) is not None
+                and (share := mean_over(one.runs, f"staleness/{metric}_age{age}")) is not None
+            ]
+            if points:
+                style: dict[str, Any] = {"color": layout.colour(name), "marker": layout.marker(name)}
+                axes.plot(*np.array(points).T, label=name, markersize=5, **style)
+            return bool(points)
+
+        drawn |= draw_members(row, layout, draw)
+        row[0].set_ylabel(title)
+        # Shares may be tiny everywhere; an axis to 1 would hide the difference, one to 1e-6 would invent one.
+        row[0].set_ylim(-0.01, max(0.1, min(1.03, row[0].get_ylim()[1])))
+    return _finished(figure, grid, layout, "mean lag of a fifth of the samples (updates)") if drawn else None
+
+
+def lag_histogram(layout: Layout) -> Figure | None:
+    """Density of the samples' lags, from their deciles: every step holds a tenth of them."""
+    figure, grid = axes_grid(1, len(layout.panels), width=_width(layout), height=2.8, sharey=True)
+    names = [*(f"lag_p{round(100 * level)}" for level in LAG_DECILES), "lag_max"]
+
+    def draw(axes: Axes, name: str, one: Configuration) -> bool:
+        found = [mean_over(one.runs, f"staleness/{metric}") for metric in names]
+        edges = [0.0, *(edge for edge in found if edge is not None)]
+        if None in found:
+            return False
+        # Where lags tie, a tenth is as wide as one update.
+        widths = np.maximum(np.diff(edges), 1.0)
+        axes.stairs(1 / len(widths) / widths, edges, color=layout.colour(name), label=name, baseline=None)
+        return True
+
+    if not draw_members(grid[0], layout, draw):
+        return None
+    grid[0, 0].set_ylabel("share of samples an update of lag")
+    grid[0, 0].set_ylim(bottom=0)
+    return _finished(figure, grid, layout, "lag (updates)")
 
 
 def lag(comparison: Comparison) -> Figure | None:
     """Mean, 95th percentile and greatest lag of the samples of each configuration."""
     labels = [one.label for one in comparison.configurations]
-    units: Sequence[tuple[str, tuple[tuple[str, str], ...]]] = (
-        ("lag in iterations", (("lag_iterations_mean", "mean"), ("lag_iterations_max", "greatest"))),
-        ("lag in updates", (("lag_mean", "mean"), ("lag_p95", "P95"), ("lag_max", "greatest"))),
-    )
+    units = {
+        "lag in iterations": {"mean": "lag_iterations_mean", "greatest": "lag_iterations_max"},
+        "lag in updates": {"mean": "lag_mean", "P95": "lag_p95", "greatest": "lag_max"},
+    }
     markers = {"mean": "o", "P95": "D", "greatest": "|"}
     figure, grid = axes_grid(1, 2, width=3.8, height=1.2 + 0.24 * len(labels), sharey=True)
     drawn = False
-    for axes, (title, names) in zip(grid[0], units):
+    for axes, (title, names) in zip(grid[0], units.items()):
         for place, one in enumerate(comparison.configurations):
-            values = [summary.mean_over(one.runs, f"staleness/{name}") for name, _ in names]
-            known = [value for value in values if value is not None]
+            values = {name: mean_over(one.runs, f"staleness/{metric}") for name, metric in names.items()}
+            known = [value for value in values.values() if value is not None]
             if not known:
                 continue
             drawn = True
             axes.plot([0, max(known)], [place, place], color="#bbbbbb", linewidth=2, zorder=1)
-            for value, (_, name) in zip(values, names):
-                axes.plot(
-                    value,
-                    place,
-                    markers[name],
-                    color="#0072B2",
-                    markersize=7,
-                    markeredgewidth=2 if name == "greatest" else 0,
-                    label=name if place == 0 else None,
-                )
+            for name, value in values.items():
+                style = {"markeredgewidth": 2 if name == "greatest" else 0, "markersize": 7}
+                label = name if place == 0 else None
+                axes.plot(value, place, markers[name], color="#0072B2", label=label, **style)
         axes.set_xlabel(title)
         axes.set_xlim(left=0)
         name_rows(axes, labels)
     if not drawn:
         return None
-    grid[0, 0].axvline(summary.STALE_LAG_ITERATIONS, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
+    grid[0, 0].axvline(summary.STALE_LAG_ITERATIONS, **LIMIT)
     legend(figure, [grid[0, 1]])
+    return figure
+
+
+def _width(layout: Layout) -> float:
+    return 6.0 if len(layout.panels) == 1 else 3.4
+
+
+def _finished(figure: Figure, grid: Any, layout: Layout, x_label: str) -> Figure:
+    for axes, panel in zip(grid[0], layout.panels):
+        axes.set_title(panel.title)
+    for axes in grid[-1]:
+        axes.set_xlabel(x_label)
+        axes.set_xlim(left=0)
+    legend(figure, grid.flat, layout.names)
     return figure

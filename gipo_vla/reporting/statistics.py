@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 Array = NDArray[np.float64]
-Statistic = Callable[..., Any]
+Number = TypeVar("Number")
 
 TRIMMED = 0.25
 CONFIDENCE = 0.95
@@ -31,61 +31,44 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """An aggregate and its 95 % interval."""
+class Estimate(Generic[Number]):
+    """An aggregate and its 95 % interval: a number, or an array with one for every point of a curve."""
 
-    value: float
-    low: float | None
+    value: Number
+    low: Number | None
     """None where a task has a single seed: nothing can be said about chance."""
-    high: float | None
+    high: Number | None
     count: int
     """Scores that went in."""
 
 
-@dataclass(frozen=True)
-class CurveEstimate:
-    """The same at every point of a curve."""
-
-    value: Array
-    low: Array | None
-    high: Array | None
-    count: int
+def interquartile_mean(scores: Array, axis: int = 0) -> Array:
+    """Mean of the middle half of the scores along an axis."""
+    return np.asarray(stats.trim_mean(scores, TRIMMED, axis=axis))
 
 
-def interquartile_mean(strata: Sequence[Array]) -> Array:
-    """Mean of the middle half of all scores, along the first axis."""
-    return np.asarray(stats.trim_mean(np.concatenate(strata), TRIMMED, axis=0))
-
-
-def estimate(strata: Sequence[Array], statistic: Statistic | None = None) -> Estimate:
-    """``statistic`` (the interquartile mean) of scores and its stratified bootstrap interval.
+def estimate(strata: Sequence[Array], statistic: Callable[..., Any] = interquartile_mean) -> Estimate[float]:
+    """``statistic(array, axis)`` of the scores of all tasks together, and its stratified bootstrap interval.
 
     Args:
         strata: for each task its scores, one a seed.
-        statistic: ``statistic(array, axis)``, of the scores of all tasks together.
     """
     curve = estimate_curve([np.asarray(scores, float)[:, None] for scores in strata], statistic)
-    low = None if curve.low is None else float(curve.low[0])
-    high = None if curve.high is None else float(curve.high[0])
+    low, high = (None if end is None else float(end[0]) for end in (curve.low, curve.high))
     return Estimate(float(curve.value[0]), low, high, curve.count)
 
 
 def estimate_curve(
-    strata: Sequence[Array], statistic: Statistic | None = None, resamples: int = RESAMPLES
-) -> CurveEstimate:
+    strata: Sequence[Array], statistic: Callable[..., Any] = interquartile_mean, resamples: int = RESAMPLES
+) -> Estimate[Array]:
     """``estimate`` at every point of curves: strata of shape (seeds, points)."""
-    of_all = statistic or _trimmed_mean
     together = np.concatenate(strata)
-    value = np.asarray(of_all(together, axis=0))
+    value = np.asarray(statistic(together, axis=0))
     if any(len(scores) < 2 for scores in strata):
-        return CurveEstimate(value, None, None, len(together))
-
-    def of_strata(*resampled: Array, axis: int) -> Array:
-        return np.asarray(of_all(np.concatenate(resampled, axis=axis), axis=axis))
-
+        return Estimate(value, None, None, len(together))
     interval = stats.bootstrap(
         tuple(strata),
-        of_strata,
+        lambda *resampled, axis: statistic(np.concatenate(resampled, axis=axis), axis=axis),
         axis=0,
         vectorized=True,
         method="percentile",
@@ -94,14 +77,14 @@ def estimate_curve(
         batch=100,  # bounds memory: 100 resamples x runs x points
         random_state=np.random.default_rng(SEED),
     ).confidence_interval
-    return CurveEstimate(value, np.asarray(interval.low), np.asarray(interval.high), len(together))
+    return Estimate(value, np.asarray(interval.low), np.asarray(interval.high), len(together))
 
 
 @dataclass(frozen=True)
 class Difference:
     """Mean of paired differences (same task, same seed)."""
 
-    estimate: Estimate
+    estimate: Estimate[float]
     """Pairs resampled within each task."""
     deviation: float | None
     """Sample standard deviation of the pairs; None for one pair."""
@@ -111,7 +94,7 @@ class Difference:
 
 
 def mean_difference(strata: Sequence[Array]) -> Difference:
-    """Of the paired differences of each task."""
+    """Mean of the paired differences of each task."""
     pairs = np.concatenate(strata)
     count = len(pairs)
     result = estimate(strata, np.mean)
@@ -120,7 +103,3 @@ def mean_difference(strata: Sequence[Array]) -> Difference:
     deviation = float(pairs.std(ddof=1))
     quantiles = stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], count - 1)
     return Difference(result, deviation, float(quantiles.sum() * deviation / np.sqrt(count)))
-
-
-def _trimmed_mean(scores: Array, axis: int) -> Array:
-    return np.asarray(stats.trim_mean(scores, TRIMMED, axis=axis))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import EngFormatter
 
 from gipo_vla.reporting.comparison import Comparison
 from gipo_vla.reporting.grouping import CAPACITY, NAMED_BY_VALUE, Configuration, label, show
@@ -23,6 +22,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DPI = 110
 MOST_IN_ONE_PANEL = 6
 MOST_PANELS = 6
+LIMIT: Any = {"color": "#888888", "linewidth": 0.8, "linestyle": "--", "zorder": 0}
+"""The line from which data count as stale."""
 
 SETTINGS: Any = {
     "font.size": 9,
@@ -50,14 +51,23 @@ class Layout:
     """How configurations are spread over panels and coloured, the same in all figures of a report."""
 
     panels: tuple[Panel, ...]
-    names: tuple[str, ...]
-    """Names within the panels, over all of them, in order."""
+
+    @property
+    def members(self) -> Iterator[tuple[str, Configuration]]:
+        """Those of all panels."""
+        return (member for panel in self.panels for member in panel.members)
+
+    @property
+    def names(self) -> list[str]:
+        """Names within the panels, over all of them, in order."""
+        return list(dict.fromkeys(name for name, _ in self.members))
 
     def colour(self, name: str) -> Any:
         """Colour of a name: of the palette, or of a scale where there are more names than colours."""
-        if len(self.names) <= len(COLOURS):
-            return COLOURS[self.names.index(name)]
-        scale = matplotlib.colormaps["turbo"](0.05 + 0.9 * self.names.index(name) / (len(self.names) - 1))
+        place, count = self.names.index(name), len(self.names)
+        if count <= len(COLOURS):
+            return COLOURS[place]
+        scale = matplotlib.colormaps["turbo"](0.05 + 0.9 * place / (count - 1))
         hue, lightness, saturation = colorsys.rgb_to_hls(*scale[:3])
         return colorsys.hls_to_rgb(hue, min(lightness, 0.45), saturation)
 
@@ -67,29 +77,19 @@ class Layout:
 
 def layout(comparison: Comparison) -> Layout:
     """One panel while few configurations are compared, else one for each value of a factor."""
-    configurations = comparison.configurations
-    factor = None
-    if len(configurations) > MOST_IN_ONE_PANEL:
-        factor = _panel_factor(comparison.factors, configurations)
+    configurations, factors = comparison.configurations, comparison.factors
+    factor = _panel_factor(factors, configurations) if len(configurations) > MOST_IN_ONE_PANEL else None
     if factor is None:
-        panels: tuple[Panel, ...] = (Panel("", tuple((one.label, one) for one in configurations)),)
-    else:
-        values = list(dict.fromkeys(one.values[factor] for one in configurations))
-        if all(isinstance(value, (int, float)) for value in values):
-            values.sort(key=lambda value: float(value or 0))
-        panels = tuple(
-            Panel(
-                show(value) if factor in NAMED_BY_VALUE else f"{factor.rpartition('.')[2]} {show(value)}",
-                tuple(
-                    (label({k: v for k, v in one.values.items() if k != factor}, comparison.factors), one)
-                    for one in configurations
-                    if one.values[factor] == value
-                ),
-            )
-            for value in values
-        )
-    names = tuple(dict.fromkeys(name for panel in panels for name, _ in panel.members))
-    return Layout(panels, names)
+        return Layout((Panel("", tuple((one.label, one) for one in configurations)),))
+    values = list(dict.fromkeys(one.values[factor] for one in configurations))
+    if all(isinstance(value, (int, float)) for value in values):
+        values.sort(key=lambda value: float(value or 0))
+    panels = []
+    for value in values:
+        own = [one for one in configurations if one.values[factor] == value]
+        title = show(value) if factor in NAMED_BY_VALUE else f"{factor.rpartition('.')[2]} {show(value)}"
+        panels.append(Panel(title, tuple((label(one.values, factors, without=factor), one) for one in own)))
+    return Layout(tuple(panels))
 
 
 def _panel_factor(factors: Sequence[str], configurations: Sequence[Configuration]) -> str | None:
@@ -102,7 +102,7 @@ def _panel_factor(factors: Sequence[str], configurations: Sequence[Configuration
     fitting = {key: count for key, count in counts.items() if 2 <= count <= MOST_PANELS and len(factors) > 1}
     if CAPACITY in fitting:
         return CAPACITY
-    return min(fitting, key=lambda key: fitting[key]) if fitting else None
+    return min(fitting, key=lambda key: fitting[key], default=None)
 
 
 def axes_grid(
@@ -113,17 +113,18 @@ def axes_grid(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def draw_members(
+    row: Iterable[Axes], layout: Layout, draw: Callable[[Axes, str, Configuration], bool]
+) -> bool:
+    """Draw every configuration into the axes of its panel; whether there was anything to draw."""
+    drawn = [draw(axes, name, one) for axes, panel in zip(row, layout.panels) for name, one in panel.members]
+    return any(drawn)
+
+
 def thousands(axes: Axes) -> None:
     """Env steps as 50k, 1.5M."""
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.locator_params(axis="x", nbins=5)
-
-
-def _short(value: float) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
 
 
 def draw_floor(line: Callable[..., Any], floor: float | None) -> None:
@@ -139,10 +140,7 @@ def draw_floor(line: Callable[..., Any], floor: float | None) -> None:
 
 def rate(axes: Axes, horizontal: bool = False) -> None:
     """Limits of a share, with room for lines at 0 and 1."""
-    if horizontal:
-        axes.set_xlim(-0.03, 1.03)
-    else:
-        axes.set_ylim(-0.03, 1.03)
+    (axes.set_xlim if horizontal else axes.set_ylim)(-0.03, 1.03)
 
 
 def name_rows(axes: Axes, labels: Sequence[str]) -> None:
@@ -152,20 +150,26 @@ def name_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.grid(axis="y", visible=False)
 
 
+def hide(axes: Iterable[Axes]) -> None:
+    """Leave out what a grid has too much."""
+    for unused in axes:
+        unused.set_visible(False)
+
+
 def legend(figure: Figure, all_axes: Iterable[Axes], order: Sequence[str] | None = None) -> None:
     """One legend above all axes with every name once; none for a single name.
 
     Args:
         order: of the names; None: as they were drawn.
     """
-    handles: dict[str, Artist] = {}
+    handles: dict[str, Any] = {}
     for axes in all_axes:
         for handle, name in zip(*axes.get_legend_handles_labels()):
             handles.setdefault(name, handle)
-    names = [name for name in order if name in handles] if order else list(handles)
+    names = [name for name in order or handles if name in handles]
     if len(names) < 2:
         return
-    longest = max(map(len, names))
     # What fits beside each other: about 14 characters an inch at this size, 4 of them for the line.
-    columns = max(1, min(4, len(names), int(figure.get_figwidth() * 14 / (longest + 6))))
+    columns = int(figure.get_figwidth() * 14 / (max(map(len, names)) + 6))
+    columns = max(1, min(4, len(names), columns))
     figure.legend([handles[name] for name in names], names, loc="outside upper center", ncols=columns)

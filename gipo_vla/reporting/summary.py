@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
+from gipo_envs.errors import UserError
+from gipo_vla.reporting.archive import read_mapping
 from gipo_vla.reporting.runs import Run
 
 STALE_LAG_ITERATIONS = 20.0
@@ -15,39 +18,40 @@ STALE_P95_ABS_LOG_RATIO = 0.5
 """A regime is called stale when both are reached: the data are old, and the policy has moved since."""
 
 Source = Literal["evaluation", "training"]
-Score = Literal[
+HeldOutScore = Literal[
     "success_once",
     "success_at_end",
     "mean_return",
     "sampled.success_once",
     "sampled.success_at_end",
     "sampled.mean_return",
-    "over_training",
 ]
-"""What runs are compared by; without ``sampled.`` in the mode of the evaluation's headline."""
-HELD_OUT_SCORES: tuple[Score, ...] = tuple(score for score in get_args(Score) if score != "over_training")
+"""What runs are compared by: without ``sampled.`` in the mode of the evaluation's headline."""
+Score = HeldOutScore | Literal["over_training"]
+HELD_OUT_SCORES: tuple[HeldOutScore, ...] = get_args(HeldOutScore)
 
+
+def recorded_score(folder: Path) -> HeldOutScore | None:
+    """The score that a sweep in this folder was started with; None where there is no sweep.json.
+
+    Raises:
+        UserError: it names no score, or cannot be read.
+    """
+    sweep = folder / "sweep.json"
+    listed = read_mapping(sweep)
+    score: HeldOutScore | None = None if listed is None else listed.get("score", "success_once")
+    if score not in (None, *HELD_OUT_SCORES):
+        raise UserError(f"{sweep} has score {score!r}: expected one of {', '.join(HELD_OUT_SCORES)}")
+    return score
+
+
+LAGS = ("lag_iterations_mean", "lag_iterations_max", "lag_mean", "lag_p95", "lag_max")
+BY_AGE = ("p95_abs_log_ratio", "effective_sample_size", "zero_fraction", "damped_fraction")
+OTHERS = ("weight_mean", "approximate_kl", "gradient_share_old")
 SETTLED = (
-    "staleness/lag_iterations_mean",
-    "staleness/lag_iterations_max",
-    "staleness/lag_mean",
-    "staleness/lag_p95",
-    "staleness/lag_max",
-    "staleness/p95_abs_log_ratio",
-    "staleness/p95_abs_log_ratio_new",
-    "staleness/p95_abs_log_ratio_old",
-    "staleness/effective_sample_size",
-    "staleness/effective_sample_size_new",
-    "staleness/effective_sample_size_old",
-    "staleness/zero_fraction",
-    "staleness/zero_fraction_new",
-    "staleness/zero_fraction_old",
-    "staleness/damped_fraction",
-    "staleness/damped_fraction_new",
-    "staleness/damped_fraction_old",
-    "staleness/weight_mean",
-    "staleness/approximate_kl",
-    "staleness/gradient_share_old",
+    *(f"staleness/{name}" for name in LAGS),
+    *(f"staleness/{name}{age}" for name in BY_AGE for age in ("", "_new", "_old")),
+    *(f"staleness/{name}" for name in OTHERS),
     "policy/entropy",
     "value/explained_variance",
 )
@@ -61,8 +65,12 @@ def settled(run: Run) -> pd.DataFrame:
 
 def settled_mean(run: Run, metric: str) -> float | None:
     """Mean over the settled half; of a ``_max``, the greatest."""
-    rows = settled(run)
-    return _mean(rows[metric], metric) if metric in rows else None
+    return _mean(settled(run).get(metric, pd.Series(dtype=float)), metric)
+
+
+def mean_over(runs: Sequence[Run], metric: str) -> float | None:
+    """Mean over runs of the settled mean (of a ``_max``, the greatest)."""
+    return _mean(pd.Series([settled_mean(run, metric) for run in runs], dtype=float), metric)
 
 
 def _mean(values: pd.Series[float], metric: str) -> float | None:
@@ -82,14 +90,8 @@ def regime(lag_iterations: float | None, p95_abs_log_ratio: float | None) -> str
 
 def regime_of(runs: Sequence[Run]) -> str:
     """Regime of a configuration, from means over its runs."""
-    return regime(
-        mean_over(runs, "staleness/lag_iterations_mean"), mean_over(runs, "staleness/p95_abs_log_ratio")
-    )
-
-
-def mean_over(runs: Sequence[Run], metric: str) -> float | None:
-    """Mean over runs of the settled mean (of a ``_max``, the greatest)."""
-    return _mean(pd.Series([settled_mean(run, metric) for run in runs], dtype=float), metric)
+    lag, spread = (f"staleness/{name}" for name in ("lag_iterations_mean", "p95_abs_log_ratio"))
+    return regime(mean_over(runs, lag), mean_over(runs, spread))
 
 
 def numerical_floor(runs: Sequence[Run]) -> float | None:

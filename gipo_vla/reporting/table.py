@@ -18,6 +18,7 @@ from gipo_vla.telemetry.console import console
 PIPE_WIDTH = 140
 
 Cell = str | int | float | None
+Record = Mapping[str, Cell]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     @classmethod
-    def of(cls, name: str, title: str, records: Iterable[Mapping[str, Cell]]) -> Table:
+    def of(cls, name: str, title: str, records: Iterable[Record]) -> Table:
         """A table of records, whose keys are the columns in the order in which they first appear."""
         listed = list(records)
         columns = tuple(dict.fromkeys(key for record in listed for key in record))
@@ -43,16 +44,10 @@ def write_csv(table: Table, folder: Path) -> Path:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.columns)
-    writer.writerows([_exact(cell) for cell in row] for row in table.rows)
+    writer.writerows([f"{c:.6g}" if isinstance(c, float) else c for c in row] for row in table.rows)
     path = folder / f"{table.name}.csv"
     path.write_text(text.getvalue(), encoding="utf-8")
     return path
-
-
-def _exact(cell: Cell) -> str:
-    if cell is None:
-        return ""
-    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
 
 
 def _readable(cell: Cell) -> str:
@@ -66,37 +61,23 @@ def _readable(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def _heading(column: str) -> str:
-    return column.replace("_", " ")
-
-
 def to_html(table: Table) -> str:
     """A ``<table>`` with three significant digits, numbers to the right."""
-    head = "".join(f"<th>{html.escape(_heading(column))}</th>" for column in table.columns)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{'' if isinstance(cell, str) else ' class=number'}>{html.escape(_readable(cell))}</td>"
-            for cell in row
-        )
-        + "</tr>\n"
-        for row in table.rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
-
-
-def to_rich(table: Table) -> rich.table.Table:
-    """For the console."""
-    view = rich.table.Table(title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
-    for index, column in enumerate(table.columns):
-        text = any(isinstance(row[index], str) for row in table.rows)
-        view.add_column(_heading(column), justify="left" if text else "right", no_wrap=True)
+    head = "".join(f"<th>{html.escape(column.replace('_', ' '))}</th>" for column in table.columns)
+    body = ""
     for row in table.rows:
-        view.add_row(*map(_readable, row))
-    return view
+        cells = [(" class=number" * (not isinstance(cell, str)), _readable(cell)) for cell in row]
+        body += "<tr>" + "".join(f"<td{kind}>{html.escape(text)}</td>" for kind, text in cells) + "</tr>\n"
+    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
 
 
 def show(table: Table) -> None:
     """Print it for people; into a file or a pipe, which have no width, as wide as it needs."""
+    view = rich.table.Table(title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    for index, column in enumerate(table.columns):
+        text = any(isinstance(row[index], str) for row in table.rows)
+        view.add_column(column.replace("_", " "), justify="left" if text else "right", no_wrap=True)
+    for row in table.rows:
+        view.add_row(*map(_readable, row))
     place = console if console.is_terminal else Console(stderr=True, highlight=False, width=PIPE_WIDTH)
-    place.print(to_rich(table))
+    place.print(view)

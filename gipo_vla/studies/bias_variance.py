@@ -46,7 +46,7 @@ from gipo_vla.studies.bias_variance_tables import (
     finding,
     for_console,
 )
-from gipo_vla.studies.gradient_moments import BEHAVIOURS, SAMPLES, TARGETS, all_moments
+from gipo_vla.studies.gradient_moments import BEHAVIOURS, SAMPLES, TARGETS, Moments, all_moments
 from gipo_vla.telemetry.console import console
 
 
@@ -60,13 +60,12 @@ class Options:
     """Folder for the PNG and CSV files."""
 
 
-def run(folder: Path) -> dict[str, object]:
-    """Compute everything and write it; returns the line for programs."""
-    began = time.perf_counter()
-    results = all_moments()
-    tables = [cases_table(results), estimators_table(results), best_table(results)]
+def run(folder: Path, results: Sequence[Moments]) -> dict[str, object]:
+    """Write everything; returns the line for programs."""
+    best = best_table(results)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tables = (cases_table(results), estimators_table(results), best)
         files = [write_csv(table, folder).name for table in tables]
         files += bias_variance_figures.write(results, folder)
     except OSError as error:
@@ -78,9 +77,8 @@ def run(folder: Path) -> dict[str, object]:
         "files": files,
         "cases": len(TARGETS) * len(BEHAVIOURS),
         "off_policy_cases": sum(not one.on_policy for one in results if one.estimator == "zero"),
-        "least_mse": {str(row[0]): dict(zip(map(str, SAMPLES), row[1:])) for row in tables[2].rows},
+        "least_mse": {str(row[0]): dict(zip(map(str, SAMPLES), row[1:])) for row in best.rows},
         "finding": finding(results),
-        "seconds": round(time.perf_counter() - began, 2),
     }
 
 
@@ -92,13 +90,14 @@ def main(arguments: Sequence[str]) -> int:
     own, rest = parsed
     if rest:
         raise UserError(f"{rest[0]!r} is not known: the only option is out=PATH")
-    folder = own.out.expanduser()
-    summary = run(folder)
-    show(for_console(all_moments()))
-    for line in finding(all_moments()):
+    began = time.perf_counter()
+    folder, results = own.out.expanduser(), all_moments()
+    summary = run(folder, results)
+    show(for_console(results))
+    for line in finding(results):
         console.print(f"- {line}", soft_wrap=True)
     console.print(f"figures and tables: {folder}", soft_wrap=True)
-    print(json.dumps(summary))
+    print(json.dumps(summary | {"seconds": round(time.perf_counter() - began, 2)}))
     return 0
 
 

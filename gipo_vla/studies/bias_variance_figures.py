@@ -11,7 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gipo_vla.reporting.style import COLOURS, SETTINGS, axes_grid, legend
-from gipo_vla.studies.gradient_moments import BEHAVIOURS, TARGETS, Moments, by_case, typical_mse
+from gipo_vla.studies.gradient_moments import (
+    BEHAVIOURS,
+    ESTIMATORS,
+    TARGETS,
+    Moments,
+    by_case,
+    typical_mse,
+)
 
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "gipo sigma": ("GIPO", COLOURS[0]),
@@ -55,7 +62,7 @@ def pareto(results: Sequence[Moments]) -> Figure:
         axes.plot(bias, np.sqrt(samples * (1 - bias**2)), color="#bbbbbb", linewidth=0.8, zorder=0)
         axes.text(*place, f"below: {name} beats zero", color="#888888", fontsize=7)
     for family, (title, colour) in FAMILIES.items():
-        members = list(dict.fromkeys(one.estimator for one in results if _family(one.estimator) == family))
+        members = [name for name in ESTIMATORS if name.partition("=")[0] == family]
         points = [_medians(results, name) for name in members]
         x, y = np.array(points).T
         marker = "s" if family == "zero" else "o"
@@ -80,26 +87,26 @@ def _note(axes: Axes, text: str, point: tuple[float, float], shift: tuple[int, i
     axes.annotate(text, point, shift, textcoords="offset points", fontsize=8, ha=side, color=colour)
 
 
-def _family(estimator: str) -> str:
-    return estimator.partition("=")[0]
-
-
 def _medians(results: Sequence[Moments], estimator: str) -> tuple[float, float]:
     own = [one for one in results if one.estimator == estimator and not one.on_policy]
-    return (
-        float(np.median([abs(one.bias / one.true_gradient) for one in own])),
-        float(np.median([one.variance**0.5 / abs(one.true_gradient) for one in own])),
-    )
+    bias = [abs(one.bias / one.true_gradient) for one in own]
+    deviation = [one.variance**0.5 / abs(one.true_gradient) for one in own]
+    return float(np.median(bias)), float(np.median(deviation))
+
+
+def _mse(axes: Axes, own: Mapping[str, Sequence[Moments]], width: float) -> None:
+    """Lines of the relative MSE over n: the geometric mean over each estimator's moments."""
+    for name, (title, colour, line) in SHOWN.items():
+        values = [typical_mse(own[name], samples) for samples in N]
+        axes.loglog(N, values, line, color=colour, linewidth=width, label=title)
 
 
 def mse(results: Sequence[Moments]) -> Figure:
     """MSE of the mean of n samples, relative to that of no gradient, geometric mean over off-policy cases."""
     figure, grid = axes_grid(1, 1, width=6.4, height=4.2)
     axes: Axes = grid[0, 0]
-    for name, (title, colour, line) in SHOWN.items():
-        own = [one for one in results if one.estimator == name and not one.on_policy]
-        values = [typical_mse(own, samples) for samples in N]
-        axes.loglog(N, values, line, color=colour, linewidth=1.6, label=title)
+    off_policy = [one for one in results if not one.on_policy]
+    _mse(axes, {name: [one for one in off_policy if one.estimator == name] for name in SHOWN}, width=1.6)
     axes.set_ylim(3e-4, 6)
     axes.set_xlabel("samples averaged, n")
     axes.set_ylabel("MSE(n) / MSE of the zero estimator")
@@ -110,20 +117,14 @@ def mse(results: Sequence[Moments]) -> Figure:
 def mse_cases(results: Sequence[Moments]) -> Figure:
     """The same for each of the 21 cases."""
     figure, grid = axes_grid(len(TARGETS), len(BEHAVIOURS), width=1.75, height=1.75, sharex=True, sharey=True)
-    cases = by_case(results)
-    for row, target in enumerate(TARGETS):
-        for column, behaviour in enumerate(BEHAVIOURS):
-            axes: Axes = grid[row, column]
-            own = cases[target, behaviour]
-            for name, (title, colour, line) in SHOWN.items():
-                values = [own[name].relative_mse(samples) for samples in N]
-                axes.loglog(N, values, line, color=colour, linewidth=1.2, label=title)
-            if row == 0:
-                axes.set_title(f"acts: {behaviour}")
-            if column == 0:
-                axes.set_ylabel(f"target: {target}")
-            if own["no_clip"].on_policy:
-                axes.text(0.05, 0.06, "on-policy", transform=axes.transAxes, fontsize=8, color="#666666")
+    for axes, ((target, behaviour), own) in zip(grid.flat, by_case(results).items()):
+        _mse(axes, {name: [one] for name, one in own.items()}, width=1.2)
+        if axes in grid[0]:
+            axes.set_title(f"acts: {behaviour}")
+        if axes in grid[:, 0]:
+            axes.set_ylabel(f"target: {target}")
+        if own["no_clip"].on_policy:
+            axes.text(0.05, 0.06, "on-policy", transform=axes.transAxes, fontsize=8, color="#666666")
     grid[0, 0].set_ylim(1e-4, 200)
     grid[0, 0].set_xticks([1, 100, 10000])
     figure.supxlabel("samples averaged, n", fontsize=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,21 +27,16 @@ SHOWN = {
 
 def frame(results: Sequence[Moments]) -> pd.DataFrame:
     """Return a row for each case and estimator, with everything that the tables are made of."""
-    properties = ("bias", "signal_to_noise", "on_policy")
-    return pd.DataFrame(
-        [
-            {
-                **vars(one),
-                **{name: getattr(one, name) for name in properties},
-                **{f"mse_{samples}": one.mse(samples) for samples in SAMPLES},
-            }
-            for one in results
-        ]
-    )
+    every = pd.DataFrame(map(vars, results))
+    for name in ("bias", "signal_to_noise", "on_policy"):
+        every[name] = [getattr(one, name) for one in results]
+    for samples in SAMPLES:
+        every[f"mse_{samples}"] = [one.mse(samples) for one in results]
+    return every
 
 
 def _table(name: str, title: str, data: pd.DataFrame) -> Table:
-    rows = data.astype(object).where(data.notna(), None).values.tolist()
+    rows = data.astype(object).where(data.notna(), None).to_numpy().tolist()
     return Table(name, title, tuple(map(str, data.columns)), rows)
 
 
@@ -53,24 +49,24 @@ def cases_table(results: Sequence[Moments]) -> Table:
 
 def estimators_table(results: Sequence[Moments]) -> Table:
     """Return a row for each estimator over the off-policy cases (on-policy, all but zero are the same)."""
-    every = frame(results)
+    every = frame([one for one in results if not one.on_policy])
     size = every["true_gradient"].abs()
-    every["relative_bias"] = every["bias"].abs() / size
-    every["relative_deviation"] = np.sqrt(every["variance"]) / size
-    every["wrong"] = every["mean"] * every["true_gradient"] < 0
-    for samples in SAMPLES:
-        every[f"log_{samples}"] = np.log(every[f"mse_{samples}"] / size**2)
-    groups = every[~every["on_policy"]].groupby("estimator", sort=False)
+    names = every["estimator"]
+
+    def over_cases(values: Any) -> Any:
+        return values.groupby(names, sort=False)
+
+    relative = {samples: every[f"mse_{samples}"] / size**2 for samples in SAMPLES}
     data = pd.DataFrame(
         {
-            "median_relative_bias": groups["relative_bias"].median(),
-            "median_relative_deviation": groups["relative_deviation"].median(),
+            "median_relative_bias": over_cases(every["bias"].abs() / size).median(),
+            "median_relative_deviation": over_cases(np.sqrt(every["variance"]) / size).median(),
             # Geometric means over the cases.
-            **{f"relative_mse_{samples}": np.exp(groups[f"log_{samples}"].mean()) for samples in SAMPLES},
-            "median_signal_to_noise": groups["signal_to_noise"].median(),
-            "median_cosine": groups["cosine"].median(),
-            "least_cosine": groups["cosine"].min(),
-            "wrong_sign": groups["wrong"].sum(),
+            **{f"relative_mse_{n}": np.exp(over_cases(np.log(mse)).mean()) for n, mse in relative.items()},
+            "median_signal_to_noise": over_cases(every["signal_to_noise"]).median(),
+            "median_cosine": over_cases(every["cosine"]).median(),
+            "least_cosine": over_cases(every["cosine"]).min(),
+            "wrong_sign": over_cases(every["mean"] * every["true_gradient"] < 0).sum(),
         }
     )
     return _table("estimators", "Estimators over the off-policy cases", data.reset_index())
@@ -82,21 +78,16 @@ def best_table(results: Sequence[Moments]) -> Table:
     mse = every[[f"mse_{samples}" for samples in SAMPLES]]
     least = mse.le(mse.groupby(CASE).transform("min") * (1 + 1e-9))
     data = least.groupby("estimator", sort=False).sum().rename(columns=lambda name: name.replace("mse", "n"))
-    cases = len(every) // len(ESTIMATORS)
-    title = f"Cases of {cases} with the least MSE(n), ties counted for each"
+    title = f"Cases of {len(every) // len(ESTIMATORS)} with the least MSE(n), ties counted for each"
     return _table("least_mse", title, data.reset_index())
 
 
 def for_console(results: Sequence[Moments]) -> Table:
     """Return the table of estimators with short names and fewer columns."""
     full = estimators_table(results)
-    places = [full.columns.index(column) for column in SHOWN]
-    return Table(
-        "console",
-        "Over the off-policy cases, relative to the true gradient (MSE of the zero estimator: 1)",
-        tuple(SHOWN.values()),
-        [[row[place] for place in places] for row in full.rows],
-    )
+    title = "Over the off-policy cases, relative to the true gradient (MSE of the zero estimator: 1)"
+    rows = [dict(zip(full.columns, row)) for row in full.rows]
+    return Table.of("console", title, [{short: row[name] for name, short in SHOWN.items()} for row in rows])
 
 
 def better(results: Sequence[Moments], estimator: str, than: str, samples: int) -> int:
@@ -119,16 +110,15 @@ def finding(results: Sequence[Moments]) -> list[str]:
     cases = len(by_case(results))
     off = sum(not one.on_policy for one in results if one.estimator == "zero")
 
-    def beats(estimator: str, than: str, samples: int) -> str:
-        return f"{better(results, estimator, than, samples)} of {off}"
-
     def against_both(estimator: str) -> str:
-        return f"{beats(estimator, 'ppo epsilon=0.2', 30)} and {beats(estimator, 'no_clip', 30)}"
+        wins = [better(results, estimator, other, 30) for other in ("ppo epsilon=0.2", "no_clip")]
+        return " and ".join(f"{count} of {off}" for count in wins)
 
     def wrong(*estimators: str) -> str:
         return ", ".join(str(wrong_sign(results, name)) for name in estimators)
 
-    narrow_to_wide = ("sigma=0.2", "sigma=0.5", "sigma=1", "sigma=2")
+    widths = ("sigma=0.2", "sigma=0.5", "sigma=1", "sigma=2")
+    narrow = better(results, "gipo sigma=0.2", "zero", 10000)
     return [
         f"One sample: the zero estimator has the least MSE in {best['zero'][1]} of {cases} cases, so a "
         "single-sample MSE rewards shrinking and by itself ranks nothing.",
@@ -138,10 +128,10 @@ def finding(results: Sequence[Moments]) -> list[str]:
         f"GIPO with sigma 2: {against_both('gipo sigma=2')}; with sigma 1: {against_both('gipo sigma=1')}; "
         f"SAPO: {against_both('sapo')}.",
         "Too narrow: GIPO with sigma 0.2 is better than no gradient in only "
-        f"{beats('gipo sigma=0.2', 'zero', 10000)} off-policy cases, however many samples are averaged.",
+        f"{narrow} of {off} off-policy cases, however many samples are averaged.",
         f"Cases in which the mean has the wrong sign: GIPO with sigma 0.2, 0.5, 1, 2: "
-        f"{wrong(*(f'gipo {sigma}' for sigma in narrow_to_wide))}; with half of it where A <= 0: "
-        f"{wrong(*(f'gipo half {sigma}' for sigma in narrow_to_wide))}; PPO (0.2): "
+        f"{wrong(*(f'gipo {width}' for width in widths))}; with half of it where A <= 0: "
+        f"{wrong(*(f'gipo half {width}' for width in widths))}; PPO (0.2): "
         f"{wrong('ppo epsilon=0.2')}; SAPO: {wrong('sapo')}; No-Clip: {wrong('no_clip')}.",
         "Caveat: one state, four actions, exact advantages, cases chosen by hand. It shows what is traded, "
         "not which objective trains best.",

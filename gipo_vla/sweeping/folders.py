@@ -1,7 +1,7 @@
-"""What is done, what is half done, and keeping what is worth keeping.
+"""What is done, what is half done, what the rest will cost, and keeping what is worth keeping.
 
     SWEEP/
-      sweep.json          what was varied, and every job with its overrides
+      sweep.json          by what it is scored, what was varied, and every job with its overrides
       launches.jsonl      a line whenever a job starts or ends
       JOB/                a run folder, with log.txt beside the run's own files
 
@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import IO, Any
 
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting import archive
+from gipo_vla.reporting.summary import HeldOutScore, recorded_score
 from gipo_vla.run.resume import differences
 from gipo_vla.settings import runs
 from gipo_vla.sweeping.jobs import DIGEST_LENGTH, Job, JobList
-from gipo_vla.telemetry.metrics import read_json_lines
+from gipo_vla.telemetry.metrics import read_json_lines, replace_file
 
 KEPT_DATA = Path("docs/results/data")
 """Where small data of finished sweeps is looked for, below the current folder."""
@@ -41,12 +43,22 @@ class SweepFolder:
     Args:
         path: of the run folders.
         kept: folders that may hold small data of finished jobs.
+        score: what the sweep is scored by; None: what it was started with.
+
+    Raises:
+        UserError: it was started with another score.
     """
 
-    def __init__(self, path: Path, kept: Sequence[Path] = ()) -> None:
+    def __init__(self, path: Path, kept: Sequence[Path] = (), score: HeldOutScore | None = None) -> None:
         self.path = path
-        self._runs = _by_digest(path)
-        self._kept = [_by_digest(place) for place in kept]
+        recorded = next((known for place in (path, *kept) if (known := recorded_score(place))), None)
+        if recorded and score not in (None, recorded):
+            raise UserError(
+                f"score={score}, but {path} was started with score={recorded}, and a score is chosen before "
+                "the first run: leave it out, or choose another sweep_dir"
+            )
+        self.score: HeldOutScore = recorded or score or "success_once"
+        self._runs, *self._kept = [_by_digest(place) for place in (path, *kept)]
         self._archived = {
             record["name"][-DIGEST_LENGTH:]: (place, record)
             for place in kept
@@ -66,28 +78,22 @@ class SweepFolder:
                 return folder
         return self._archived[job.digest][0] if job.digest in self._archived else None
 
+    def record_of(self, job: Job) -> dict[str, Any] | None:
+        """Return a finished job's record, if an archive is what holds its results."""
+        place, record = self._archived.get(job.digest, (None, None))
+        return record if place is not None and self.finished(job) == place else None
+
     def result(self, job: Job, part: str) -> dict[str, Any]:
         """``evaluation`` or ``finished`` of a finished job; empty where there is none.
 
         Raises:
             UserError: the file cannot be read.
         """
-        done = self.finished(job)
-        if done is None:
-            return {}
-        place, record = self._archived.get(job.digest, (None, {}))
-        if done == place:
-            values: dict[str, Any] = record.get(part, {})
-            return values
-        path = done / f"{part}.json"
-        return read_json(path) if path.exists() else {}
-
-    def kept(self, job: Job, rows: int | None) -> dict[str, Any] | None:
-        """What an archive holds of a finished job, or would hold; None if it is not done."""
-        done = self.finished(job)
-        if done is None or done == self._archived.get(job.digest, (None,))[0]:
-            return self._archived[job.digest][1] if done else None
-        return archive.record(done, job.name, rows, job.arguments)
+        done, record = self.finished(job), self.record_of(job)
+        if record is None:
+            return (archive.read_mapping(done / f"{part}.json") if done else None) or {}
+        values: dict[str, Any] = record.get(part, {})
+        return values
 
     def success(self, job: Job) -> float | None:
         """Return the success of a finished job on held-out initial states."""
@@ -100,22 +106,15 @@ class SweepFolder:
         The digest is of the overrides; defaults may have changed since.
         """
         for job in jobs:
-            done = self.finished(job)
-            place, record = self._archived.get(job.digest, (None, {}))
-            folder = RunFolder(done or self.run(job).path)
             if self.result(job, "finished").get("config_digest") == runs.digest(job.settings):
                 continue
-            if done is not None and done == place and "config" in record:
-                recorded = record["config"]
-            elif folder.config.exists():
-                recorded = runs.read_yaml(folder.config)
-            else:
-                continue
-            changes = differences(recorded, job.settings, added=False).values()
+            folder = RunFolder(self.finished(job) or self.run(job).path)
+            recorded = (self.record_of(job) or {}).get("config") or archive.read_mapping(folder.config)
+            changes = differences(recorded, job.settings, added=False) if recorded else {}
             if changes:
                 raise UserError(
-                    f"{folder.path} is of other settings than this job has now ({'; '.join(changes)}): move "
-                    "it away, or choose another sweep_dir"
+                    f"{folder.path} is of other settings than this job has now "
+                    f"({'; '.join(changes.values())}): move it away, or choose another sweep_dir"
                 )
 
     def write_list(self, listed: JobList, place: Path | None = None) -> None:
@@ -133,7 +132,7 @@ class SweepFolder:
             {"name": job.name, "overrides": job.arguments, "factors": job.factors} for job in listed.jobs
         ]
         new = {job.digest for job in listed.jobs}
-        for row in read_json(file).get("jobs", []) if file.exists() else ():
+        for row in (archive.read_mapping(file) or {}).get("jobs", []):
             there = place != self.path or (place / row["name"]).is_dir()
             if there and row["name"][-DIGEST_LENGTH:] not in new:
                 jobs.append(row)
@@ -142,12 +141,10 @@ class SweepFolder:
             for key, value in row.get("factors", {}).items():
                 if value not in factors.setdefault(key, []):
                     factors[key].append(value)
-        text = json.dumps({"factors": factors, "arms": listed.arms, "jobs": jobs}, indent=1) + "\n"
+        content = {"score": self.score, "factors": factors, "arms": listed.arms, "jobs": jobs}
         try:
             place.mkdir(parents=True, exist_ok=True)
-            temporary = place / f".sweep.{os.getpid()}.tmp"  # parts of one sweep start together
-            temporary.write_text(text)
-            temporary.replace(file)
+            replace_file(file, json.dumps(content, indent=1) + "\n")
         except OSError as error:
             name = "sweep_dir" if place == self.path else "keep"
             raise UserError(
@@ -160,37 +157,12 @@ class SweepFolder:
         with (self.path / "launches.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def seconds(self) -> dict[str, float]:
-        """Return the wall time of each job over all its launches that ended, by digest."""
-        spent: defaultdict[str, float] = defaultdict(float)
-        for row in read_json_lines(self.path / "launches.jsonl"):
-            spent[str(row["job"])[-DIGEST_LENGTH:]] += row.get("seconds", 0.0)
-        return {digest: seconds for digest, seconds in spent.items() if seconds}
-
 
 def _by_digest(place: Path) -> dict[str, Path]:
-    """Return the folders of a folder by the digests that their names end with."""
+    """The folders of a folder by the digests that their names end with."""
     if not place.is_dir():
         return {}
     return {path.name[-DIGEST_LENGTH:]: path for path in sorted(place.iterdir()) if path.is_dir()}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a run.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return values
-
-
-# ----------------------------------------------------------------------------------------------------- locks
 
 
 def try_to_lock(folder: RunFolder) -> IO[str] | None:
@@ -202,20 +174,13 @@ def try_to_lock(folder: RunFolder) -> IO[str] | None:
     file = (folder.path / _LOCK).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        folder.lock().close()
+    except (BlockingIOError, UserError):
         file.close()
         return None
     except OSError:  # a file system without locks
-        return file
-    try:
-        folder.lock().close()
-    except UserError:
-        file.close()
-        return None
+        pass
     return file
-
-
-# ---------------------------------------------------------------------------------------------- small data
 
 
 def keep(sweep: SweepFolder, jobs: Iterable[Job], destination: Path, rows: int | None) -> None:
@@ -233,8 +198,61 @@ def keep(sweep: SweepFolder, jobs: Iterable[Job], destination: Path, rows: int |
         UserError: it cannot be written.
     """
     have = {record["name"][-DIGEST_LENGTH:] for record in archive.read_folder(destination)}
-    records = [sweep.kept(job, rows) for job in jobs if job.digest not in have]
+    records = [
+        sweep.record_of(job) or archive.record(folder, job.name, rows, job.arguments)
+        for job in jobs
+        if job.digest not in have and (folder := sweep.finished(job))
+    ]
     try:
-        archive.add(destination, [record for record in records if record is not None])
+        archive.add(destination, records)
     except OSError as error:
         raise UserError(f"keep={destination} cannot be written ({error.strerror})") from error
+
+
+# ---------------------------------------------------------------------------------------------------- costs
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of jobs that are still to be done."""
+
+    jobs: int
+    env_steps: int
+    seconds: float
+    """Wall time, one job after the other, with as many side by side as the rate was measured with."""
+    source: str
+    """Where the rate comes from."""
+
+    def wall_seconds(self, at_once: int) -> float:
+        """Return the wall time with so many jobs side by side; a job is not divided."""
+        return -(-self.jobs // at_once) * self.seconds / self.jobs if self.jobs else 0.0
+
+
+def estimate(
+    folder: SweepFolder, every: Sequence[Job], left: Sequence[Job], seconds_per_job: float | None
+) -> Estimate:
+    """Return the cost of the jobs in ``left``: env steps exactly, time from what others took or from a hint.
+
+    Args:
+        every: all jobs of the sweep; finished ones among them give the rate, in seconds an env step.
+        seconds_per_job: the hint that counts while none is finished.
+    """
+    spent: defaultdict[str, float] = defaultdict(float)
+    for row in read_json_lines(folder.path / "launches.jsonl"):
+        spent[str(row["job"])[-DIGEST_LENGTH:]] += row.get("seconds", 0.0)
+    rates = []
+    for job in every:
+        finished = folder.result(job, "finished")
+        # Over all sessions, where they are on record.
+        seconds = spent[job.digest] or finished.get("session_seconds")
+        if seconds and finished.get("env_steps"):
+            rates.append(float(seconds) / finished["env_steps"])
+    env_steps = sum(job.plan.env_steps for job in left)
+    if rates:
+        total, source = env_steps * median(rates), f"measured on {len(rates)} finished jobs"
+    elif seconds_per_job is not None:
+        total, source = seconds_per_job * len(left), f"seconds_per_job={seconds_per_job:g}"
+    else:
+        total = sum(job.plan.duration.total for job in left)
+        source = "estimated from the settings, until a job has finished"
+    return Estimate(len(left), env_steps, total, source)

@@ -30,16 +30,19 @@ def combinations(settings: SweepSettings) -> list[Combination]:
     Raises:
         UserError: an override that cannot be read, a key given twice, an interval without ``sample``.
     """
-    common = _parameters(settings.overrides)
     made: list[Combination] = []
     for arm in settings.arms or ((),):
-        parameters = [*_parameters(arm), *common]
+        parameters = [*_parameters(arm), *_parameters(settings.overrides)]
         if settings.sample is None:
             made += _grid(parameters)
-        else:
-            made += _sampled(parameters, settings.sample, settings.sample_seed)
-    seeds = list(dict.fromkeys(one.get(REPLICATE) for one in made))
-    return sorted(made, key=lambda one: seeds.index(one.get(REPLICATE)))
+            continue
+        seeds = _grid([one for one in parameters if one.key == REPLICATE])
+        searched = [one for one in parameters if one.key != REPLICATE]
+        for number in range(settings.sample):
+            drawn = {one.name: _draw(one, settings.sample_seed, number) for one in searched}
+            made += [drawn | seed for seed in seeds]
+    seeds_in_order = list(dict.fromkeys(one.get(REPLICATE) for one in made))
+    return sorted(made, key=lambda one: seeds_in_order.index(one.get(REPLICATE)))
 
 
 def varied_keys(settings: SweepSettings) -> list[str]:
@@ -69,27 +72,14 @@ def _parameters(overrides: Sequence[str]) -> list[Parameter]:
     return [parse(text) for text in overrides]
 
 
-def _named(parameter: Parameter, value: str) -> tuple[str, str]:
-    return parameter.prefix + parameter.key, value
-
-
 def _grid(parameters: Sequence[Parameter]) -> list[Combination]:
     for parameter in parameters:
         if parameter.interval:
             raise UserError(
                 f"{parameter.key} is an interval: say how many to draw with sample=N, or list values"
             )
-    lists = [[_named(one, value) for value in one.values] for one in parameters]
-    return [dict(chosen) for chosen in product(*lists)]
-
-
-def _sampled(parameters: Sequence[Parameter], count: int, sample_seed: int) -> list[Combination]:
-    seeds = [one for one in parameters if one.key == REPLICATE]
-    searched = [one for one in parameters if one.key != REPLICATE]
-    drawn = [
-        dict(_named(one, _draw(one, sample_seed, number)) for one in searched) for number in range(count)
-    ]
-    return [one | replicate for one in drawn for replicate in _grid(seeds)]
+    names = [one.name for one in parameters]
+    return [dict(zip(names, chosen)) for chosen in product(*(one.values for one in parameters))]
 
 
 def _draw(parameter: Parameter, sample_seed: int, number: int) -> str:

@@ -21,7 +21,7 @@ from gipo_vla.settings import runs
 from gipo_vla.settings.composition import MISSING, compose_yaml, groups
 from gipo_vla.settings.runs import SESSION_KEYS
 from gipo_vla.settings.schema import TrainingSettings
-from gipo_vla.sweeping.grid import Combination, combinations, factor_keys, varied_keys
+from gipo_vla.sweeping.grid import combinations, factor_keys, varied_keys
 from gipo_vla.sweeping.settings import SweepSettings, key_of
 from gipo_vla.sweeping.values import canonical, meaning
 
@@ -74,6 +74,10 @@ class JobList:
 def plan(settings: SweepSettings) -> JobList:
     """Make and validate every job.
 
+    A setting that a job's options do not have (sigma of PPO) is left out of it, if another job's options
+    have it. One that no job has is a mistake, and stays in to be reported as one; unless it comes from a
+    ready-made sweep, of which the command line took only a part.
+
     Raises:
         UserError: whatever is wrong with any of them, naming the job.
     """
@@ -81,53 +85,33 @@ def plan(settings: SweepSettings) -> JobList:
         raise UserError("say what to run: key=value,value for a grid, or sweep=NAME (see --help)")
     every = combinations(settings)
     varied, factors = varied_keys(settings), factor_keys(settings)
-    applicable = _Applicable(every, settings)
+    chosen = {_options(one.items()) for one in every}
+    # Of all that a ready-made sweep lists, only the options decide.
+    ready_made = tuple(text for text in settings.ready_made if _is_option(key_of(text)))
+    as_written = {_options(one.items()) for one in combinations(replace(settings, overrides=ready_made))}
+    inherited = {key_of(text) for text in settings.overrides if text in settings.ready_made}
     jobs: dict[str, Job] = {}
+    left_out: set[str] = set()
     for combination in every:
-        overrides = applicable.of(combination)
-        digest = digest_of(overrides)
+        options, kept = _options(combination.items()), []
+        for key, value in combination.items():
+            others = chosen | as_written if key in inherited else chosen
+            own = _is_option(key) or key.startswith("+") or _has(options, key)
+            if own or not any(_has(other, key) for other in others):
+                kept.append((key, value))
+            else:
+                left_out.add(key)
+        digest = digest_of(tuple(kept))
         if digest not in jobs:
-            jobs[digest] = _job(overrides, digest, varied, factors, settings.ranks)
+            jobs[digest] = _job(tuple(kept), digest, varied, factors, settings.ranks)
     return JobList(
         tuple(jobs.values()),
         tuple(varied),
         tuple(factors),
         settings.arms,
         len(every) - len(jobs),
-        tuple(sorted(applicable.left_out)),
+        tuple(sorted(left_out)),
     )
-
-
-# ------------------------------------------------------------------------------------- what applies to whom
-
-
-class _Applicable:
-    """Leaves out settings that an option does not have (sigma of PPO), if another combination's option has
-    them. A setting that no combination has is a mistake, and stays in to be reported as one; unless it comes
-    from a ready-made sweep, of which the command line took only a part."""
-
-    def __init__(self, every: Sequence[Combination], settings: SweepSettings) -> None:
-        self.choices = {_options(one.items()) for one in every}
-        self.inherited = {key_of(text) for text in settings.overrides if text in settings.ready_made}
-        options = tuple(text for text in settings.ready_made if _is_option(key_of(text)))
-        written = combinations(replace(settings, overrides=options))  # of all that it lists, options decide
-        self.choices_as_written = {_options(one.items()) for one in written}
-        self.left_out: set[str] = set()
-
-    def of(self, combination: Combination) -> Overrides:
-        """The overrides of a combination that apply to it."""
-        own = _options(combination.items())
-        kept = []
-        for key, value in combination.items():
-            if _is_option(key) or key.startswith("+") or _has(own, key) or not self._known(key):
-                kept.append((key, value))
-            else:
-                self.left_out.add(key)
-        return tuple(kept)
-
-    def _known(self, key: str) -> bool:
-        choices = self.choices | self.choices_as_written if key in self.inherited else self.choices
-        return any(_has(options, key) for options in choices)
 
 
 # A grid has hundreds of jobs and few choices of options: what depends on those alone is worked out once.
@@ -159,13 +143,15 @@ def _has(options: Overrides, key: str) -> bool:
     return OmegaConf.select(_base(options), key, default=MISSING) is not MISSING
 
 
-# --------------------------------------------------------------------------------------------- one job each
-
-
 def _job(overrides: Overrides, digest: str, varied: Sequence[str], factors: Sequence[str], ranks: int) -> Job:
     try:
         settings = _settings(overrides)
-        predicted = _plan(settings, ranks)
+        # Of the device only the kind counts: jobs that leave the choice to the machine are planned as on a
+        # GPU if this machine, which is where a sweep is planned, has one.
+        device = settings.learner.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        predicted = plan_run(settings, environment_spec(settings), ranks, device)
     except UserError as error:
         said = ", ".join(f"{key}={value}" for key, value in overrides if key_of(key) in varied)
         raise UserError(f"{error} (in the job {said})" if said else str(error)) from error
@@ -175,24 +161,8 @@ def _job(overrides: Overrides, digest: str, varied: Sequence[str], factors: Sequ
     return Job(f"{words}-{digest}", digest, overrides, settings, predicted, values)
 
 
-def _factor_values(
-    given: Mapping[str, str], factors: Sequence[str], settings: TrainingSettings
-) -> dict[str, Any]:
-    """Return the values of the factors: as given, else as the job's settings have them."""
-    every = OmegaConf.create(runs.to_dict(settings))
-    values = {}
-    for key in factors:
-        if key in given:
-            values[key] = meaning(key, given[key])
-            continue
-        value = OmegaConf.select(every, f"{key}.name" if _is_option(key) else key, default=MISSING)
-        if value is not MISSING:
-            values[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return values
-
-
 def _settings(overrides: Overrides) -> TrainingSettings:
-    """Return what ``runs.load`` gives for the same overrides, without composing anew for every job."""
+    """What ``runs.load`` gives for the same overrides, without composing anew for every job."""
     options = _options(overrides)
     values = _base(options).copy()
     for key, text in overrides:
@@ -204,17 +174,20 @@ def _settings(overrides: Overrides) -> TrainingSettings:
     return runs.typed(values, TrainingSettings)
 
 
-def _plan(settings: TrainingSettings, ranks: int) -> RunPlan:
-    """The plan of a job's run."""
-    # Of the device only the kind counts: jobs that leave the choice to the machine are planned as on a GPU if
-    # this machine, which is where a sweep is planned, has one.
-    device = settings.learner.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return plan_run(settings, environment_spec(settings), ranks, device)
-
-
-# ---------------------------------------------------------------------------------------------------- names
+def _factor_values(
+    given: Mapping[str, str], factors: Sequence[str], settings: TrainingSettings
+) -> dict[str, Any]:
+    """Values of the factors: as given, else as the job's settings have them."""
+    every = OmegaConf.create(runs.to_dict(settings))
+    values = {}
+    for key in factors:
+        if key in given:
+            values[key] = meaning(key, given[key])
+            continue
+        value = OmegaConf.select(every, f"{key}.name" if _is_option(key) else key, default=MISSING)
+        if value is not MISSING:
+            values[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return values
 
 
 def digest_of(overrides: Overrides) -> str:
@@ -229,10 +202,8 @@ def name_words(values: Mapping[str, str], varied: Sequence[str]) -> str:
     """``gipo-sigma0.5-capacity5000-seed0``: what distinguishes a job within its sweep."""
     last_parts = [key.rpartition(".")[2] for key in varied]
     words = []
-    for key in varied:
-        if key not in values:
-            continue
-        last = key.rpartition(".")[2]
-        name = "" if key in NAMED_BY_VALUE else last if last_parts.count(last) == 1 else key
-        words.append(re.sub(r"[^A-Za-z0-9.+_-]+", "_", f"{name}{values[key]}").strip("_"))
+    for key, last in zip(varied, last_parts):
+        if key in values:
+            name = "" if key in NAMED_BY_VALUE else last if last_parts.count(last) == 1 else key
+            words.append(re.sub(r"[^A-Za-z0-9.+_-]+", "_", f"{name}{values[key]}").strip("_"))
     return "-".join(words)[:LONGEST_WORDS].rstrip("-_.")

@@ -1,4 +1,5 @@
-"""One job as a process of its own: started, asked to stop, killed, and what its log says.
+"""One job as a process of its own: started, asked to stop, killed, what its log says, and its share of the
+machine.
 
 A job has a session of its own, so that Ctrl-C reaches the sweep alone, which passes it on once. Should the
 sweep die without a word, Linux sends its jobs a SIGTERM: they save and leave, and nobody is an orphan.
@@ -15,19 +16,71 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import psutil
+import torch
 
+from gipo_envs.errors import UserError
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.sweeping.folders import LOG
 from gipo_vla.sweeping.jobs import Job
+from gipo_vla.sweeping.settings import SweepSettings
 
 _ERROR_LINE = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 _RANK = re.compile(r"^\[rank\d+\]: ?")
 
 Command = Callable[[Job, Path], list[str]]
 """The command line of a job in a run folder."""
+
+
+# ------------------------------------------------------------------------------------- a share of the machine
+
+
+def cores() -> int:
+    """Cores that this process may use (less than the machine's under Slurm or taskset)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """Ids of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them: numbers, or names of GPUs
+    and of MIG slices. CUDA reads that list up to the first -1."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        return names[: names.index("-1")] if "-1" in names else names
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def at_once(sweep: SweepSettings, runs: Sequence[TrainingSettings], cores_here: int, gpus_here: int) -> int:
+    """Jobs that run side by side: what was asked for, else as many as the machine feeds.
+
+    Raises:
+        UserError: one job needs more GPUs than there are.
+    """
+    on_gpu = gpus_here > 0 and any(run.learner.device != "cpu" for run in runs)
+    if on_gpu and sweep.ranks > gpus_here:
+        raise UserError(
+            f"nproc_per_node is {sweep.ranks}, but there are {gpus_here} GPUs: lower it, or set "
+            "learner.device=cpu"
+        )
+    if sweep.jobs is not None:
+        return sweep.jobs
+    # A rank keeps its simulators busy, or the learner's threads; they mostly take turns.
+    wanted = max((max(run.rollout.workers, run.learner.threads) for run in runs), default=1)
+    by_cores = cores_here // (sweep.ranks * wanted)
+    return max(1, min(by_cores, gpus_here // sweep.ranks) if on_gpu else by_cores)
+
+
+def gpus_of(slot: int, ranks: int, available: Sequence[str]) -> list[str]:
+    """GPUs of the job in a slot: its own while there are enough, then shared in turn."""
+    first = slot % max(1, len(available) // ranks) * ranks
+    return list(available[first : first + ranks])
+
+
+# -------------------------------------------------------------------------------------------------- starting
 
 
 def train_command(job: Job, folder: Path, torchrun_ranks: int | None = None) -> list[str]:
@@ -50,13 +103,9 @@ def environment(threads: int, gpus: Sequence[str]) -> dict[str, str]:
         threads: for libraries that would take every core.
         gpus: that it may see; none: as this process.
     """
-    own = dict(os.environ)
-    own.setdefault("OMP_NUM_THREADS", str(threads))
     # torchrun restarts its ranks with a fresh store; see gipo_vla.distributed.group.
-    own.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    if gpus:
-        own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    return own
+    defaults = {"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return defaults | dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
 
 
 # Looked up before any fork: the child must not load libraries.
@@ -64,17 +113,12 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with(parent: int) -> Callable[[], None]:
+def _die_with(parent: int) -> None:
     """For the child, between fork and exec."""
-
-    def prepare() -> None:
-        if _prctl is None:
-            return
+    if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before the call
             os._exit(1)
-
-    return prepare
 
 
 class JobProcess:
@@ -96,7 +140,7 @@ class JobProcess:
     ) -> None:
         self.job, self.folder, self.slot = job, folder, slot
         self._lock = lock
-        self.began = time.monotonic()
+        self._began = time.monotonic()
         self.stopping = False
         """It was asked to stop."""
         self._log = folder / LOG
@@ -110,7 +154,7 @@ class JobProcess:
                 env=environment,
                 start_new_session=True,
                 # Safe: this process has one thread of its own when it starts jobs.
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=partial(_die_with, os.getpid()),
             )
         self._launcher = "torch.distributed.run" in command
 
@@ -120,7 +164,7 @@ class JobProcess:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.began
+        return time.monotonic() - self._began
 
     def poll(self) -> int | None:
         """Exit status; negative: the signal that ended it; None while it runs."""
@@ -136,7 +180,7 @@ class JobProcess:
         the ranks are asked, and it leaves after them.
         """
         self.stopping = True
-        ranks = self._children() if self._launcher else []
+        ranks = self._children(recursive=False) if self._launcher else []
         for process in ranks or [self._process]:
             with suppress(psutil.Error):
                 process.terminate()
@@ -148,7 +192,7 @@ class JobProcess:
             with suppress(psutil.Error):
                 process.kill()
 
-    def _children(self, recursive: bool = False) -> list[psutil.Process]:
+    def _children(self, recursive: bool) -> list[psutil.Process]:
         with suppress(psutil.Error):
             return list(self._process.children(recursive))
         return []

@@ -14,11 +14,9 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from gipo_vla.checkpoint.run_folder import RunFolder
-from gipo_vla.reporting.table import Cell, Table
-from gipo_vla.reporting.table import show as show_table
+from gipo_vla.reporting.table import Table, show
 from gipo_vla.run.duration import in_words
-from gipo_vla.sweeping.estimate import Estimate
-from gipo_vla.sweeping.folders import SweepFolder
+from gipo_vla.sweeping.folders import Estimate, SweepFolder
 from gipo_vla.sweeping.jobs import Job, JobList
 from gipo_vla.sweeping.process import JobProcess
 from gipo_vla.sweeping.runner import Listener, Outcome, Status
@@ -35,29 +33,23 @@ def show_plan(
     folder: SweepFolder, listed: JobList, chosen: Sequence[Job], left: Estimate, at_once: int, machine: str
 ) -> None:
     """Print the table that a sweep begins with."""
-    jobs = f"{len(listed.jobs):,}"
-    if listed.collapsed:
-        jobs += f" ({listed.collapsed:,} further combinations would repeat one of them)"
-    rows = [("jobs", jobs), ("varied", ", ".join(listed.varied) or "nothing")]
-    if listed.left_out:
-        rows.append(("left out", f"{', '.join(listed.left_out)}, for options without such a setting"))
-    if len(chosen) < len(listed.jobs):
-        rows.append(("part", f"{len(chosen):,} of them"))
-    rows.append(("to do", f"{left.jobs:,}, {left.env_steps:,} env steps"))
-    rows.append(("expected lag", _lags(chosen)))
-    rows.append(("at once", f"{at_once:,} ({machine})"))
-    if left.jobs:
-        here, there = (in_words(left.wall_seconds(count)) for count in (at_once, CLUSTER))
-        told = f"{here} here, {there} on {CLUSTER} slots ({left.source})"
-        rows.append(("expected time", left.source if left.seconds is None else told))
-    settings_table(f"sweep  {folder.path}", rows)
-
-
-def _lags(jobs: Sequence[Job]) -> str:
-    """Return the mean lags in iterations, as the settings predict them, and how many jobs have each."""
-    lags = Counter(round(job.plan.lag.mean_iterations, 1) for job in jobs if job.plan.lag)
+    repeated = f" ({listed.collapsed:,} further combinations would repeat one of them)"
+    left_out = f"{', '.join(listed.left_out)}, for options without such a setting"
+    lags = Counter(round(job.plan.lag.mean_iterations, 1) for job in chosen if job.plan.lag)
     shown = [f"{lag:g} iterations ({count:,} jobs)" for lag, count in sorted(lags.items())]
-    return ", ".join(shown[:6]) + (" ..." if len(shown) > 6 else "")
+    here, there = (in_words(left.wall_seconds(count)) for count in (at_once, CLUSTER))
+    rows = {
+        "jobs": f"{len(listed.jobs):,}{repeated if listed.collapsed else ''}",
+        "varied": ", ".join(listed.varied) or "nothing",
+        "left out": left_out if listed.left_out else "",
+        "score": folder.score,
+        "part": f"{len(chosen):,} of them" if len(chosen) < len(listed.jobs) else "",
+        "to do": f"{left.jobs:,}, {left.env_steps:,} env steps",
+        "expected lag": ", ".join(shown[:6]) + (" ..." if len(shown) > 6 else ""),
+        "at once": f"{at_once:,} ({machine})",
+        "expected time": f"{here} here, {there} on {CLUSTER} slots ({left.source})" if left.jobs else "",
+    }
+    settings_table(f"sweep  {folder.path}", [(name, text) for name, text in rows.items() if text])
 
 
 def list_jobs(folder: SweepFolder, jobs: Sequence[Job]) -> None:
@@ -75,14 +67,12 @@ class ProgressLines(Listener):
     """A line whenever a job ends; on a terminal also a bar for each that runs.
 
     Args:
-        remaining: seconds until the end of the sweep, if known.
+        remaining: seconds until the end of the sweep.
     """
 
     say = staticmethod(_say)
 
-    def __init__(
-        self, folder: SweepFolder, total: int, done: int, remaining: Callable[[], float | None]
-    ) -> None:
+    def __init__(self, folder: SweepFolder, total: int, done: int, remaining: Callable[[], float]) -> None:
         self.folder, self.total, self.done, self.remaining = folder, total, done, remaining
         # Without a thread that draws: processes are started from here.
         self._bars = Progress(
@@ -151,20 +141,18 @@ def show_outcomes(folder: SweepFolder, outcomes: Sequence[Outcome]) -> None:
     listed = list(outcomes)
     if len(listed) > MOST_ROWS:
         listed = [one for one in outcomes if one.status is not Status.FINISHED][:MOST_ROWS]
-    rows: list[list[Cell]] = [
-        [
-            one.job.name,
-            one.status.value,
-            folder.success(one.job),
-            round(one.seconds / 60, 2) if one.ran else None,
-            one.problem[:80],
-        ]
+    if not listed:
+        console.print(title or "no job in this part")
+        return
+    problems = any(one.problem for one in listed)
+    records = [
+        {
+            "job": one.job.name,
+            "status": one.status.value,
+            "success_once": folder.success(one.job),
+            "minutes": round(one.seconds / 60, 2) if one.ran else None,
+            **({"problem": one.problem[:80]} if problems else {}),
+        }
         for one in listed
     ]
-    columns: tuple[str, ...] = ("job", "status", "success_once", "minutes", "problem")
-    if not any(one.problem for one in listed):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    if rows:
-        show_table(Table("jobs", title, columns, rows))
-    else:
-        console.print(title or "no job in this part")
+    show(Table.of("jobs", title, records))

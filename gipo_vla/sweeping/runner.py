@@ -18,8 +18,7 @@ from types import FrameType
 from gipo_vla.sweeping import folders
 from gipo_vla.sweeping.folders import SweepFolder
 from gipo_vla.sweeping.jobs import Job
-from gipo_vla.sweeping.process import Command, JobProcess, environment
-from gipo_vla.sweeping.resources import gpus_of
+from gipo_vla.sweeping.process import Command, JobProcess, environment, gpus_of
 
 POLL_SECONDS = 0.1
 BUSY_SECONDS = 2.0
@@ -116,8 +115,6 @@ class Runner:
                 signal.signal(number, handler)
         return [self._outcomes.get(job.digest, Outcome(job, Status.WAITING)) for job in jobs]
 
-    # ------------------------------------------------------------------------------------------- starting
-
     def _fill_slots(self) -> None:
         """Start jobs until every slot is taken or each waiting job has been looked at once."""
         if time.monotonic() < self._look_again:
@@ -164,8 +161,6 @@ class Runner:
             process.stop()
         return True
 
-    # --------------------------------------------------------------------------------------------- ending
-
     def _collect(self) -> None:
         """Take note of the jobs that have ended."""
         for process in list(self.running):
@@ -173,42 +168,31 @@ class Runner:
             if status is None:
                 continue
             self.running.remove(process)
-            outcome = self._judge(process, status)
-            seconds = round(outcome.seconds, 1)
-            self.folder.record(process.job, "ended", status=str(outcome.status), seconds=seconds)
-            self._end(outcome)
-
-    def _judge(self, process: JobProcess, status: int) -> Outcome:
-        job, seconds = process.job, process.seconds
-        if self.folder.finished(job):
-            return Outcome(job, Status.FINISHED, seconds, ran=True)
-        # Asked to stop before it could listen, a job dies of the signal; that is no failure.
-        if status == 0 or process.stopping:
-            return Outcome(job, Status.STOPPED, seconds, ran=True)
-        return Outcome(job, Status.FAILED, seconds, process.problem(status), ran=True)
+            job, seconds, problem = process.job, process.seconds, ""
+            if self.folder.finished(job):
+                became = Status.FINISHED
+            elif status == 0 or process.stopping:
+                # Asked to stop before it could listen, a job dies of the signal; that is no failure.
+                became = Status.STOPPED
+            else:
+                became, problem = Status.FAILED, process.problem(status)
+            self.folder.record(job, "ended", status=str(became), seconds=round(seconds, 1))
+            self._end(Outcome(job, became, seconds, problem, ran=True))
 
     def _end(self, outcome: Outcome) -> None:
         self._outcomes[outcome.job.digest] = outcome
         self.listener.ended(outcome)
 
-    # ------------------------------------------------------------------------------------------- stopping
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """The first asks all jobs to save and leave; a Ctrl-C after it kills them."""
+        if self.asked_by is not None and number != signal.SIGINT:
+            return
+        act = JobProcess.stop if self.asked_by is None else JobProcess.kill
         if self.asked_by is None:
             self.asked_by = number
             name = signal.Signals(number).name
-            _write(f"{name}: jobs save and leave, the same command goes on (Ctrl-C again kills them)")
-            act = JobProcess.stop
-        elif number == signal.SIGINT:
-            act = JobProcess.kill
-        else:
-            return
+            line = f"\n{name}: jobs save and leave, the same command goes on (Ctrl-C again kills them)\n"
+            with suppress(OSError):  # straight to the terminal: it may have interrupted any other printing
+                os.write(2, line.encode())
         for process in self.running:
             act(process)
-
-
-def _write(line: str) -> None:
-    """Straight to the terminal: a signal may have interrupted any other way of printing."""
-    with suppress(OSError):
-        os.write(2, f"\n{line}\n".encode())

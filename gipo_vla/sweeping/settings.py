@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from gipo_envs.errors import UserError
 from gipo_vla import options
+from gipo_vla.reporting.summary import HeldOutScore
 from gipo_vla.settings import plugins
 from gipo_vla.settings.composition import compose_yaml, repair
 from gipo_vla.settings.schema import TrainingSettings
@@ -55,6 +56,9 @@ class SweepSettings:
     data is there count as finished."""
     keep_rows: Annotated[int, Field(ge=2)] | None = None
     """keep: at most so many lines of each metrics.jsonl, evenly spread. Default: all."""
+    score: HeldOutScore | None = None
+    """By what the report on the sweep compares its runs. It is chosen before the first job starts, and kept.
+    Default: success_once."""
     seconds_per_job: Annotated[float, Field(gt=0)] | None = None
     """How long a job takes, for the estimate, until one has finished."""
     dry_run: bool = False

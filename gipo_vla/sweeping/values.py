@@ -49,8 +49,8 @@ class Parameter:
     """A setting and the values that it takes."""
 
     key: str
-    prefix: str
-    """``+`` or ``++``, as given."""
+    name: str
+    """The key with its ``+`` or ``++``, as given."""
     values: tuple[str, ...]
     """Texts that stand behind ``key=``."""
     interval: Interval | None = None
@@ -63,20 +63,24 @@ def parse(text: str) -> Parameter:
         UserError: it is none, or lists nothing that could be enumerated or drawn from.
     """
     key = key_of(text)
-    before, separator, value = text.partition("=")
+    name, separator, value = text.partition("=")
     if text.startswith("~") or not separator:
         raise UserError(f"{text!r} is not an override of a sweep: write key=value or key=value,value")
-    prefix = before.removesuffix(key)
-    if key in PATH_KEYS and value[:1] not in ("'", '"'):
-        return Parameter(key, prefix, tuple(value.split(",")))
+    if _is_path(key, value):
+        return Parameter(key, name, tuple(value.split(",")))
     parsed = _parse(text)
     if not parsed.is_sweep_override():
-        return Parameter(key, prefix, (value,))
+        return Parameter(key, name, (value,))
     if parsed.is_interval_sweep():
-        return Parameter(key, prefix, (), _interval(text, parsed.value()))
+        return Parameter(key, name, (), _interval(text, parsed.value()))
     if not parsed.is_discrete_sweep() or "glob(" in value:
         raise UserError(f"{text!r}: list the values, for instance {key}=a,b")
-    return Parameter(key, prefix, tuple(parsed.sweep_string_iterator()))
+    return Parameter(key, name, tuple(parsed.sweep_string_iterator()))
+
+
+def _is_path(key: str, value: str) -> bool:
+    """Whether a value is the path that it looks like, which Hydra's grammar has no place for."""
+    return key in PATH_KEYS and value[:1] not in ("'", '"')
 
 
 def _parse(text: str) -> Override:
@@ -115,7 +119,7 @@ def _interval(text: str, found: Any) -> Interval:
 @cache
 def meaning(key: str, value: str) -> Any:
     """Return the value that a text behind ``key=`` stands for."""
-    if key in PATH_KEYS and value[:1] not in ("'", '"'):
+    if _is_path(key, value):
         return None if value == "null" else value
     return _parse(f"{key}={value}").value()
 

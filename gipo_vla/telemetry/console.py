@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Self, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 
@@ -89,37 +89,29 @@ class RunProgress:
 
     def __init__(self, position: Position, line_every: int = 10, quiet: bool = False) -> None:
         self.line_every, self.quiet = line_every, quiet
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        if sys.stderr.isatty() and not quiet:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
-                console=console,
-                refresh_per_second=4,
-            )
-            self._task = self._bar.add_task(
-                "training", total=position.total, completed=position.done, status=""
-            )
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            refresh_per_second=4,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("training", total=position.total, completed=position.done, status="")
 
     def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._bar.stop()
 
     def update(self, iteration: int, position: Position, status: str, last: bool = False) -> None:
         """Show an iteration; the first and the last one always."""
-        if self.quiet:
-            return
-        if self._bar:
-            self._bar.update(self._task, completed=position.done, status=status)
-        elif iteration % self.line_every == 0 or iteration == 1 or last:
+        self._bar.update(self._task, completed=position.done, status=status)
+        due = iteration % self.line_every == 0 or iteration == 1 or last
+        if due and self._bar.disable and not self.quiet:
             console.print(f"{position.heading}  {status}", soft_wrap=True)

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gipo_vla.telemetry.metrics import replace_file
+
 MOST = 4
 """Files of a run, evenly spread over its iterations."""
 
@@ -33,10 +35,8 @@ class GraphFiles:
             return
         with suppress(OSError):
             self.folder.mkdir(exist_ok=True)
-            path = self.folder / f"{iteration:06d}.json"
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"iteration": iteration} | values))
-            temporary.replace(path)
+            text = json.dumps({"iteration": iteration} | values)
+            replace_file(self.folder / f"{iteration:06d}.json", text)
 
 
 def newest_graph(run_folder: Path) -> dict[str, Any] | None:

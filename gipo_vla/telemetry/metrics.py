@@ -94,6 +94,13 @@ def _line(row: Metrics) -> str:
     return json.dumps(finite) + "\n"
 
 
+def replace_file(path: Path, data: str | bytes) -> None:
+    """Write a file as a whole: no reader ever sees half of it, whoever else writes it at the same time."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    temporary.replace(path)
+
+
 def read_json_lines(path: Path) -> list[dict[str, float]]:
     """The rows of a file, without a last line that was cut short; none if there is no file."""
     if not path.exists():

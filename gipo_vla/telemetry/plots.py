@@ -6,20 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 
 
 def learning_curve(
-    path: Path,
-    title: str,
-    metrics: Sequence[Row],
-    evaluations: Sequence[Row],
-    final: Row | None = None,
+    path: Path, title: str, metrics: Sequence[Row], evaluations: Sequence[Row], final: Row | None = None
 ) -> None:
     """Success over env steps above the staleness of what was learned from.
 
@@ -28,51 +23,50 @@ def learning_curve(
         evaluations: rows of evaluations.jsonl (``env_steps``, ``success_once``, ``interval``).
         final: the same of the final evaluation.
     """
-    figure, (success, staleness) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
-    steps, recent = _column(metrics, "success_once_recent")
-    success.plot(steps, recent, color="tab:gray", label="training episodes, sampled (last 100)")
+
+    def line(axes: Axes, metric: str, colour: str, label: str, style: str = "-") -> None:
+        known = [(row["env_steps"], row[metric]) for row in metrics if row.get(metric) is not None]
+        steps, values = np.array(known, float).reshape(-1, 2).T
+        axes.plot(steps, values, style, color=colour, label=label)
+
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    success, staleness = figure.subplots(2, 1, sharex=True)
+    line(success, "success_once_recent", "tab:gray", "training episodes, sampled (last 100)")
     points = [*evaluations, *([final] if final else [])]
     if points:
-        x = [row["env_steps"] for row in points]
-        y = [row["success_once"] for row in points]
-        low = [row["success_once"] - row["success_once_interval_95"][0] for row in points]
-        high = [row["success_once_interval_95"][1] - row["success_once"] for row in points]
+        rates = np.array([row["success_once"] for row in points])
+        low, high = np.array([row["success_once_interval_95"] for row in points]).T
         success.errorbar(
-            x,
-            y,
-            yerr=[low, high],
+            [row["env_steps"] for row in points],
+            rates,
+            # Rounded ends of an interval may miss the rate by 1e-5; a length must not be negative.
+            yerr=np.maximum([rates - low, high - rates], 0),
             fmt="o-",
             capsize=3,
             color="tab:blue",
             label=f"held-out initial states, {points[-1]['mode']} (95 %)",
         )
-    success.set_ylabel("success once")
-    success.set_ylim(-0.03, 1.03)
+    success.set(ylabel="success once", ylim=(-0.03, 1.03))
     success.legend(loc="best", fontsize=8)
-    success.grid(alpha=0.3)
     success.set_title(title, fontsize=10)
 
-    steps, spread = _column(metrics, "staleness/p95_abs_log_ratio")
-    staleness.plot(steps, spread, color="tab:red", label="P95 |log ratio|")
-    _, floor = _column(metrics, "staleness/numerical_floor_p99")
-    if floor:
-        known = f"numerical floor of |log ratio| ({floor[-1]:.0e})"
-        staleness.axhline(floor[-1], color="tab:gray", linestyle="--", linewidth=1, label=known)
-    steps, size = _column(metrics, "staleness/effective_sample_size")
-    staleness.plot(steps, size, color="tab:green", label="effective sample size (share)")
-    staleness.set_ylabel("staleness")
-    staleness.set_ylim(bottom=0)
-    staleness.set_xlabel("env steps")
+    line(staleness, "staleness/p95_abs_log_ratio", "tab:red", "P95 |log ratio|")
+    floors = [floor for row in metrics if (floor := row.get("staleness/numerical_floor_p99")) is not None]
+    if floors:
+        known = f"numerical floor of |log ratio| ({floors[-1]:.0e})"
+        staleness.axhline(floors[-1], color="tab:gray", linestyle="--", linewidth=1, label=known)
+    line(staleness, "staleness/effective_sample_size", "tab:green", "effective sample size (share)")
+    staleness.set(ylabel="staleness", xlabel="env steps")
     lag = staleness.twinx()
-    steps, lags = _column(metrics, "staleness/lag_iterations_mean")
-    lag.plot(steps, lags, color="tab:purple", linestyle=":", label="mean lag (iterations)")
+    line(lag, "staleness/lag_iterations_mean", "tab:purple", "mean lag (iterations)", ":")
     lag.set_ylabel("iterations")
-    lag.set_ylim(bottom=0)
     lines = [*staleness.get_lines(), *lag.get_lines()]
-    staleness.legend(lines, [str(line.get_label()) for line in lines], loc="best", fontsize=8)
-    staleness.grid(alpha=0.3)
+    staleness.legend(lines, [str(one.get_label()) for one in lines], loc="best", fontsize=8)
+    for axes in (staleness, lag):
+        axes.set_ylim(bottom=0)
+    for axes in (success, staleness):
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def loss_curve(path: Path, title: str, metrics: Sequence[Row]) -> None:
@@ -81,7 +75,8 @@ def loss_curve(path: Path, title: str, metrics: Sequence[Row]) -> None:
     Args:
         metrics: rows of metrics.jsonl.
     """
-    figure, (losses, accuracies) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    losses, accuracies = figure.subplots(2, 1, sharex=True)
     for axes, name, label in (
         (losses, "loss", "-log p (nats a token)"),
         (accuracies, "accuracy", "likeliest token is the expert's"),
@@ -99,9 +94,3 @@ def loss_curve(path: Path, title: str, metrics: Sequence[Row]) -> None:
     losses.set_title(title, fontsize=10)
     accuracies.set_xlabel("updates")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _column(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
-    pairs = [(row["env_steps"], row[name]) for row in rows if row.get(name) is not None]
-    return [x for x, _ in pairs], [y for _, y in pairs]

@@ -12,7 +12,7 @@ import pytest
 
 from gipo_envs.errors import UserError
 from gipo_vla.reporting import results, summary
-from gipo_vla.reporting.comparison import Comparison, compare, paired_difference, score_estimate, score_strata
+from gipo_vla.reporting.comparison import Comparison, compare
 from gipo_vla.reporting.runs import read_runs
 
 Maker = Callable[..., Path]
@@ -58,7 +58,7 @@ def test_all_runs_are_scored_the_same_way(tmp_path: Path, make_run: Maker) -> No
     make_run(tmp_path / "b", seed=1, success=0.7, evaluated=False)
     comparison = read(tmp_path)
     assert comparison.source == "training" and "only 1 of 2 runs" in comparison.remarks[0]
-    np.testing.assert_allclose(score_strata(comparison.configurations[0], "training")["reach"], [0.5, 0.7])
+    np.testing.assert_allclose(comparison.strata(comparison.configurations[0])["reach"], [0.5, 0.7])
 
 
 def test_score_is_the_interquartile_mean_over_tasks_and_seeds(tmp_path: Path, make_run: Maker) -> None:
@@ -66,7 +66,7 @@ def test_score_is_the_interquartile_mean_over_tasks_and_seeds(tmp_path: Path, ma
         for seed, success in enumerate(scores):
             make_run(tmp_path / f"{task}{seed}", task=task, seed=seed, success=success)
     comparison = read(tmp_path)
-    result = score_estimate(comparison.configurations[0], comparison.source)
+    result = comparison.estimate(comparison.configurations[0])
     assert result is not None and result.value == pytest.approx(0.4) and result.count == 4
     assert result.low is not None
     per_task = results.success_per_task(comparison)
@@ -80,7 +80,7 @@ def test_each_task_of_a_run_on_several_is_a_score(tmp_path: Path, make_run: Make
     for seed in (0, 1):
         make_run(tmp_path / str(seed), task=["push", "lift"], seed=seed)
     comparison = read(tmp_path)
-    strata = score_strata(comparison.configurations[0], comparison.source)
+    strata = comparison.strata(comparison.configurations[0])
     assert {task: len(scores) for task, scores in strata.items()} == {"lift": 2, "push": 2}
 
 
@@ -92,7 +92,7 @@ def test_paired_difference_is_over_shared_tasks_and_seeds(tmp_path: Path, make_r
     comparison = read(tmp_path)
     first, second = comparison.configurations
     assert "configurations differ in the tasks or seeds" in comparison.remarks[0]
-    result = paired_difference(first, second, comparison.source)
+    result = comparison.difference([first], [second])
     assert result is not None and result.estimate.count == 2
     assert (result.estimate.value, result.estimate.low, result.estimate.high) == pytest.approx(
         (0.3, 0.2, 0.4)
@@ -184,7 +184,7 @@ def test_runs_are_compared_by_the_score_that_was_asked_for(tmp_path: Path, make_
         "sampled.success_at_end": (0.365, -0.085),
         "sampled.mean_return": (60.0, 10.0),
     }.items():
-        comparison = compare(*found, score=cast(summary.Score, score))
+        comparison = compare(*found, score=cast(summary.HeldOutScore, score))
         table = results.configurations(comparison)
         column = table.columns.index("success_iqm" if score == "success_once" else f"{score}_iqm")
         assert table.rows[0][column] == pytest.approx(expected[0]), score

@@ -16,7 +16,7 @@ import pytest
 from gipo_envs.errors import UserError
 from gipo_vla import report
 from gipo_vla.reporting import write_report, write_run_report
-from gipo_vla.reporting.page import Page, Section, render
+from gipo_vla.reporting.page import Section, render
 from gipo_vla.reporting.table import Table, to_html, write_csv
 
 Maker = Callable[..., Path]
@@ -102,6 +102,22 @@ def test_a_report_by_another_score(sweep: Path, capsys: pytest.CaptureFixture[st
     assert "Sampled return" in (sweep / "report" / "report.html").read_text()
 
 
+def test_the_report_on_a_sweep_goes_by_the_sweeps_score(tmp_path: Path, make_run: Maker) -> None:
+    for name, score in (("a", "sampled.mean_return"), ("b", "success_at_end")):
+        make_run(tmp_path / name / "gipo", success=0.5)
+        make_run(tmp_path / name / "ppo", "ppo", success=0.4)
+        (tmp_path / name / "sweep.json").write_text(json.dumps({"score": score, "jobs": []}))
+    made = write_report([tmp_path / "a"]).comparison
+    assert (made.score, made.remarks) == ("sampled.mean_return", ())
+    made = write_report([tmp_path / "a"], score="success_once").comparison
+    assert made.score == "success_once"
+    assert made.remarks == (
+        "by score=success_once, though the sweep was started with score=sampled.mean_return",
+    )
+    with pytest.raises(UserError, match=r"with sampled\.mean_return and success_at_end: say score=NAME"):
+        write_report([tmp_path / "a", tmp_path / "b"])
+
+
 def test_tables_depend_neither_on_the_order_nor_on_the_place_of_runs(sweep: Path, tmp_path: Path) -> None:
     first = write_report([sweep]).page.parent
     halves = [tmp_path / "halves" / name for name in ("y", "x")]
@@ -175,7 +191,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_text_is_escaped() -> None:
     table = Table("t", "T", ("a<b",), [["<script>"], [None], [0.5]])
-    text = render(Page("<title>", "a & b", ["x < y"], [Section("s", tables=[table])]))
+    text = render("<title>", "a & b", ["x < y"], [Section("s", tables=[table])])
     assert "<script>" not in text and "&lt;title&gt;" in text and "a &amp; b" in text and "x &lt; y" in text
 
 

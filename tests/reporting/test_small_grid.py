@@ -6,14 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gipo_vla.reporting.comparison import (
-    Comparison,
-    compare,
-    difference_of_differences,
-    paired_difference,
-    score_estimate,
-    score_strata,
-)
+from gipo_vla.reporting.comparison import Comparison, compare
 from gipo_vla.reporting.grouping import Configuration
 from gipo_vla.reporting.runs import read_runs
 from gipo_vla.reporting.statistics import Difference, Estimate, estimate
@@ -68,8 +61,8 @@ def test_every_run_of_the_plan_counts(grid: Comparison) -> None:
 def test_success_of_an_arm(grid: Comparison, objective: str, regime: str) -> None:
     configuration = arm(grid, objective, regime)
     row = cells(f"{objective}, {regime} ")
-    assert row[0] == written(score_estimate(configuration, grid.source))
-    assert row[2] == written(score_estimate(configuration, grid.source, "over_training"))
+    assert row[0] == written(grid.estimate(configuration))
+    assert row[2] == written(grid.estimate(configuration, "over_training"))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +70,7 @@ def test_success_of_an_arm(grid: Comparison, objective: str, regime: str) -> Non
 )
 def test_success_per_task(grid: Comparison, name: str) -> None:
     objective, _, regime = name.partition(", ")
-    strata = score_strata(arm(grid, objective, regime), grid.source)
+    strata = grid.strata(arm(grid, objective, regime))
     assert grid.tasks == ("button-press-v3", "faucet-open-v3", "window-open-v3")
     assert cells(f"{objective}, {regime} ", table=1) == [
         written(estimate([strata[task]])) for task in grid.tasks
@@ -86,16 +79,17 @@ def test_success_per_task(grid: Comparison, name: str) -> None:
 
 @pytest.mark.parametrize("objective", ["GIPO", "PPO", "No-Clip"])
 def test_all_of_these_end_at_1_on_fresh_data(grid: Comparison, objective: str) -> None:
-    strata = score_strata(arm(grid, objective, "fresh"), grid.source)
+    strata = grid.strata(arm(grid, objective, "fresh"))
     assert all((scores == 1).all() for scores in strata.values())
 
 
 def difference(grid: Comparison, other: str, regime: str, score: Score) -> Difference:
-    pairs = {one: (arm(grid, "GIPO", one), arm(grid, other, one)) for one in CAPACITIES if one in regime}
-    if len(pairs) == 1:
-        found = paired_difference(*pairs[regime], grid.source, score)
+    gipo = {one: arm(grid, "GIPO", one) for one in CAPACITIES}
+    them = {one: arm(grid, other, one) for one in CAPACITIES}
+    if regime in CAPACITIES:
+        found = grid.difference([gipo[regime]], [them[regime]], score)
     else:
-        found = difference_of_differences(pairs["stale"], pairs["fresh"], grid.source, score)
+        found = grid.difference([gipo["stale"], them["fresh"]], [them["stale"], gipo["fresh"]], score)
     assert found is not None
     assert found.estimate.count == 9
     return found
@@ -124,10 +118,10 @@ def test_arms_with_a_higher_learning_rate(grid: Comparison, name: str) -> None:
     objective, _, regime = name.replace(" 3e-3", "").partition(", ")
     configuration = arm(compare(runs), objective, regime)
     assert {run.config["learner.policy_learning_rate"] for run in configuration.runs} == {0.003}
-    lead = paired_difference(arm(grid, "GIPO", regime), configuration, grid.source, "over_training")
+    lead = grid.difference([arm(grid, "GIPO", regime)], [configuration], "over_training")
     assert lead is not None
     assert lead.estimate.count == 9
     row = cells(f"{name} ")
-    assert row[0] == written(score_estimate(configuration, grid.source))
-    assert row[1] == written(score_estimate(configuration, grid.source, "over_training"))
+    assert row[0] == written(grid.estimate(configuration))
+    assert row[1] == written(grid.estimate(configuration, "over_training"))
     assert row[5].startswith(written(lead.estimate, sign="+"))

@@ -15,8 +15,7 @@ from gipo_vla.run.duration import in_words
 from gipo_vla.settings import runs
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.sweeping import folders
-from gipo_vla.sweeping.estimate import estimate
-from gipo_vla.sweeping.folders import SweepFolder
+from gipo_vla.sweeping.folders import SweepFolder, estimate
 from gipo_vla.sweeping.jobs import Job
 from gipo_vla.telemetry.metrics import read_json_lines
 from tests.sweeping.conftest import MakeSweep
@@ -161,6 +160,25 @@ def test_a_list_of_an_earlier_version_is_read(make_sweep: MakeSweep, tmp_path: P
     sweep.folder.write_list(sweep.listed)
     read = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert read["jobs"][-1] == old["jobs"][0] and read["factors"] == {"seed": [0, 1]}
+
+
+def test_the_score_is_chosen_before_the_first_job(make_sweep: MakeSweep, tmp_path: Path) -> None:
+    """A sweep keeps what it was started with, wherever its list lies; one of an earlier version has none."""
+    first = make_sweep("seed=0", "score=sampled.mean_return", f"keep={tmp_path / 'kept'}")
+    first.folder.write_list(first.listed, tmp_path / "kept")
+    assert json.loads((tmp_path / "kept" / "sweep.json").read_text())["score"] == "sampled.mean_return"
+    again = make_sweep("seed=0,1", f"keep={tmp_path / 'kept'}")
+    assert again.folder.score == again.summary()["score"] == "sampled.mean_return"
+    with pytest.raises(UserError, match=r"score=success_once, but .* started with score=sampled.mean_return"):
+        make_sweep("seed=0", "score=success_once", f"keep={tmp_path / 'kept'}")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text('{"jobs": []}')
+    assert make_sweep("seed=0").folder.score == "success_once"
+    with pytest.raises(UserError, match="started with score=success_once"):
+        make_sweep("seed=0", "score=mean_return")
+    (tmp_path / "sweep" / "sweep.json").write_text('{"score": "luck", "jobs": []}')
+    with pytest.raises(UserError, match=r"sweep\.json has score 'luck': expected one of success_once"):
+        make_sweep("seed=0")
 
 
 def test_a_job_is_reserved_once(make_sweep: MakeSweep, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gipo_envs.errors import UserError
-from gipo_vla.sweeping.resources import at_once, cores, gpus, gpus_of
+from gipo_vla.sweeping.process import at_once, cores, gpus, gpus_of
 from gipo_vla.sweeping.settings import SweepSettings
 from tests.conftest import MakeConfig
 

@@ -29,6 +29,7 @@ def test_arguments_are_split() -> None:
         (["jobs=0"], "jobs"),
         (["sample=-1"], "sample"),
         (["launch=slurm"], "launch"),
+        (["score=luck"], "success_at_end"),
         (["nproc_per_node=2"], "launch=torchrun"),
         (["part=5/4"], "part=1/4"),
         (["part=half"], "part=1/4"),
