@@ -15,8 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from gipo_envs import UserError, egl_devices, gl
-from gipo_vla.sweeping.process import environment
-from gipo_vla.sweeping.resources import gpus, gpus_of
+from gipo_vla.sweeping.process import environment, gpus, gpus_of
 from tests.conftest import which
 
 EGL_ORDER = "c-adb"
