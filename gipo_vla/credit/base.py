@@ -180,7 +180,7 @@ class CreditAssigner(Protocol):
         Args:
             older: pieces of earlier episodes of the same task, for ``older_transitions``.
         """
-        raise NotImplementedError(f"{type(self).__name__} gives its advantages on_batch")
+        raise TypeError(f"{type(self).__name__} gives its advantages on_batch")
 
     def outcome(self, episode: GroupEpisode) -> float:
         """The measure that an episode of a group is judged by: a group in which all are equal has no

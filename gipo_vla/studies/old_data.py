@@ -89,11 +89,11 @@ def returns(runs: Sequence[Run]) -> pd.Series[float]:
 
 def contrast(values: pd.Series[float], signs: Mapping[Arm, int]) -> pd.Series[float]:
     """Return the signed sum over arms, by task and seed; pairs that lack an arm are left out."""
-    parts = []
-    for arm, sign in signs.items():
-        if arm not in values.index.droplevel(["task", "seed"]):
-            return pd.Series(dtype=float)
-        parts.append(sign * values.xs(arm))
+    arms = [one for _, one in values.groupby(["objective", "capacity", "rate"])]
+    known = {one.index[0][:3]: one.droplevel(["objective", "capacity", "rate"]) for one in arms}
+    if not known.keys() >= signs.keys():
+        return pd.Series(dtype=float)
+    parts = [sign * known[arm] for arm, sign in signs.items()]
     return pd.concat(parts, axis=1, join="inner").sum(axis=1)
 
 
