@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from gipo_envs.errors import UserError, nearest
 
@@ -118,15 +119,12 @@ demonstrations: Registry[Any] = Registry(
 ALL = (objectives, credits, scorers, policies, demonstrations)
 
 
-# ---------------------------------------------------------------------------------------------- validation
-
-STRICT = ConfigDict(extra="forbid")
+# ------------------------------------------------------------------- validation, meanings and defaults
 
 
 @functools.cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
-    if not hasattr(cls, "__pydantic_config__"):
-        cls.__pydantic_config__ = STRICT
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     return TypeAdapter(cls)
 
 
@@ -142,34 +140,32 @@ def validated(cls: type[Settings], values: Any, section: str = "") -> Settings:
     try:
         instance: Settings = _adapter(cast(Any, cls)).validate_python(values)
     except ValidationError as error:
-        raise UserError(_first_problem(error, section)) from error
+        problem = error.errors(include_url=False)[0]
+        key = ".".join([section] * bool(section) + [str(part) for part in problem["loc"]])
+        text = {
+            # Raised by a settings class: the message is complete.
+            "value_error": lambda: str(problem["ctx"]["error"]),
+            "extra_forbidden": lambda: f"unknown setting {key!r}",
+            "unexpected_keyword_argument": lambda: f"unknown setting {key!r}",
+            "missing": lambda: f"{key} is missing",
+        }.get(
+            problem["type"],
+            lambda: f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}",
+        )
+        raise UserError(text()) from error
     return instance
 
 
-def _first_problem(error: ValidationError, section: str) -> str:
-    problem = error.errors(include_url=False)[0]
-    key = ".".join([section] * bool(section) + [str(part) for part in problem["loc"]])
-    if problem["type"] == "value_error":  # raised by a settings class: its message is complete
-        return str(problem["ctx"]["error"])
-    if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-        return f"unknown setting {key!r}"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    return f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-
-
-# ------------------------------------------------------------------------------------------------ defaults
-
-
-def plain(value: Any) -> Any:
-    """Settings as YAML has them: mappings, lists and scalars."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(own) for key, own in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(own) for own in value]
-    return value
+@functools.cache
+def schema(cls: Any) -> dict[str, dict[str, Any]]:
+    """The JSON schema of each setting of a class; ``description`` is the string below the field, in one
+    paragraph (that of a base class where the class itself has none)."""
+    properties: dict[str, dict[str, Any]] = _adapter(cls).json_schema()["properties"]
+    bases = [schema(base) for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
+    for name, own in properties.items():
+        above = (base[name]["description"] for base in bases if name in base)
+        own["description"] = " ".join((own.get("description") or next(above, "")).split())
+    return properties
 
 
 MISSING_VALUE = "???"
@@ -180,10 +176,8 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
     """The defaults of a settings class as plain values; a setting without one is ``???``."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
-        if field.default is not dataclasses.MISSING:
-            values[field.name] = plain(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            values[field.name] = plain(field.default_factory())
+        if field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
         else:
-            values[field.name] = MISSING_VALUE
-    return values
+            values[field.name] = MISSING_VALUE if field.default is dataclasses.MISSING else field.default
+    return cast(dict[str, Any], to_jsonable_python(values))

@@ -6,24 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from pydantic_core import to_jsonable_python
 
-from gipo_envs.errors import UserError, nearest
+from gipo_envs.errors import UserError
 from gipo_vla.settings import plugins, registry
 from gipo_vla.settings.cloning import SftSettings
-from gipo_vla.settings.composition import (
-    MISSING,
-    compose_yaml,
-    groups,
-    known_keys,
-    nearest_key,
-    repair,
-)
+from gipo_vla.settings.composition import ROOTS, by_key, compose_yaml, is_group, repair, unknown
 from gipo_vla.settings.schema import TrainingSettings
 
 Settings = TypeVar("Settings")
@@ -62,11 +56,7 @@ def load(name: str, overrides: Sequence[str]) -> TrainingSettings:
 
 
 def load_sft(overrides: Sequence[str]) -> SftSettings:
-    """The settings that the arguments of ``python -m gipo_vla.sft`` mean.
-
-    Raises:
-        UserError: whatever is wrong with them.
-    """
+    """The settings that the arguments of ``python -m gipo_vla.sft`` mean; errors as ``load``."""
     values = compose_yaml("sft", overrides)
     if "iterations" in values:
         raise UserError(
@@ -83,29 +73,23 @@ def override(base: Settings, overrides: Sequence[str]) -> Settings:
         UserError: an override that is wrong.
     """
     named = plugins.load(plugins.named_in(overrides))
-    root = "sft" if isinstance(base, SftSettings) else "train"
+    root = next(name for name, kind in ROOTS.items() if isinstance(base, kind))
     values = OmegaConf.create(to_dict(base), flags={"allow_objects": False})
-    available = groups()
-    known = sorted(known_keys(values))
-    parser = OverridesParser.create()
     for text in overrides:
+        known = by_key(values)  # a chosen option brings its own
         try:
-            parsed = parser.parse_override(repair(text))
+            parsed = OverridesParser.create().parse_override(repair(text))
         except HydraException as error:
             raise UserError(f"{text!r} is not an override: write key=value") from error
         key, value = parsed.key_or_group, parsed.value()
-        if key in available:
-            if value not in available[key]:
-                raise UserError(
-                    f"{key}={value}: there is no such {key}; {nearest(str(value), available[key])}"
-                )
+        if is_group(key, value):
             section = key.replace("/", ".")
             chosen = compose_yaml(root, [f"{key}={value}"])
             OmegaConf.update(values, section, OmegaConf.select(chosen, section), merge=False)
-            continue
-        if key not in known and OmegaConf.select(values, key, default=MISSING) is MISSING:
-            raise UserError(f"unknown setting {key!r}; {nearest_key(key, known)}")
-        OmegaConf.update(values, key, value)
+        elif key in known:
+            OmegaConf.update(values, key, value)
+        else:
+            raise UserError(unknown(key, known))
     if named:
         values.plugins = list(dict.fromkeys([*values.plugins, *named]))
     # Interpolations in what a folder holds are text: nothing of the environment gets into a run by them.
@@ -114,8 +98,7 @@ def override(base: Settings, overrides: Sequence[str]) -> Settings:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Plain values, the inverse of ``typed``."""
-    values: dict[str, Any] = registry.plain(settings)
-    return values
+    return cast(dict[str, Any], to_jsonable_python(settings))
 
 
 def to_yaml(settings: Any) -> str:
@@ -150,21 +133,7 @@ def read_run(path: Path) -> RunSettings:
         raise UserError(f"{path}: plugins is {named!r}: expected a list of module names")
     plugins.load(())
     plugins.require([str(name) for name in named], path.parent)
-    kind: type[Any] = SftSettings if "sft" in values else TrainingSettings
-    settings: RunSettings = typed(values, kind)
-    return settings
-
-
-def from_yaml(path: Path) -> TrainingSettings:
-    """Read the config.yaml of a training run.
-
-    Raises:
-        UserError: it cannot be read, or is a cloning run's.
-    """
-    settings = read_run(path)
-    if not isinstance(settings, TrainingSettings):
-        raise UserError(f"{path} belongs to a run of python -m gipo_vla.sft")
-    return settings
+    return typed(values, SftSettings) if "sft" in values else typed(values, TrainingSettings)
 
 
 def digest(settings: Any) -> str:
