@@ -10,8 +10,7 @@ import torch
 
 from gipo_vla import export
 from gipo_vla.assembly import build_policy, environment_spec
-from gipo_vla.checkpoint.locate import find_checkpoint
-from gipo_vla.checkpoint.policy_files import load_policy
+from gipo_vla.checkpoint.policy_files import find_checkpoint, load_policy
 from gipo_vla.policies.openvla_oft import OpenVlaOftPolicy, load
 from gipo_vla.run.resume import Start
 from gipo_vla.settings import runs

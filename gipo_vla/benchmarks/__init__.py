@@ -6,11 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
-
-from gipo_vla import options
+from pydantic import Field
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -20,8 +18,6 @@ NAMES = ("rollout", "policy", "cost", "training", "record", "credit")
 @dataclass(frozen=True)
 class Options:
     """The options of all measurements."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     repeats: Positive = 5
     """rollout, credit: how often everything is measured in turn."""

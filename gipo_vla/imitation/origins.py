@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from gipo_envs.errors import UserError
-from gipo_vla.checkpoint.locate import find_checkpoint
-from gipo_vla.checkpoint.policy_files import load_policy
+from gipo_vla.checkpoint.policy_files import find_checkpoint, load_policy
 from gipo_vla.policies.base import Policy
 from gipo_vla.settings.runs import RunSettings, read_run
 

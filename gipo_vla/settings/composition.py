@@ -5,8 +5,8 @@ a node of plain values, and the files in configs/ hold only what an option or an
 of a group is a registered class (``objective=ppo``), a family of environments (``env=metaworld``) or a file
 (``experiment=point_reach``).
 
-The compose API is used instead of ``@hydra.main`` because the run folder, the messages and the exit status
-are ours: every rank of a torchrun has to agree on one run folder, which Hydra's own cannot promise.
+The compose API is used instead of ``@hydra.main`` because every rank of a torchrun has to agree on one run
+folder, which Hydra's own cannot promise.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ from gipo_vla.settings.schema import TrainingSettings
 
 ROOTS: dict[str, type[Any]] = {"train": TrainingSettings, "sft": SftSettings}
 """What configs/<name>.yaml composes."""
+
+
+def command_of(settings: object) -> str:
+    """The command whose runs have such settings: ``train`` or ``sft``."""
+    return next(name for name, kind in ROOTS.items() if isinstance(settings, kind))
 
 
 def config_folder() -> Path:
@@ -67,11 +72,7 @@ def groups() -> dict[str, list[str]]:
 
 
 def is_group(key: str, option: object) -> bool:
-    """Whether a key is a config group.
-
-    Raises:
-        UserError: it is one, and has no such option.
-    """
+    """Whether a key is a config group. Raises UserError: it is one, and has no such option."""
     options = groups().get(key)
     if options is not None and option and option not in options:
         raise UserError(f"{key}={option}: there is no such {key}; {nearest(str(option), options)}")
@@ -122,11 +123,8 @@ def _store_class(one: registry.Registry[Any], name: str, cls: type[Any]) -> None
 
 
 def compose_yaml(name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose ``configs/<name>.yaml`` with overrides, without checking types.
-
-    Raises:
-        UserError: an override that is not ``key=value``, an unknown key or option of a group.
-    """
+    """Compose ``configs/<name>.yaml`` with overrides, without checking types. Raises UserError: an override
+    that is not ``key=value``, an unknown key or option of a group."""
     named = plugins.load(plugins.named_in(overrides))
     _store_defaults(tuple((one.section, *one.classes()) for one in registry.ALL), tuple(gipo_envs.families()))
     overrides = [repair(text) for text in overrides]
@@ -188,7 +186,7 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
 def by_key(values: Any, prefix: str = "") -> dict[str, Any]:
     """Everything below a mapping by its dotted key, sections included."""
     found: dict[str, Any] = {}
-    plain = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
+    plain: Any = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
     for key, value in plain.items():
         found[f"{prefix}{key}"] = value
         if isinstance(value, dict):

@@ -104,15 +104,9 @@ def _in_words(schema: dict[str, Any]) -> str:
     return PLAIN_WORDS[schema["type"]] + " and".join(bounds)
 
 
-# ---------------------------------------------------------------------------------------------------- help
-
-
 def help_on(key: str, root: str) -> str:
     """What ``--help KEY`` prints: a setting with its meaning, type and default; of a section, every setting.
-
-    Raises:
-        UserError: there is no such setting.
-    """
+    Raises UserError: there is no such setting."""
     every = describe(root)
     lines = []
     section = next((one for one in registry.ALL if key in (one.section, one.group)), None)
@@ -137,8 +131,6 @@ def first_sentence(cls: type[Any]) -> str:
     text = " ".join((cls.__doc__ or "").split())
     return text.partition(". ")[0].rstrip(".")
 
-
-# ---------------------------------------------------------------------------------------------------- page
 
 INTRODUCTION = """\
 # Settings

@@ -1,19 +1,9 @@
 """Settings classes by name: objectives, credits, scorers, policies, sources of demonstrations.
 
-A class is registered with a decorator and known by the default of its field ``name``::
-
-    @objectives.register
-    @dataclass(frozen=True)
-    class MyObjective(ObjectiveSettings):
-        \"\"\"One sentence that --help shows.\"\"\"
-
-        name: Literal["my_objective"] = "my_objective"
-        width: float = 1.0
-        \"\"\"Meaning of the setting, when to raise it, its unit.\"\"\"
-
-From then on ``objective=my_objective objective.width=2`` works on every command line: the option, its
-defaults, its checks and its help follow from the class. Classes of this project are found by importing every
-module of a package; those of a user's are registered by a plugin (``gipo_vla.settings.plugins``).
+A frozen dataclass whose field ``name`` has a default (``name: Literal["mine"] = "mine"``) is registered with
+a decorator, ``@objectives.register``. From then on ``objective=mine objective.width=2`` works on every
+command line: the option, its defaults, its checks and its help follow from the class. Classes of this project
+are found by importing every module of a package; those of a user's are registered by a plugin.
 """
 
 from __future__ import annotations
@@ -75,11 +65,7 @@ class Registry(Generic[Settings]):
         return dict(sorted(self._classes.items()))
 
     def get(self, name: str) -> type[Settings]:
-        """The class of that name.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The class of that name. Raises UserError: there is none."""
         classes = self.classes()
         if name not in classes:
             raise UserError(
@@ -88,11 +74,8 @@ class Registry(Generic[Settings]):
         return classes[name]
 
     def validate(self, value: Any) -> Settings:
-        """An instance from a mapping that names its class under ``name`` (or from the bare name).
-
-        Raises:
-            UserError: naming the first key that does not fit.
-        """
+        """An instance from a mapping that names its class under ``name`` (or from the bare name). Raises
+        UserError: naming the first key that does not fit."""
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return value  # type: ignore[return-value]
         if isinstance(value, str):
@@ -119,12 +102,10 @@ demonstrations: Registry[Any] = Registry(
 ALL = (objectives, credits, scorers, policies, demonstrations)
 
 
-# ------------------------------------------------------------------- validation, meanings and defaults
-
-
 @functools.cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
-    cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    cls.__pydantic_config__ = config | getattr(cls, "__pydantic_config__", {})
     return TypeAdapter(cls)
 
 
@@ -140,20 +121,20 @@ def validated(cls: type[Settings], values: Any, section: str = "") -> Settings:
     try:
         instance: Settings = _adapter(cast(Any, cls)).validate_python(values)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join([section] * bool(section) + [str(part) for part in problem["loc"]])
-        text = {
-            # Raised by a settings class: the message is complete.
-            "value_error": lambda: str(problem["ctx"]["error"]),
-            "extra_forbidden": lambda: f"unknown setting {key!r}",
-            "unexpected_keyword_argument": lambda: f"unknown setting {key!r}",
-            "missing": lambda: f"{key} is missing",
-        }.get(
-            problem["type"],
-            lambda: f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}",
-        )
-        raise UserError(text()) from error
+        raise UserError(_first_problem(error, section)) from error
     return instance
+
+
+def _first_problem(error: ValidationError, section: str) -> str:
+    problem = error.errors(include_url=False)[0]
+    key = ".".join([section] * bool(section) + [str(part) for part in problem["loc"]])
+    if problem["type"] == "value_error":  # raised by a settings class: its message is complete
+        return str(problem["ctx"]["error"])
+    if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        return f"unknown setting {key!r}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 @functools.cache
@@ -161,7 +142,7 @@ def schema(cls: Any) -> dict[str, dict[str, Any]]:
     """The JSON schema of each setting of a class; ``description`` is the string below the field, in one
     paragraph (that of a base class where the class itself has none)."""
     properties: dict[str, dict[str, Any]] = _adapter(cls).json_schema()["properties"]
-    bases = [schema(base) for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
+    bases = [schema(cast(Any, base)) for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
     for name, own in properties.items():
         above = (base[name]["description"] for base in bases if name in base)
         own["description"] = " ".join((own.get("description") or next(above, "")).split())

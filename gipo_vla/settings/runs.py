@@ -17,7 +17,7 @@ from pydantic_core import to_jsonable_python
 from gipo_envs.errors import UserError
 from gipo_vla.settings import plugins, registry
 from gipo_vla.settings.cloning import SftSettings
-from gipo_vla.settings.composition import ROOTS, by_key, compose_yaml, is_group, repair, unknown
+from gipo_vla.settings.composition import by_key, command_of, compose_yaml, is_group, repair, unknown
 from gipo_vla.settings.schema import TrainingSettings
 
 Settings = TypeVar("Settings")
@@ -29,11 +29,8 @@ SESSION_KEYS = ("run_dir", "resume", "stop_after")
 
 
 def typed(values: Any, kind: type[Settings]) -> Settings:
-    """Settings of a class from plain values.
-
-    Raises:
-        UserError: naming the first key that does not fit, its value and what was expected.
-    """
+    """Settings of a class from plain values. Raises UserError: naming the first key that does not fit, its
+    value and what was expected."""
     return registry.validated(kind, _without_missing(values))
 
 
@@ -44,11 +41,8 @@ def _without_missing(values: Any) -> Any:
 
 
 def load(name: str, overrides: Sequence[str]) -> TrainingSettings:
-    """The settings that the arguments of ``python -m gipo_vla.train`` mean.
-
-    Raises:
-        UserError: whatever is wrong with them.
-    """
+    """The settings that the arguments of ``python -m gipo_vla.train`` mean. Raises UserError: whatever is
+    wrong with them."""
     values = compose_yaml(name, overrides)
     if "sft" in values:
         raise UserError(f"experiment={values.experiment} belongs to python -m gipo_vla.sft")
@@ -67,13 +61,9 @@ def load_sft(overrides: Sequence[str]) -> SftSettings:
 
 
 def override(base: Settings, overrides: Sequence[str]) -> Settings:
-    """The settings of an existing run with overrides, as ``load`` applies them to a fresh composition.
-
-    Raises:
-        UserError: an override that is wrong.
-    """
+    """The settings of an existing run with overrides, as ``load`` applies them to a fresh composition. Raises
+    UserError: an override that is wrong."""
     named = plugins.load(plugins.named_in(overrides))
-    root = next(name for name, kind in ROOTS.items() if isinstance(base, kind))
     values = OmegaConf.create(to_dict(base), flags={"allow_objects": False})
     for text in overrides:
         known = by_key(values)  # a chosen option brings its own
@@ -84,7 +74,7 @@ def override(base: Settings, overrides: Sequence[str]) -> Settings:
         key, value = parsed.key_or_group, parsed.value()
         if is_group(key, value):
             section = key.replace("/", ".")
-            chosen = compose_yaml(root, [f"{key}={value}"])
+            chosen = compose_yaml(command_of(base), [f"{key}={value}"])
             OmegaConf.update(values, section, OmegaConf.select(chosen, section), merge=False)
         elif key in known:
             OmegaConf.update(values, key, value)
@@ -107,11 +97,7 @@ def to_yaml(settings: Any) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a run folder's config.yaml.
-
-    Raises:
-        UserError: it cannot be read, or is none.
-    """
+    """The mapping in a run folder's config.yaml. Raises UserError: it cannot be read, or is none."""
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -122,11 +108,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> RunSettings:
-    """Read a config.yaml, whichever command wrote it.
-
-    Raises:
-        UserError: it cannot be read, or names a plugin that nobody has asked for.
-    """
+    """Read a config.yaml, whichever command wrote it. Raises UserError: it cannot be read, or names a plugin
+    that nobody has asked for."""
     values = read_yaml(path)
     named = values.get("plugins") or []
     if not isinstance(named, list):
@@ -142,18 +125,11 @@ def digest(settings: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------------------- what a resume may change
-
-
 def may_change(settings: Any, key: str) -> bool:
-    """Whether a resumed run may have another value of a setting.
+    """Whether a resumed run may have another value of the setting with this dotted key.
 
     The classes say so: ``fixed`` lists what would make it another run, ``movable`` exceptions from a section
     that is fixed as a whole. The declaration nearest to the setting wins.
-
-    Args:
-        settings: of the run.
-        key: dotted.
     """
     allowed, here = True, settings
     for part in key.split("."):

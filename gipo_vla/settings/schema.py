@@ -1,9 +1,7 @@
 """The settings of a training run, section by section.
 
-What stands here are the sections that every run has. Sections that choose between classes (objective, credit,
-policy) are validated by their registry. A class may declare what a resumed run is allowed to change:
-``fixed`` lists settings that would make it another run, ``movable`` exceptions from a section that is fixed
-as a whole (``gipo_vla.settings.runs.may_change``).
+Sections that choose between classes (objective, credit, policy) are validated by their registry. ``fixed``
+and ``movable`` say what a resumed run may change (``gipo_vla.settings.runs.may_change``).
 """
 
 from __future__ import annotations
@@ -93,6 +91,11 @@ class SimulationSettings:
     """Divides the logits when actions are sampled; training stores it with every transition."""
     worker_timeout_s: PositiveFloat = 120.0
     """A worker that answers nothing for this long counts as hung, and is replaced."""
+
+    @property
+    def envs(self) -> int:
+        """Environments of a rank."""
+        return self.workers * self.envs_per_worker
 
 
 @dataclass(frozen=True)
@@ -283,10 +286,10 @@ class TrainingSettings(AnyRunSettings):
                 f"(learner.batch_segments {learner.batch_segments} x replay.segment_length "
                 f"{replay.segment_length} = {batch_transitions}): raise the capacity or lower the batch"
             )
-        if rollout.workers * rollout.envs_per_worker % rollout.group_size:
+        if rollout.envs % rollout.group_size:
             raise UserError(
                 f"rollout.group_size is {rollout.group_size}: it must divide rollout.workers x "
-                f"rollout.envs_per_worker = {rollout.workers * rollout.envs_per_worker}"
+                f"rollout.envs_per_worker = {rollout.envs}"
             )
         if self.credit.needs_groups and rollout.group_size < 2:
             raise UserError(
