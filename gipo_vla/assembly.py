@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from torch import nn
 
 from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
-from gipo_vla.checkpoint.locate import find_checkpoint
-from gipo_vla.checkpoint.policy_files import load_policy, read_statistics
+from gipo_vla.checkpoint.policy_files import find_checkpoint, load_policy, read_statistics
 from gipo_vla.credit.base import CreditContext, ExpertChunks
 from gipo_vla.imitation import demonstrations, origins
 from gipo_vla.policies.base import BuildContext, HasFeatures, Policy
@@ -111,14 +111,11 @@ def credit_context(
     config: TrainingSettings, spec: EnvironmentSpec, policy: Policy, device: torch.device
 ) -> CreditContext:
     """What the credit may know of the run."""
-
-    def read_demonstrations(folder: Path, match: str) -> ExpertChunks:
-        return _expert_chunks(folder, spec, match, policy.chunk)
-
-    return CreditContext(spec, policy, device, config.seed, read_demonstrations)
+    read = partial(_expert_chunks, spec, policy.chunk)
+    return CreditContext(spec, policy, device, config.seed, read)
 
 
-def _expert_chunks(folder: Path, spec: EnvironmentSpec, match: str, chunk: int) -> ExpertChunks:
+def _expert_chunks(spec: EnvironmentSpec, chunk: int, folder: Path, match: str) -> ExpertChunks:
     """The demonstrated decisions in a folder that were followed by a whole chunk of actions."""
     if match not in spec.observation:
         return ExpertChunks({}, np.empty((0, chunk, spec.action_size), np.float32), np.empty(0, np.int64))
@@ -143,20 +140,15 @@ def _expert_chunks(folder: Path, spec: EnvironmentSpec, match: str, chunk: int) 
 
 def policy_features(policy: Policy, device: torch.device) -> Features:
     """A policy's features of stored observations, a few at a time."""
-    describe = policy.features if isinstance(policy, HasFeatures) else None
 
     def features(observations: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        assert describe is not None
-        count = len(next(iter(observations.values())))
-        parts = [
-            describe(
-                {
-                    name: torch.from_numpy(array[start : start + ROWS_AT_A_TIME]).to(device)
-                    for name, array in observations.items()
-                }
-            ).cpu()
-            for start in range(0, count, ROWS_AT_A_TIME)
-        ]
+        assert isinstance(policy, HasFeatures)
+        tensors = {name: torch.from_numpy(array) for name, array in observations.items()}
+        count = len(next(iter(tensors.values())))
+        parts = []
+        for start in range(0, count, ROWS_AT_A_TIME):
+            few = {name: own[start : start + ROWS_AT_A_TIME].to(device) for name, own in tensors.items()}
+            parts.append(policy.features(few).cpu())
         return torch.cat(parts).numpy()
 
     return features

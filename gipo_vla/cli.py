@@ -28,16 +28,16 @@ ONE_COMMAND_GROUPS = {"demonstrations": "sft", "sweep": "sweep"}
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a command on ``sys.argv`` and exit with its status."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    speaks = int(os.environ.get("LOCAL_RANK", 0)) == 0  # the ranks of a machine see the same
     interrupts_raise()
     try:
         status = main(sys.argv[1:]) or 0
     except (UserError, RunStoppedError) as error:
-        # The ranks of a machine see the same: one of them says it.
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        if speaks:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        if speaks:
             print("interrupted", file=sys.stderr)
         status = 130
     except BaseException as error:
@@ -65,43 +65,33 @@ def _leave_at_once() -> None:
 def handle_common_flags(arguments: Sequence[str], config_name: str, usage: str) -> list[str] | None:
     """Answer --help [KEY ...] and --cfg; returns the overrides, or None when the command is done."""
     overrides = [argument for argument in arguments if not argument.startswith("--")]
-    if "--help" in arguments and (keys := [text for text in overrides if "=" not in text]):
-        from gipo_vla.settings import plugins
-        from gipo_vla.settings.descriptions import ROOTS, help_on
+    flags = [argument for argument in arguments if argument.startswith("--")]
+    for flag in flags:
+        if flag not in ("--help", "--cfg"):
+            raise UserError(f"unknown option {flag}: options are --help and --cfg, settings are key=value")
+    if not flags:
+        return overrides
+    from omegaconf import OmegaConf
 
-        plugins.load(plugins.named_in(overrides))
-        print("\n".join(help_on(key, config_name if config_name in ROOTS else "train") for key in keys))
+    from gipo_vla.settings import composition, descriptions, plugins
+
+    if "--help" not in flags:
+        print(OmegaConf.to_yaml(composition.compose_yaml(config_name, overrides)))
         return None
-    for flag in (argument for argument in arguments if argument.startswith("--")):
-        if flag == "--help":
-            from gipo_vla.settings import plugins
-
-            plugins.load(plugins.named_in(overrides))
-            print(_help(usage, config_name))
-            return None
-        if flag == "--cfg":
-            from omegaconf import OmegaConf
-
-            from gipo_vla.settings.composition import compose_yaml
-
-            print(OmegaConf.to_yaml(compose_yaml(config_name, overrides)))
-            return None
-        raise UserError(f"unknown option {flag}: options are --help and --cfg, settings are key=value")
-    return overrides
-
-
-def _help(usage: str, config_name: str) -> str:
-    from gipo_vla.settings.composition import groups
-
-    lines = [usage.strip(), "", "Config groups (group=option):"]
-    lines += [
+    plugins.load(plugins.named_in(overrides))
+    if keys := [text for text in overrides if "=" not in text]:
+        root = config_name if config_name in composition.ROOTS else "train"
+        print("\n".join(descriptions.help_on(key, root) for key in keys))
+        return None
+    groups = "\n".join(
         f"  {name}: {', '.join(options)}"
-        for name, options in groups().items()
+        for name, options in composition.groups().items()
         if ONE_COMMAND_GROUPS.get(name, config_name) == config_name
-    ]
-    lines += [
-        "",
-        "Any single setting: key=value, for instance objective.sigma=0.5 replay.capacity=20000 seed=1.",
-        "--cfg prints every setting with its value, --help KEY what one means (docs/settings.md has all).",
-    ]
-    return "\n".join(lines)
+    )
+    print(f"{usage.strip()}\n\nConfig groups (group=option):\n{groups}\n{ABOUT_SETTINGS}")
+    return None
+
+
+ABOUT_SETTINGS = """
+Any single setting: key=value, for instance objective.sigma=0.5 replay.capacity=20000 seed=1.
+--cfg prints every setting with its value, --help KEY what one means (docs/settings.md has all)."""

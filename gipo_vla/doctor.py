@@ -21,31 +21,30 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
-from rich.table import Table
+from pydantic import Field
 
 import gipo_envs
-from gipo_envs import Probe
 from gipo_envs.errors import UserError, nearest
 from gipo_vla import cli, options
-from gipo_vla.telemetry.console import console
+from gipo_vla.telemetry.console import console, table
 
-State = Literal["ok", "note", "failed"]
 PROBE_TIMEOUT = 120.0
 """Seconds after which something that is tried in a process of its own counts as hung."""
+GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Finding:
     """What a check found."""
 
-    state: State
+    state: Literal["ok", "note", "failed"]
     """note: training on state observations works without it."""
     detail: str
     remedy: str = ""
@@ -65,8 +64,6 @@ class Check:
 class Options:
     """What to look at."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
-
     assets: Annotated[str | None, Field(alias="env.assets")] = None
     """Folder of LIBERO's assets. Default: the variable LIBERO_ASSETS."""
     probe: str | None = None
@@ -84,21 +81,18 @@ def main(arguments: Sequence[str]) -> int:
         os.environ["LIBERO_ASSETS"] = own.assets
     if own.probe is None:
         return examine()
-    known = probes()
-    if own.probe not in known:
-        raise UserError(f"probe={own.probe}: there is no such probe; {nearest(own.probe, known)}")
-    print(known[own.probe]())
+    probes = PROBES | {name: probe.run for name, probe in SIMULATORS.items()}
+    if own.probe not in probes:
+        raise UserError(f"probe={own.probe}: there is no such probe; {nearest(own.probe, probes)}")
+    print(probes[own.probe]())
     return 0
 
 
 def examine() -> int:
     """Run every check, print what they found, and return the exit status."""
-    table = Table(title=f"gipo_vla doctor: {platform.platform()}, Python {platform.python_version()}")
-    for title in ("", "", "seconds", "", "what to do"):
-        table.add_column(title, justify="right" if title == "seconds" else "left", overflow="fold")
     colours = {"ok": "green", "note": "yellow", "failed": "red"}
     found: dict[str, Any] = {}
-    ready = True
+    rows = []
     for check in CHECKS:
         began = time.perf_counter()
         try:
@@ -107,12 +101,14 @@ def examine() -> int:
             finding = Finding("failed", f"{type(error).__name__}: {error}")
         seconds = time.perf_counter() - began
         if finding.state == "failed" and not check.needed:
-            finding = Finding("note", finding.detail, finding.remedy)
-        ready = ready and finding.state != "failed"
+            finding = replace(finding, state="note")
         found[check.name] = {**asdict(finding), "seconds": round(seconds, 2)}
         state = f"[{colours[finding.state]}]{finding.state}"
-        table.add_row(check.name, state, f"{seconds:.1f}", finding.detail, finding.remedy)
-    console.print(table, width=max(console.width, 120))
+        rows.append((check.name, state, f"{seconds:.1f}", finding.detail, finding.remedy))
+    title = f"gipo_vla doctor: {platform.platform()}, Python {platform.python_version()}"
+    view = table(title, ("", "", "seconds", "", "what to do"), rows, left=("", "what to do"))
+    console.print(view, width=max(console.width, 120))
+    ready = all(one["state"] != "failed" for one in found.values())
     print(json.dumps({"doctor": "ready" if ready else "not ready", "ready": ready, "checks": found}))
     return 0 if ready else 1
 
@@ -121,9 +117,10 @@ def examine() -> int:
 
 
 def check_python() -> Finding:
-    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
     detail = f"{platform.python_version()} in {sys.prefix}"
-    return Finding("ok" if supported else "failed", detail, "" if supported else "use Python 3.11 to 3.13")
+    if (3, 11) <= sys.version_info[:2] <= (3, 13):
+        return Finding("ok", detail)
+    return Finding("failed", detail, "use Python 3.11 to 3.13")
 
 
 def check_versions() -> Finding:
@@ -131,9 +128,7 @@ def check_versions() -> Finding:
     if missing := [name for name in _required() if _installed(name) is None]:
         return Finding("failed", f"missing: {', '.join(missing)}", "./scripts/setup.sh")
     compared = [(name, found, pin) for name, pin in _pins() if (found := _installed(name))]
-    differing = [
-        f"{name} {found} (tested: {pin})" for name, found, pin in compared if found.split("+")[0] != pin
-    ]
+    differing = [f"{name} {found} (tested: {pin})" for name, found, pin in compared if found != pin]
     if differing:
         return Finding("note", "; ".join(differing), "./scripts/setup.sh installs the tested versions")
     return Finding("ok", f"{len(compared)} packages in the tested versions")
@@ -141,8 +136,8 @@ def check_versions() -> Finding:
 
 def _installed(name: str) -> str | None:
     try:
-        return version(name)
-    except PackageNotFoundError:
+        return importlib.metadata.version(name).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
         return None
 
 
@@ -155,10 +150,8 @@ def _required() -> list[str]:
 def _pins() -> Iterator[tuple[str, str]]:
     """Yield tested versions; an installed wheel has no constraints.txt, and nothing is compared."""
     path = Path(__file__).parents[1] / "constraints.txt"
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        name, separator, pin = line.partition("==")
-        if separator:
-            yield name.strip(), pin.strip()
+    text = path.read_text() if path.is_file() else ""
+    yield from re.findall(r"^([\w.-]+)\s*==\s*([^\s;]+)", text, re.MULTILINE)
 
 
 def check_torch() -> Finding:
@@ -166,8 +159,7 @@ def check_torch() -> Finding:
     import torch
 
     seconds = time.perf_counter() - began
-    total = float((torch.ones(64, 64) @ torch.ones(64, 64)).sum())
-    if total != 64.0**3:
+    if (total := float((torch.ones(64, 64) @ torch.ones(64, 64)).sum())) != 64.0**3:
         return Finding("failed", f"torch {torch.__version__} computes 64^3 = {total}", "reinstall torch")
     return Finding("ok", f"torch {torch.__version__}, imported in {seconds:.1f} s")
 
@@ -178,41 +170,35 @@ def check_gpus() -> Finding:
     from gipo_vla.distributed import group
 
     if torch.cuda.is_available():
-        names = [
-            f"{torch.cuda.get_device_name(index)} {properties.total_memory / 2**30:.0f} GiB"
-            for index in range(torch.cuda.device_count())
-            for properties in [torch.cuda.get_device_properties(index)]
-        ]
-        return Finding("ok", f"{len(names)}: {', '.join(sorted(set(names)))}")
+        found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        names = sorted({f"{one.name} {one.total_memory / GIB:.0f} GiB" for one in found})
+        return Finding("ok", f"{len(found)}: {', '.join(names)}")
     if group.machine_shows_gpu():
         remedy = f"GIPO_TORCH=cuda ./scripts/setup.sh (this is torch {torch.__version__})"
         return Finding("note", "there are NVIDIA GPUs, but torch cannot use them", remedy)
-    return Finding(
-        "note", "none: training runs on the CPU", "OpenVLA-OFT 7B needs GPUs, small policies do not"
-    )
+    remedy = "OpenVLA-OFT 7B needs GPUs, small policies do not"
+    return Finding("note", "none: training runs on the CPU", remedy)
 
 
 def check_processor() -> Finding:
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
-    detail = f"{cores} cores, {memory.available / 2**30:.0f} of {memory.total / 2**30:.0f} GiB memory free"
-    if memory.available < 3 * 2**30:
-        return Finding("note", detail, "a run takes 2 GiB and more: lower rollout.workers")
-    return Finding("ok", detail)
+    detail = f"{cores} cores, {memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB memory free"
+    little = Finding("note", detail, "a run takes 2 GiB and more: lower rollout.workers")
+    return little if memory.available < 3 * GIB else Finding("ok", detail)
 
 
 def check_disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
     with tempfile.TemporaryFile(dir=Path.cwd()) as file:
         file.write(bytes(2**20))
-    detail = f"{free / 2**30:.0f} GiB free in {Path.cwd()}"
-    if free < 2**30:
+    detail = f"{free / GIB:.0f} GiB free in {Path.cwd()}"
+    if free < GIB:
         return Finding("failed", detail, "make room, or put run_dir elsewhere: a small run takes 0.1 GiB")
-    if free < 20 * 2**30:
-        return Finding("note", detail, "checkpoints of OpenVLA-OFT 7B with their replay take tens of GiB")
-    return Finding("ok", detail)
+    little = Finding("note", detail, "checkpoints of OpenVLA-OFT 7B with their replay take tens of GiB")
+    return little if free < 20 * GIB else Finding("ok", detail)
 
 
 def check_shared_memory() -> Finding:
@@ -222,14 +208,12 @@ def check_shared_memory() -> Finding:
     arrays = SharedArrays({"trial": ((2**24,), "uint8")})
     arrays["trial"][:] = 1
     arrays.close()
-    folder = Path("/dev/shm")
-    if not folder.is_dir():
+    if not Path("/dev/shm").is_dir():
         return Finding("note", "16 MiB shared; no /dev/shm", "several GPUs: NCCL wants /dev/shm")
-    free = shutil.disk_usage(folder).free
-    detail = f"16 MiB shared; {free / 2**30:.1f} GiB free in /dev/shm"
-    if free < 2**30:
-        return Finding("note", detail, "several GPUs: start the container with --shm-size=16g or --ipc=host")
-    return Finding("ok", detail)
+    free = shutil.disk_usage("/dev/shm").free
+    detail = f"16 MiB shared; {free / GIB:.1f} GiB free in /dev/shm"
+    little = Finding("note", detail, "several GPUs: start the container with --shm-size=16g or --ipc=host")
+    return little if free < GIB else Finding("ok", detail)
 
 
 def check_wandb() -> Finding:
@@ -274,23 +258,25 @@ def probe_deepspeed() -> str:
 
     settings = runs.load("train", ["experiment=point_reach"])
     device = group.choose_device("auto")
-    group.start(device)
-    policy: Any = build_policy(settings, environment_spec(settings), device)
-    names = tuple(policy.parameter_groups())
-    optimizer = build_optimizer(
-        policy, settings.learner, dict.fromkeys(names, 1e-3), dict.fromkeys(names, 1.0)
-    )
-    engine = build_engine(policy, optimizer, settings.learner, device, micro_batch=1, micro_batches=1)
-    started = time.perf_counter() - began
-    before = [parameter.detach().clone() for parameter in policy.parameters()]
-    engine.backward(sum((parameter**2).sum() for parameter in policy.parameters()))
-    engine.step()
-    changed = any(not torch.equal(old, new) for old, new in zip(before, policy.parameters()))
-    group.stop()
-    engine_version = f"deepspeed {version('deepspeed')} on {device.type}"
+    with group.joined(device):
+        policy: Any = build_policy(settings, environment_spec(settings), device)
+        rates = dict.fromkeys(policy.parameter_groups(), 1e-3)
+        optimizer = build_optimizer(policy, settings.learner, rates, dict.fromkeys(rates, 1.0))
+        engine = build_engine(policy, optimizer, settings.learner, device, micro_batch=1, micro_batches=1)
+        started = time.perf_counter() - began
+        before = [parameter.detach().clone() for parameter in policy.parameters()]
+        engine.backward(sum((parameter**2).sum() for parameter in policy.parameters()))
+        engine.step()
+        changed = any(not torch.equal(old, new) for old, new in zip(before, policy.parameters()))
+    version = f"deepspeed {importlib.metadata.version('deepspeed')} on {device.type}"
     if not changed:
-        raise UserError(f"{engine_version} makes no updates")
-    return f"{engine_version}: up in {started:.1f} s, one update made"
+        raise UserError(f"{version} makes no updates")
+    return f"{version}: up in {started:.1f} s, one update made"
+
+
+SPHERE = """
+<mujoco><worldbody><light pos='0 0 3'/><geom type='sphere' size='0.3' rgba='1 0 0 1'/>
+<camera name='eye' pos='0 -2 0' xyaxes='1 0 0 0 0 1'/></worldbody></mujoco>"""
 
 
 def probe_opengl() -> str:
@@ -300,42 +286,23 @@ def probe_opengl() -> str:
     from gipo_envs import egl_devices, gl, rendering
 
     backend, reason = gl.choose()
-    model = mujoco.MjModel.from_xml_string(
-        "<mujoco><worldbody><light pos='0 0 3'/><geom type='sphere' size='0.3' rgba='1 0 0 1'/>"
-        "<camera name='eye' pos='0 -2 0' xyaxes='1 0 0 0 0 1'/></worldbody></mujoco>"
-    )
-    data = mujoco.MjData(model)
+    model = mujoco.MjModel.from_xml_string(SPHERE)
+    data, camera = mujoco.MjData(model), mujoco.MjvCamera()
     mujoco.mj_forward(model, data)
-    camera = mujoco.MjvCamera()
     camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        frame = rendering.shared().render(model, data, "sphere", camera, 256, 256, "default")
-        times.append(time.perf_counter() - began)
-    red = frame[128, 128, 0] > 100 and frame[128, 128, 1] < 90 and frame[2, 2, 0] < 50
-    if not red:
+    draw = partial(rendering.shared().render, model, data, "sphere", camera, 256, 256, "default")
+    frame = draw()
+    if not (frame[128, 128, 0] > 100 and frame[128, 128, 1] < 90 and frame[2, 2, 0] < 50):
         raise UserError(f"{backend} draws a wrong picture")
+    seconds = min(timeit.repeat(draw, number=1, repeat=5))
     device = egl_devices.drawing_device() if backend == "egl" else None
     where = "" if device is None else f" on EGL's device {device}"
-    return f"{backend}{where} ({reason}): a 256 x 256 frame in {min(times) * 1e3:.1f} ms"
+    return f"{backend}{where} ({reason}): a 256 x 256 frame in {seconds * 1e3:.1f} ms"
 
 
-def simulators() -> dict[str, Probe]:
-    """Probes of the families of environments by name; families may share one."""
-    found = (family.probe for family in gipo_envs.families().values())
-    return {probe.name: probe for probe in found if probe is not None}
-
-
-def probes() -> dict[str, Callable[[], str]]:
-    """Everything that is tried in a process of its own, by name."""
-    of_families = {name: probe.run for name, probe in simulators().items()}
-    return {"deepspeed": probe_deepspeed, "opengl": probe_opengl} | of_families
-
-
-def _check_of(probe: Probe) -> Check:
-    return Check(probe.name, lambda: _probe(probe.name, probe.install), probe.needed)
-
+PROBES: dict[str, Callable[[], str]] = {"deepspeed": probe_deepspeed, "opengl": probe_opengl}
+SIMULATORS = {one.probe.name: one.probe for one in gipo_envs.families().values() if one.probe is not None}
+"""Probes of the families of environments by name; families may share one."""
 
 CHECKS = (
     Check("python", check_python, needed=True),
@@ -345,9 +312,9 @@ CHECKS = (
     Check("shared memory", check_shared_memory, needed=True),
     Check("torch", check_torch, needed=True),
     Check("GPUs", check_gpus, needed=False),
-    Check("deepspeed", lambda: _probe("deepspeed", "./scripts/setup.sh"), needed=True),
-    Check("OpenGL", lambda: _probe("opengl", "apt-get install libosmesa6, or set MUJOCO_GL"), needed=False),
-    *map(_check_of, simulators().values()),
+    Check("deepspeed", partial(_probe, "deepspeed", "./scripts/setup.sh"), needed=True),
+    Check("OpenGL", partial(_probe, "opengl", "apt-get install libosmesa6, or set MUJOCO_GL"), needed=False),
+    *(Check(one.name, partial(_probe, one.name, one.install), one.needed) for one in SIMULATORS.values()),
     Check("wandb", check_wandb, needed=False),
 )
 

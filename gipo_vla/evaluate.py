@@ -24,10 +24,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pydantic import ConfigDict
 
 from gipo_envs import gl, needs_opengl
 from gipo_envs.errors import UserError
@@ -35,9 +34,8 @@ from gipo_vla import cli, options
 from gipo_vla.assembly import environment_spec, named_run, policy_at
 from gipo_vla.distributed.group import choose_device
 from gipo_vla.evaluation import paired, summary, video
-from gipo_vla.evaluation.episodes import EpisodeResult, play
-from gipo_vla.rollout.episodes import Role, evaluation_plans, integer_seed
-from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.evaluation.episodes import EpisodeResult, play, simulators
+from gipo_vla.rollout.episodes import evaluation_plans
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.settings.runs import RunSettings
 from gipo_vla.settings.schema import TrainingSettings
@@ -47,8 +45,6 @@ from gipo_vla.telemetry.console import console
 @dataclass(frozen=True)
 class Options:
     """What to evaluate, and where to write."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     checkpoint: str | None = None
     """A run folder of train or sft, of which the newest usable checkpoint is taken, or a checkpoint's
@@ -67,14 +63,13 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     own, overrides = parsed
     settings, checkpoint = named_run(own.checkpoint, overrides)
-    if own.versus:
-        evaluation = compare(settings, checkpoint, own.versus, own.video)
-        console.print(summary.table(evaluation["versus"]["evaluation"]))
-    else:
-        evaluation = evaluate(settings, checkpoint, own.video)
+    evaluation = evaluate(settings, checkpoint, own.video, own.versus)
+    versus = evaluation.get("versus")
+    if versus is not None:
+        console.print(summary.table(versus["evaluation"]))
     console.print(summary.table(evaluation))
-    if "versus" in evaluation:
-        console.print(paired.table(evaluation["versus"]["paired"]))
+    if versus is not None:
+        console.print(paired.table(versus["paired"]))
     if own.out:
         own.out.write_text(json.dumps(evaluation, indent=2) + "\n")
     print(json.dumps(evaluation))
@@ -82,43 +77,33 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def evaluate(
-    settings: RunSettings, checkpoint: Path | None, video_path: Path | None = None
+    settings: RunSettings,
+    checkpoint: Path | None,
+    video_path: Path | None = None,
+    versus: str | None = None,
 ) -> dict[str, Any]:
     """Both modes over the held-out initial states; the content of evaluation.json.
 
     Args:
         checkpoint: of a run; None: the policy that a run of these settings would start from.
+        versus: run folder or checkpoint of a second policy, which plays the same episodes; then there are,
+            under ``versus``, its checkpoint, its evaluation, and for each mode ``paired.compare``.
 
     Raises:
         UserError: settings, checkpoint and machine do not go together.
     """
-    results = _play(settings, checkpoint, settings, video_path)
-    return summary.evaluation_json(environment_spec(settings), settings.eval.mode, results)
-
-
-def compare(
-    settings: RunSettings, checkpoint: Path | None, versus: str, video_path: Path | None = None
-) -> dict[str, Any]:
-    """Two policies on the same held-out initial states: ``evaluate`` of the first and, under ``versus``, the
-    second's checkpoint, its evaluation, and for each mode ``paired.compare``.
-
-    Args:
-        versus: run folder or checkpoint of the second; only its policy is taken from there.
-
-    Raises:
-        UserError: as ``evaluate``, for either.
-    """
-    other, other_checkpoint = named_run(versus, [])
+    other = named_run(versus, []) if versus else None
     spec, mode = environment_spec(settings), settings.eval.mode
-    second = _play(other, other_checkpoint, settings, None)
     first = _play(settings, checkpoint, settings, video_path)
-    return summary.evaluation_json(spec, mode, first) | {
-        "versus": {
-            "checkpoint": str(other_checkpoint),
+    evaluation = summary.evaluation_json(spec, mode, first)
+    if other is not None:
+        second = _play(*other, settings, None)
+        evaluation["versus"] = {
+            "checkpoint": str(other[1]),
             "evaluation": summary.evaluation_json(spec, mode, second),
             "paired": {name: paired.compare(first[name], second[name]) for name in first if name in second},
         }
-    }
+    return evaluation
 
 
 def _play(
@@ -140,24 +125,8 @@ def _play(
                 "set it to greedy"
             )
     plans = evaluation_plans(spec, settings.eval.episodes_per_task)
-    rollout = settings.rollout
-    results = {}
-    with WorkerPool(
-        settings.env,
-        spec,
-        rollout.workers,
-        rollout.envs_per_worker,
-        policy.chunk,
-        lambda plan: plan,
-        rollout.worker_timeout_s,
-    ) as pool:
-        pool.begin([plans[0]] * pool.envs)
-        for mode in modes:
-            generator = torch.Generator(device)
-            generator.manual_seed(integer_seed(settings.seed, Role.EVALUATION, 0))
-            results[mode] = play(
-                policy, pool, plans, device, rollout.temperature, mode == "greedy", generator
-            )
+    with simulators(settings, spec, policy.chunk) as pool:
+        results = {mode: play(settings, policy, pool, plans, device, mode) for mode in modes}
         if video_path:
             shown = results[settings.eval.mode][: settings.eval.video_episodes]
             video.write(video_path, video.Projector(pool), shown)

@@ -15,10 +15,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import ConfigDict
 from torch import nn
 
 from gipo_envs.errors import UserError
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     """What to write, and where."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     checkpoint: str | None = None
     """A run folder of train or sft, of which the newest usable checkpoint is taken, or a checkpoint's
@@ -62,15 +59,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def export_policy(policy: nn.Module, folder: str | Path) -> ExportSummary:
-    """Write a policy.
-
-    Args:
-        folder: new or empty.
-
-    Raises:
-        UserError: the policy has no published layout, the folder is in use, or the checkpoint that the policy
-            started from is gone.
-    """
+    """Write a policy into a new or empty folder. Raises UserError: it has no published layout, the folder is
+    in use, or the checkpoint that it started from is gone."""
     from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
     from gipo_vla.policies.openvla_oft.writing import export
 

@@ -13,25 +13,20 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import Any, TypeVar, cast
 
 from gipo_envs.errors import UserError, nearest
 from gipo_vla import cli
-from gipo_vla.settings import plugins
+from gipo_vla.settings import plugins, registry
 
 Options = TypeVar("Options")
 
-DESCRIBED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-"""The ``__pydantic_config__`` of a class of options."""
 WORDS = {"integer": "N", "number": "NUMBER", "boolean": "true|false"}
 """Types in ``--help``, where a type is not text."""
-NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
 def parse(
-    arguments: Sequence[str], kind: type[Options], usage: str, *runs: type, config_name: str = "train"
+    arguments: Sequence[str], kind: type[Options], usage: str, *runs: type
 ) -> tuple[Options, list[str]] | None:
     """Return the command's options and its other arguments, or None if a flag such as --help was answered.
 
@@ -40,25 +35,25 @@ def parse(
         usage: what ``--help`` prints above the options.
         runs: settings classes of the runs that other arguments of the form ``key=value`` may override.
             Without any, such an argument is a mistake, unless a file of this name exists.
-        config_name: the YAML file that ``--cfg`` composes.
 
     Raises:
         UserError: an unknown option, or a value of the wrong type.
     """
-    if "--help" in arguments and (asked := [name for name in names(kind) if name in arguments]):
+    names = list(registry.schema(cast(Any, kind)))
+    if "--help" in arguments and (asked := [name for name in names if name in arguments]):
         print(describe(kind, asked))
         return None
     told = f"{usage.strip()}\n\nOptions:\n{describe(kind)}"
-    given, rest = split(arguments, names(kind), settings_names(runs) if runs else None)
+    given, rest = split(arguments, names, settings_names(runs) if runs else None)
     if runs:
-        overrides = cli.handle_common_flags(rest, config_name, told)
+        overrides = cli.handle_common_flags(rest, "train", told)
         return None if overrides is None else (checked(given, kind), overrides)
     if "--help" in rest:
         print(told)
         return None
     for flag in rest:
         if flag.startswith("--"):
-            raise UserError(f"unknown option {flag}; {nearest(flag, ['--help', *names(kind)])}")
+            raise UserError(f"unknown option {flag}; {nearest(flag, ['--help', *names])}")
     return checked(given, kind), rest
 
 
@@ -79,16 +74,15 @@ def split(
         key, separator, value = text.partition("=")
         if key in own and separator:
             given[key] = value
-            continue
-        if key == plugins.KEY and separator and settings is None:
+        elif key == plugins.KEY and separator and settings is None:
             plugins.load(plugins.named_in([text]))  # what is read may have been made with them
-            continue
-        if separator and NAME.fullmatch(key):
-            if settings is None and not Path(text).exists():
-                raise UserError(f"unknown option {key!r}; {nearest(key, own)}")
-            if settings is not None and "." not in key and key not in settings:
-                raise UserError(f"unknown setting {key!r}; {nearest(key, {*own, *settings})}")
-        rest.append(text)
+        else:
+            if separator and re.fullmatch(r"[A-Za-z_][\w.]*", key):
+                if settings is None and not Path(text).exists():
+                    raise UserError(f"unknown option {key!r}; {nearest(key, own)}")
+                if settings is not None and "." not in key and key not in settings:
+                    raise UserError(f"unknown setting {key!r}; {nearest(key, {*own, *settings})}")
+            rest.append(text)
     return given, rest
 
 
@@ -100,53 +94,24 @@ def settings_names(runs: Iterable[type]) -> list[str]:
 
 
 def checked(given: Mapping[str, Any], kind: type[Options]) -> Options:
-    """Return the options with their types; ``null`` and nothing at all stand for None.
-
-    Raises:
-        UserError: a value of the wrong type.
-    """
+    """Return the options with their types; ``null`` and nothing at all stand for None. Raises UserError: a
+    value of the wrong type."""
     values = {key: None if value in ("", "null") else value for key, value in given.items()}
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        if problem["type"] == "value_error":  # raised by the class itself: the message is complete
-            raise UserError(str(problem["ctx"]["error"])) from error
-        name, message = ".".join(map(str, problem["loc"])), problem["msg"]
-        raise UserError(f"{name} is {problem['input']!r}: {message[0].lower()}{message[1:]}") from error
-
-
-def names(kind: type) -> list[str]:
-    """Return the names of a class's options, as the command line has them."""
-    return list(_schema(kind))
+    return registry.validated(kind, values)
 
 
 def describe(kind: type, asked: Sequence[str] = ()) -> str:
     """Return a paragraph for each option (or those asked for): what to write, its meaning and its default."""
     paragraphs = []
-    for name, field in _schema(kind).items():
+    for name, field in registry.schema(kind).items():
         if asked and name not in asked:
             continue
-        variants = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
-        value = "|".join(map(str, variants[0].get("enum", ()))) or WORDS.get(variants[0].get("type"), "TEXT")
-        if variants[0].get("format") == "path":
-            value = "PATH"
-        meaning = " ".join(field.get("description", "").split())
+        type_ = next(one for one in field.get("anyOf", [field]) if one.get("type") != "null")
+        value = "|".join(map(str, type_.get("enum", ()))) or WORDS.get(type_.get("type"), "TEXT")
+        head = f"  {name}={'PATH' if type_.get('format') == 'path' else value}"
+        meaning = field["description"]
         if field.get("default") is not None:
             meaning += f" Default: {str(field['default']).lower()}."
-        head = f"  {name}={value}"
-        paragraphs.append(
-            textwrap.fill(
-                meaning,
-                width=110,
-                initial_indent=f"{head:<24}" if len(head) < 24 else f"{head}  ",
-                subsequent_indent=" " * 24,
-            )
-        )
+        head = f"{head:<24}" if len(head) < 24 else f"{head}  "
+        paragraphs.append(textwrap.fill(meaning, 110, initial_indent=head, subsequent_indent=" " * 24))
     return "\n".join(paragraphs)
-
-
-def _schema(kind: type) -> dict[str, dict[str, Any]]:
-    """Return the JSON schema of each option."""
-    properties: dict[str, dict[str, Any]] = TypeAdapter(kind).json_schema()["properties"]
-    return properties

@@ -55,11 +55,8 @@ class Pipeline:
     """A whole actor-learner of one rank.
 
     Args:
-        config: the run.
-        policy: the policy to train, on ``device``.
+        policy: to train, on ``device``.
         plans: the sizes of an iteration's experience, of ``run.plan``.
-        device: of learner and behaviour policy.
-        total_iterations: what the learning-rate schedule counts on.
     """
 
     def __init__(
@@ -68,7 +65,6 @@ class Pipeline:
         policy: Policy,
         plans: Collection,
         device: torch.device,
-        total_iterations: int | None = None,
     ) -> None:
         assert isinstance(policy, nn.Module)
         assert (policy.chunk, policy.action_dims) == (plans.layout.chunk, plans.layout.action_dims)
@@ -83,12 +79,12 @@ class Pipeline:
         """Metrics of the updates of the iteration under way; its length is the cursor in the schedule."""
         self.numerical_floor: dict[str, float] | None = None
         """Of |log rho|: measured once a run, see ``policies.numerical_floor``."""
-        rollout = config.rollout
+        rollout, spec = config.rollout, plans.spec
         self.policy: Policy = policy
         self.behaviour: Policy = policy.twin()
         reference = policy.twin() if config.regularizers.kl_reference_coefficient > 0 else None
-        self.credit = config.credit.per_action(plans.spec.action_repeat).build()
-        self.credit.prepare(credit_context(config, plans.spec, policy, device))
+        self.credit = config.credit.per_action(spec.action_repeat).build()
+        self.credit.prepare(credit_context(config, spec, policy, device))
         stored_values = config.credit.uses_stored_values
         self.learner = Learner(
             policy,
@@ -98,30 +94,31 @@ class Pipeline:
             self.credit,
             AdvantageNormalizer(config.credit.normalize, shift=config.credit.shifts_advantages),
             device,
-            total_iterations or config.iterations,
-            plans.spec.reward_scale,
+            config.iterations,
+            spec.reward_scale,
             stored_values,
             reference,
             self.behaviour,
         )
+        recent_first = samplers.recency(config.replay.recency_half_life)
         self.replay = SegmentRing(
             plans.layout,
             config.replay.capacity // self.world,
             int(config.replay.memory_limit_gb * 1e9),
-            samplers.uniform
-            if config.replay.sampler == "uniform"
-            else samplers.recency(config.replay.recency_half_life),
+            recent_first if config.replay.sampler == "recency" else samplers.uniform,
             config.replay.max_lag,
         )
         self.replay_rng = generator(config.seed, Role.REPLAY, self.rank)
-        envs = rollout.workers * rollout.envs_per_worker
-        self.tasks = TaskSampler(plans.spec.tasks, rollout.task_sampling, rollout.task_sampling_floor)
+        envs = rollout.envs
+        self.tasks = TaskSampler(spec.tasks, rollout.task_sampling, rollout.task_sampling_floor)
         self.episodes = TrainingEpisodes(
-            plans.spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger, self.tasks
+            spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger, self.tasks
         )
+        act_generator = torch.Generator(device)
+        act_generator.manual_seed(integer_seed(config.seed, Role.ACTION, self.rank))
         self.pool = WorkerPool(
             rollout_environment(config),
-            plans.spec,
+            spec,
             rollout.workers,
             rollout.envs_per_worker,
             policy.chunk,
@@ -129,27 +126,20 @@ class Pipeline:
             rollout.worker_timeout_s,
         )
         try:
-            self.actor = self._actor(stored_values)
+            self.actor = Actor(
+                self.behaviour,
+                self.pool,
+                self.episodes.first(range(self.rank * envs, (self.rank + 1) * envs)),
+                plans.layout,
+                rollout.temperature,
+                act_generator,
+                device,
+                stored_values,
+                self._groups(),
+            )
         except BaseException:
             self.pool.close()
             raise
-
-    def _actor(self, stored_values: bool) -> Actor:
-        """The actor, with the first episode of every environment begun."""
-        rollout, envs, device = self.config.rollout, self.pool.envs, self.device
-        act_generator = torch.Generator(device)
-        act_generator.manual_seed(integer_seed(self.config.seed, Role.ACTION, self.rank))
-        return Actor(
-            self.behaviour,
-            self.pool,
-            self.episodes.first(range(self.rank * envs, (self.rank + 1) * envs)),
-            self.plans.layout,
-            rollout.temperature,
-            act_generator,
-            device,
-            stored_values,
-            self._groups(),
-        )
 
     def _groups(self) -> EpisodeGroups:
         """Where closed segments wait, with a credit that compares episodes until their group is complete."""
@@ -209,8 +199,7 @@ class Pipeline:
         return metrics, timings
 
     def _measure_floor(self) -> dict[str, float]:
-        """Of all ranks, on what their environments show now, between behaviour policy and learner after a
-        copy; changes nothing before the first update, when both have the initial weights."""
+        """Of all ranks, on what their environments show now; changes nothing before the first update."""
         config = self.config
         self.synchronize()
         size = self.learner.micro_batch_sizes[0] * config.replay.segment_length
@@ -220,14 +209,12 @@ class Pipeline:
 
     def _collect_until_drawable(self, should_stop: Callable[[], bool]) -> bool:
         """Collect without training until every rank may draw a batch for each update to come; False if asked
-        to stop before.
-
-        The versions of these updates count, not today's: within an iteration nothing new can be drawn, and a
-        rank that ran dry under the lag limit in its middle would leave the others waiting.
-        """
+        to stop before."""
         needed = self.learner.segments_per_rank
         to_come = self.config.learner.updates - len(self.updates_done)
         for _ in range(self.config.rollout.max_collection_rounds):
+            # The versions of these updates count, not today's: within an iteration nothing new can be drawn,
+            # and a rank that ran dry under the lag limit in its middle would leave the others waiting.
             drawable = len(self.replay.drawable(self.learner.version + max(to_come - 1, 0)))
             if to_come == 0 or group.smallest(drawable, self.device) >= needed:
                 if not self.updates_done:
@@ -310,16 +297,14 @@ class Pipeline:
         normalizer = self.policy.normalizer
         if normalizer is None or self.iteration >= self.policy.normalizer_iterations:
             return
+        empty = np.empty((0, len(normalizer.mean)), np.float32)
         states = [
-            normalizer.rows(
-                {name: segment.observations[name][: segment.length] for name in normalizer.inputs}
-            )
-            for segment in segments
-        ] or [np.empty((0, len(normalizer.mean)), np.float32)]
-        count, total, squares = moments(torch.from_numpy(np.concatenate(states)))
+            normalizer.rows({name: one.observations[name][: one.length] for name in normalizer.inputs})
+            for one in segments
+        ]
+        count, total, squares = moments(torch.from_numpy(np.concatenate(states or [empty])))
         packed = group.sum_over_ranks(torch.cat([count[None], total, squares]).to(self.device))
-        size = len(total)
-        normalizer.update(packed[0], packed[1 : 1 + size], packed[1 + size :])
+        normalizer.update(packed[0], *packed[1:].split(len(total)))
 
     # --------------------------------------------------------------------------------------------- metrics
 

@@ -18,9 +18,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
-
-from pydantic import ConfigDict
 
 from gipo_envs.errors import UserError
 from gipo_vla import cli, options
@@ -33,8 +30,6 @@ from gipo_vla.telemetry.console import console
 @dataclass(frozen=True)
 class Options:
     """Where to write, and what to compare by."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     out: Path | None = None
     """Folder to write everything to. Without it, report.html, PNG and CSV files go to DIR/report/ of the

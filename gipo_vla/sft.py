@@ -15,6 +15,7 @@ leaves a run folder like training's, checkpoints of the same format included.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from gipo_vla import cli
@@ -25,6 +26,9 @@ from gipo_vla.run.start import prepare_process, run
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.telemetry.console import say
 
+resolve = partial(resume.resolve, SftSettings)
+"""Settings and run of the command's arguments; see ``run.resume.resolve``."""
+
 
 def main(arguments: Sequence[str]) -> int:
     overrides = cli.handle_common_flags(arguments, "sft", __doc__ or "")
@@ -32,11 +36,6 @@ def main(arguments: Sequence[str]) -> int:
         prepare_process()
         clone(resolve(overrides))
     return 0
-
-
-def resolve(overrides: Sequence[str]) -> Start[SftSettings]:
-    """See ``run.resume.resolve``."""
-    return resume.resolve(SftSettings, overrides)
 
 
 def clone(start: Start[SftSettings]) -> Path:

@@ -53,11 +53,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Sweep:
-    """A sweep from its settings to its exit status.
-
-    Raises:
-        UserError: whatever is wrong with the settings of any job, before anything is started or written.
-    """
+    """A sweep from its settings to its exit status. Raises UserError: whatever is wrong with the settings of
+    any job, before anything is started or written."""
 
     def __init__(self, settings: SweepSettings) -> None:
         self.settings = settings

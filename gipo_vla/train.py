@@ -12,6 +12,7 @@ trained policy, and one line that says where everything is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from gipo_vla import cli
@@ -21,6 +22,9 @@ from gipo_vla.run.resume import Start
 from gipo_vla.run.start import prepare_process, run
 from gipo_vla.settings.schema import TrainingSettings
 
+resolve = partial(resume.resolve, TrainingSettings)
+"""Settings and run of the command's arguments; see ``run.resume.resolve``."""
+
 
 def main(arguments: Sequence[str]) -> int:
     overrides = cli.handle_common_flags(arguments, "train", __doc__ or "")
@@ -28,11 +32,6 @@ def main(arguments: Sequence[str]) -> int:
         prepare_process()
         train(resolve(overrides))
     return 0
-
-
-def resolve(overrides: Sequence[str]) -> Start[TrainingSettings]:
-    """See ``run.resume.resolve``."""
-    return resume.resolve(TrainingSettings, overrides)
 
 
 def train(start: Start[TrainingSettings]) -> Path:

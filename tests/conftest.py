@@ -18,6 +18,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 import torch
 
 from gipo_vla.assembly import build_policy, environment_spec
+from gipo_vla.checkpoint import run_state
+from gipo_vla.checkpoint.writer import CheckpointWriter
 from gipo_vla.distributed import group
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.run.plan import plan_collection
@@ -166,3 +168,12 @@ def iterations(pipeline: Pipeline, count: int) -> list[Row]:
         assert done is not None
         rows.append(done[0])
     return rows
+
+
+def save_checkpoint(checkpoints: Path, pipeline: Pipeline) -> Path:
+    """Writes a checkpoint and returns its folder."""
+    writer = CheckpointWriter(checkpoints, keep=2)
+    run_state.begin(writer, pipeline, {"tracker_id": None})
+    writer.wait()
+    assert writer.newest is not None
+    return checkpoints / writer.newest

@@ -18,7 +18,7 @@ from gipo_vla.imitation import demonstrations
 from gipo_vla.imitation.demonstrations import Episode
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.train import resolve, train
-from tests.conftest import MakePipeline, iterations
+from tests.conftest import MakePipeline, iterations, save_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -158,7 +158,7 @@ def test_groups_stay_together_in_the_ring_and_in_checkpoints(
     assert pipeline.replay.added > len(pipeline.replay), "something was evicted"
     runs = group_runs(pipeline)
     assert len(runs) == len(set(runs)) > 3, "each group is one stretch"
-    folder = run_state.save(tmp_path / "checkpoints", pipeline, {})
+    folder = save_checkpoint(tmp_path / "checkpoints", pipeline)
     same = make_pipeline(*GRAPH, "replay.capacity=900")
     run_state.load(folder, same)
     assert group_runs(same) == runs
@@ -298,7 +298,7 @@ def test_stopping_within_an_iteration_loses_no_diagnostic(
             continue
         stops += 1
         if stops % 2:
-            folder = run_state.save(tmp_path / "checkpoints", pipeline, {})
+            folder = save_checkpoint(tmp_path / "checkpoints", pipeline)
             pipeline.close()
             pipeline = make_pipeline(*overrides)
             run_state.load(folder, pipeline)

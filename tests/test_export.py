@@ -10,8 +10,7 @@ import torch
 
 from gipo_vla import export
 from gipo_vla.assembly import build_policy, environment_spec
-from gipo_vla.checkpoint.locate import find_checkpoint
-from gipo_vla.checkpoint.policy_files import load_policy
+from gipo_vla.checkpoint.policy_files import find_checkpoint, load_policy
 from gipo_vla.policies.openvla_oft import load
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.run.resume import Start
@@ -40,7 +39,7 @@ def test_a_trained_policy_reads_back_to_the_same_logits(run_folder: Path, tmp_pa
     """Two action dimensions and no statistics: what the published layout does not say is recorded."""
     assert export.main([f"checkpoint={run_folder}", f"out={tmp_path / 'out'}"]) == 0
     checkpoint = find_checkpoint(run_folder)
-    settings = runs.from_yaml(checkpoint / "config.yaml")
+    settings = runs.read_run(checkpoint / "config.yaml")
     spec = environment_spec(settings)
     trained = build_policy(settings, spec, torch.device("cpu"))
     assert isinstance(trained, OpenVlaOftPolicy)

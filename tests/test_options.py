@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from gipo_envs.errors import UserError
 from gipo_vla import options
@@ -17,8 +17,6 @@ from gipo_vla.settings.schema import TrainingSettings
 @dataclass(frozen=True)
 class Own:
     """Options of a command that does not exist."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     out: Path | None = None
     """Folder to

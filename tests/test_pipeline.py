@@ -25,7 +25,7 @@ from gipo_vla.run.resume import Start
 from gipo_vla.settings import runs
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.train import train
-from tests.conftest import MakeConfig, MakePipeline, iterations
+from tests.conftest import MakeConfig, MakePipeline, iterations, save_checkpoint
 
 
 def segment_key(segment: Segment) -> tuple[int, int, int]:
@@ -201,7 +201,7 @@ def test_stopping_at_any_moment_and_going_on_changes_no_metric(
             continue
         stops += 1
         if through_disk and stops in (1, 3, 4, 6, 9):  # before, among and after an iteration's updates
-            folder = run_state.save(tmp_path / "checkpoints", pipeline, {})
+            folder = save_checkpoint(tmp_path / "checkpoints", pipeline)
             pipeline.close()
             pipeline = make_pipeline(*overrides, "seed=0")
             run_state.load(folder, pipeline)

@@ -6,11 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
-from pydantic import ConfigDict
-
-from gipo_vla import options
 from gipo_vla.settings.schema import Positive, PositiveFloat
 
 NAMES = ("rollout", "policy", "cost", "training", "record", "credit")
@@ -19,8 +16,6 @@ NAMES = ("rollout", "policy", "cost", "training", "record", "credit")
 @dataclass(frozen=True)
 class Options:
     """The options of all measurements."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     repeats: Positive = 5
     """rollout, credit: how often everything is measured in turn."""

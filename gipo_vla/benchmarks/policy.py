@@ -31,7 +31,7 @@ from gipo_vla.policies.openvla_oft.construction import build
 from gipo_vla.policies.openvla_oft.memory import plan_memory, sample_of, tokens_per_sample
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
-from gipo_vla.run.measured import peak_resident_bytes
+from gipo_vla.run.memory import peak_resident_bytes
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import figures_table
 

@@ -20,8 +20,7 @@ from gipo_vla.benchmarks.timing import device_name, timed
 from gipo_vla.distributed import group
 from gipo_vla.distributed.determinism import deterministic
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.run.measured import measure_memory
-from gipo_vla.run.memory import RankMemory, machine_limits
+from gipo_vla.run.memory import RankMemory, machine_limits, measure_memory
 from gipo_vla.run.plan import plan_run
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console, figures_table
@@ -97,13 +96,13 @@ def _measure(
         # Copying the trained tensors to the behaviour twin.
         "synchronize_seconds": statistics.median(copies),
         "synchronized_bytes": sum(p.numel() * p.element_size() for p in trained),
-        "device_bytes": used.device_bytes,
+        "device_bytes": used["device_bytes"],
         "device_bytes_planned": planned,
         # On a CPU this process holds the policy too.
-        "process_bytes": used.process_bytes,
+        "process_bytes": used["process_bytes"],
         "process_bytes_planned": memory.resident - memory.replay + held,
         # Of all workers of a rank, without what they share.
-        "worker_bytes": used.worker_bytes or 0,
+        "worker_bytes": used["worker_bytes"] or 0,
         "worker_bytes_planned": memory.workers,
         "numerical_floor": pipeline.numerical_floor or {},
     }

@@ -14,6 +14,7 @@ the one before it is used.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -35,13 +36,6 @@ FileRecord = dict[str, Any]
 """``sha256`` and ``bytes`` of one file."""
 
 
-class DamagedCheckpointError(RuntimeError):
-    """A checkpoint that does not match its manifest; the message says where."""
-
-
-# -------------------------------------------------------------------------------------------------- names
-
-
 def _numbers(name: str) -> tuple[int, int, int] | None:
     """Iterations, updates and copy number of a checkpoint's name; None for any other name."""
     match = _NAME.fullmatch(name)
@@ -50,24 +44,16 @@ def _numbers(name: str) -> tuple[int, int, int] | None:
 
 def names(checkpoints: Path) -> list[str]:
     """Names of the complete checkpoints, newest first."""
-    if not checkpoints.is_dir():
-        return []
-    found = [path.name for path in checkpoints.iterdir() if _numbers(path.name) and path.is_dir()]
-    return sorted(found, key=lambda name: _numbers(name) or (), reverse=True)
+    found = {path.name: _numbers(path.name) for path in checkpoints.glob("*/")}
+    return sorted((name for name in found if found[name]), key=lambda name: found[name] or (), reverse=True)
 
 
 def new_name(checkpoints: Path, iteration: int, updates: int) -> str:
     """A name that no checkpoint has, damaged ones included (the same state is saved twice where a run goes
     on with another number of ranks)."""
-    plain = name = f"{iteration:06d}-{updates:07d}"
-    copy = 1
-    while (checkpoints / name).exists():
-        copy += 1
-        name = f"{plain}-{copy}"
-    return name
-
-
-# ------------------------------------------------------------------------------------------------ writing
+    plain = f"{iteration:06d}-{updates:07d}"
+    candidates = itertools.chain([plain], (f"{plain}-{copy}" for copy in itertools.count(2)))
+    return next(name for name in candidates if not (checkpoints / name).exists())
 
 
 def partial_folder(checkpoints: Path, name: str) -> Path:
@@ -78,17 +64,11 @@ def partial_folder(checkpoints: Path, name: str) -> Path:
 def prepare(checkpoints: Path, name: str) -> Path:
     """Create the folder to write into, without leftovers of a process that was killed."""
     checkpoints.mkdir(parents=True, exist_ok=True)
-    for prefix in (_PARTIAL, _REMOVED):
-        for leftover in checkpoints.glob(f"{prefix}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in itertools.chain(checkpoints.glob(f"{_PARTIAL}*"), checkpoints.glob(f"{_REMOVED}*")):
+        shutil.rmtree(leftover, ignore_errors=True)
     folder = partial_folder(checkpoints, name)
     folder.mkdir()
     return folder
-
-
-def discard(checkpoints: Path, name: str) -> None:
-    """Remove what was written for a checkpoint that cannot be completed."""
-    shutil.rmtree(partial_folder(checkpoints, name), ignore_errors=True)
 
 
 def record(path: Path) -> FileRecord:
@@ -99,20 +79,19 @@ def record(path: Path) -> FileRecord:
     return {"sha256": digest, "bytes": path.stat().st_size}
 
 
-def seal(checkpoints: Path, name: str, manifest: Mapping[str, FileRecord]) -> Path:
+def seal(checkpoints: Path, name: str, manifest: Mapping[str, FileRecord]) -> None:
     """Give a checkpoint whose files are written its manifest and its name; then point ``latest`` to it."""
-    partial, final = partial_folder(checkpoints, name), checkpoints / name
-    _write_synced(partial / MANIFEST, json.dumps(dict(sorted(manifest.items())), indent=1))
+    partial = partial_folder(checkpoints, name)
+    write_synced(partial / MANIFEST, json.dumps(dict(sorted(manifest.items())), indent=1))
     for folder in {(partial / file).parent for file in manifest} | {partial}:
         _sync_folder(folder)
     # Written before the folder gets its name: from there on nothing needs room on the disk.
     temporary = checkpoints / f".{LATEST}"
-    _write_synced(temporary, name + "\n")
-    partial.rename(final)
+    write_synced(temporary, name + "\n")
+    partial.rename(checkpoints / name)
     _sync_folder(checkpoints)
     temporary.replace(checkpoints / LATEST)
     _sync_folder(checkpoints)
-    return final
 
 
 def prune(checkpoints: Path, keep: int, milestone: int | None = None) -> None:
@@ -124,12 +103,9 @@ def prune(checkpoints: Path, keep: int, milestone: int | None = None) -> None:
     every = names(checkpoints)
     kept = set(every[:keep])
     if milestone is not None:
-        first: dict[int, str] = {}
-        for name in every:  # newest first: the last one written here is the oldest
-            iteration, *_ = _numbers(name) or (0,)
-            if iteration and iteration % milestone == 0:
-                first[iteration] = name
-        kept |= set(first.values())
+        # Newest first: of one iteration the oldest, written last here, stays.
+        first = {iteration: name for name in every for iteration, *_ in [_numbers(name) or (0,)]}
+        kept |= {name for iteration, name in first.items() if iteration and iteration % milestone == 0}
     doomed = [checkpoints / name for name in every if name not in kept]
     for folder in [*doomed, *checkpoints.glob(f"{_DAMAGED}*")]:
         # Renamed first: half a checkpoint must not bear a checkpoint's name.
@@ -137,7 +113,8 @@ def prune(checkpoints: Path, keep: int, milestone: int | None = None) -> None:
         shutil.rmtree(away, ignore_errors=True)
 
 
-def _write_synced(path: Path, text: str) -> None:
+def write_synced(path: Path, text: str) -> None:
+    """Write a file, and force it to disk."""
     with path.open("w") as file:
         file.write(text)
         file.flush()
@@ -152,49 +129,39 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# ------------------------------------------------------------------------------------------------ reading
-
-
-def verify(folder: Path) -> None:
-    """Compare every file with the manifest.
-
-    Raises:
-        DamagedCheckpointError: naming the first file that is missing, cut short or changed.
-    """
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint: the first file that is missing, cut short or changed; None if all of
+    them are as the manifest says."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         expected = [(name, int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpointError(f"{folder}: {MANIFEST} is missing or unreadable") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{folder}: {MANIFEST} is missing or unreadable"
     for name, size, digest in expected:
         path = folder / name
         if not path.is_file():
-            raise DamagedCheckpointError(f"{path} is missing")
+            return f"{path} is missing"
         if path.stat().st_size != size:
-            raise DamagedCheckpointError(f"{path} has {path.stat().st_size} bytes instead of {size}")
+            return f"{path} has {path.stat().st_size} bytes instead of {size}"
         try:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+            return f"{path} cannot be read: {error.strerror}"
         if found != digest:
-            raise DamagedCheckpointError(f"{path} does not have the checksum of its manifest")
+            return f"{path} does not have the checksum of its manifest"
+    return None
 
 
 def newest_valid(checkpoints: Path) -> tuple[Path, list[str]]:
-    """The newest undamaged checkpoint, and what is wrong with those passed over.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The newest undamaged checkpoint, and what is wrong with those passed over. Raises UserError: there is
+    none."""
     problems: list[str] = []
     for name in names(checkpoints):
-        try:
-            verify(checkpoints / name)
-        except DamagedCheckpointError as error:
-            problems.append(str(error))
-            continue
-        return checkpoints / name, problems
+        problem = damage(checkpoints / name)
+        if problem is None:
+            return checkpoints / name, problems
+        problems.append(problem)
     detail = f" ({'; '.join(problems)})" if problems else ""
     raise UserError(f"{checkpoints} holds no usable checkpoint{detail}")
 

@@ -1,4 +1,5 @@
-"""A policy's own part of a checkpoint: trainable tensors and normalisation statistics, by name."""
+"""A policy's own part of a checkpoint: trainable tensors and normalisation statistics, by name; and which
+checkpoint a user means by a path."""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
+from gipo_vla.checkpoint import folder as folders
+from gipo_vla.telemetry.console import console
 
 POLICY_FILE = "policy.safetensors"
 STATISTICS_FILE = "dataset_statistics.json"
@@ -37,17 +40,10 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def save_policy(policy: nn.Module, folder: Path) -> None:
-    save_file(policy_tensors(policy), folder / POLICY_FILE)
-
-
 @torch.no_grad()
 def load_policy(policy: nn.Module, folder: Path) -> None:
-    """Read back what ``save_policy`` wrote, into a policy of the same settings.
-
-    Raises:
-        UserError: names or shapes differ; says which.
-    """
+    """Read a checkpoint's tensors into a policy of the same settings. Raises UserError: names or shapes
+    differ; says which."""
     stored = load_file(folder / POLICY_FILE)
     expected = policy_tensors(policy)
     for name in sorted(stored.keys() ^ expected.keys()):
@@ -63,18 +59,9 @@ def load_policy(policy: nn.Module, folder: Path) -> None:
         state[name].copy_(tensor)
 
 
-def statistics_of(policy: object) -> dict[str, Any] | None:
-    """What to write to ``STATISTICS_FILE``; None for a policy that normalises by nothing fixed."""
-    return getattr(policy, "statistics_entries", None) or None
-
-
 def read_statistics(folder: Path) -> dict[str, Any] | None:
     """The statistics in a checkpoint, or in the newest of a folder of checkpoints that has some (they are the
-    same throughout a run); None if there are none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    same throughout a run); None if there are none. Raises UserError: the file is damaged."""
     candidates = [folder / STATISTICS_FILE, *sorted(folder.glob(f"[0-9]*/{STATISTICS_FILE}"), reverse=True)]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
@@ -84,3 +71,29 @@ def read_statistics(folder: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise UserError(f"{found} is damaged: {error}") from error
     return entries
+
+
+def find_checkpoint(path: Path, setting: str = "checkpoint") -> Path:
+    """The folder of the checkpoint that ``setting=path`` names.
+
+    Args:
+        path: a run folder, of which the newest usable checkpoint is taken, or one checkpoint's folder.
+        setting: for messages.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"{setting}={path} is no folder: give a run folder or one of its checkpoints")
+    if (path / POLICY_FILE).exists():
+        if problem := folders.damage(path):
+            raise UserError(f"{setting}={path} is damaged: {problem}")
+        return path
+    if not (path / "checkpoints").is_dir():
+        raise UserError(
+            f"{setting}={path} holds no checkpoints/: give a run folder or one of its checkpoints"
+        )
+    found, problems = folders.newest_valid(path / "checkpoints")
+    for problem in problems:
+        console.print(f"passed over a damaged checkpoint: {problem}")
+    return found

@@ -13,14 +13,14 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
-import os
 import shutil
 import time
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint import folder as folders
+from gipo_vla.settings.schema import AnyRunSettings
 
 SPARE_BYTES = 64 * 2**20
 """Free disk below which a run is not begun: metrics, plots, a video, a small checkpoint need about this."""
@@ -56,10 +56,7 @@ class RunFolder:
     def write_text(self, path: Path, text: str) -> None:
         """Replace a file as a whole, on disk: no reader and no crash ever sees half of it."""
         temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        folders.write_synced(temporary, text)
         temporary.replace(path)
 
     def lock(self, patience: float = 0.0) -> IO[str]:
@@ -90,41 +87,31 @@ class RunFolder:
                 return file
 
 
-class NamedRun(Protocol):
-    """Settings of a run of any kind."""
-
-    @property
-    def experiment(self) -> str: ...
-    @property
-    def run_dir(self) -> str | None: ...
-
-
 def runs_root() -> Path:
     """Where runs without a ``run_dir`` go, below the current folder."""
     return Path("runs")
 
 
-def default_path(config: NamedRun) -> Path:
-    return runs_root() / f"{config.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _unused(path: Path) -> Path:
-    """``path``, or with a number behind it: seeds are started in the same second."""
-    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
-
-
-def create(config: NamedRun, bytes_needed: int = SPARE_BYTES) -> RunFolder:
-    """The folder of a new run.
-
-    Raises:
-        UserError: it holds a run already, cannot be written, or its disk is full.
-    """
-    folder = RunFolder(Path(config.run_dir) if config.run_dir else _unused(default_path(config)))
+def create(settings: AnyRunSettings) -> RunFolder:
+    """The folder of a new run. Raises UserError: it holds a run already, cannot be written, or its disk is
+    full."""
+    if settings.run_dir:
+        folder = RunFolder(Path(settings.run_dir))
+    else:
+        plain = runs_root() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # Seeds are started in the same second.
+        numbered = (plain.with_name(f"{plain.name}-{number}") for number in itertools.count(2))
+        paths = itertools.chain([plain], numbered)
+        folder = RunFolder(next(path for path in paths if not path.exists()))
     refuse_taken(folder)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        check_disk(folder.path, bytes_needed)
+        free = shutil.disk_usage(folder.path).free
+        if free < SPARE_BYTES:
+            raise UserError(
+                f"the disk of run_dir={folder.path} has {free / 2**20:.0f} MB free, this run needs at least "
+                f"{SPARE_BYTES / 2**20:.0f} MB: free some or choose another run_dir"
+            )
         (folder.path / ".writable").touch()
         (folder.path / ".writable").unlink()
     except OSError as error:
@@ -140,14 +127,4 @@ def refuse_taken(folder: RunFolder) -> None:
         raise UserError(
             f"run_dir={folder.path} already holds a run: choose another run_dir, or resume that one with "
             f"resume={folder.path}"
-        )
-
-
-def check_disk(path: Path, bytes_needed: int) -> None:
-    """Raise a UserError if the disk of ``path`` has too little room."""
-    free = shutil.disk_usage(path).free
-    if free < bytes_needed:
-        raise UserError(
-            f"the disk of run_dir={path} has {free / 2**20:.0f} MB free, this run needs at least "
-            f"{bytes_needed / 2**20:.0f} MB: free some or choose another run_dir"
         )

@@ -19,10 +19,10 @@ Nothing executes on load: safetensors, JSON, and npy without pickle.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,119 +38,79 @@ from gipo_vla.checkpoint.policy_files import (
     STATISTICS_FILE,
     load_policy,
     policy_tensors,
-    statistics_of,
     trainable_tensors,
 )
 from gipo_vla.checkpoint.writer import CheckpointWriter, Content, Write, fits_in_memory
-from gipo_vla.credit.base import CreditAssigner
 from gipo_vla.distributed import group
-from gipo_vla.learner.learner import Learner
 from gipo_vla.policies.base import Policy
 from gipo_vla.replay.ring import SegmentRing, read
-from gipo_vla.replay.segment import Arrays, Segment
-from gipo_vla.rollout.actor import Actor
-from gipo_vla.rollout.episodes import Role, TrainingEpisodes, generator, integer_seed
+from gipo_vla.replay.segment import Segment
+from gipo_vla.rollout.episodes import Role, generator, integer_seed
 from gipo_vla.rollout.records import EpisodeRecord
-from gipo_vla.rollout.task_sampler import TaskSampler
 from gipo_vla.settings.runs import to_yaml
-from gipo_vla.settings.schema import TrainingSettings
 
 if TYPE_CHECKING:
-    from collections import deque
-
+    from gipo_vla.pipeline import Pipeline
 
 STATE_FILE = "run.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
-
-
-class Run(Protocol):
-    """The parts of a pipeline that have a state."""
-
-    config: TrainingSettings
-    device: torch.device
-    iteration: int
-    env_steps: int
-    updates_done: list[dict[str, float]]
-    numerical_floor: dict[str, float] | None
-    recent: deque[EpisodeRecord]
-    policy: Policy
-    behaviour: Policy
-    learner: Learner
-    credit: CreditAssigner
-    actor: Actor
-    replay: SegmentRing
-    replay_rng: np.random.Generator
-    tasks: TaskSampler
-    episodes: TrainingEpisodes
+PLAIN_VALUES = ("iteration", "env_steps", "updates_done", "numerical_floor")
+"""Attributes of a pipeline that run.json holds as they are."""
 
 
 # ------------------------------------------------------------------------------------------------- saving
 
 
-def save(checkpoints: Path, run: Run, extra: dict[str, Any]) -> Path:
-    """Write a checkpoint now and return its folder (a collective call); for tests and small tools.
-
-    Raises:
-        OSError: it could not be written; the reason is on the console.
-    """
-    writer = CheckpointWriter(checkpoints, run.device, run.config.checkpoint.keep)
-    begin(writer, run, extra)
-    writer.wait()
-    if writer.newest is None:
-        raise OSError(f"no checkpoint could be written in {checkpoints}")
-    return checkpoints / writer.newest
-
-
-def begin(writer: CheckpointWriter, run: Run, extra: dict[str, Any]) -> None:
-    """Copy the state and have it written while the run continues (a collective call).
-
-    A replay too large for a second copy is written from where it is, and the run waits for it.
+def begin(writer: CheckpointWriter, run: Pipeline, extra: dict[str, Any]) -> None:
+    """Copy the state and have it written while the run continues (a collective call); a replay too large for
+    a second copy is written from where it is, and the run waits for it.
 
     Args:
         extra: further plain values for run.json (the tracker's run id).
     """
     writer.wait()  # two copies at once are one too many
     shared = shared_content(run.config, run.policy, _shared_tensors(run), _run_values(run) | extra)
-    files, size = dict(shared.files), shared.bytes
-    own = f"{_rank_name(group.rank())}/"
     arrays, values = run.actor.state()
     arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
     plain, scorers = state_tree.split(run.credit.state_dict())
     values |= {"replay_rng": run.replay_rng.bit_generator.state, "credit": plain}
     values["group_tasks"] = run.episodes.state()
-    files[own + "rank.json"] = text_writer(json.dumps(values))
-    files[own + "actor.safetensors"] = _arrays_writer(arrays)
-    files[own + "random.safetensors"] = tensors_writer(_random_states(run.device))
-    files[own + "credit.safetensors"] = tensors_writer(scorers)
-    size += sum(array.nbytes for array in arrays.values())
-    background = fits_in_memory(run.replay.held(copy=False).bytes, run.device)
+    # Torch's global generators; the run's own draws have generators of their own.
+    random = {"cpu": torch.get_rng_state()}
+    if run.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(run.device)
+    background = fits_in_memory(run.replay.held(copy=False).bytes)
     held = run.replay.held(copy=background)
-    files[own + "replay"] = held.save
-    writer.begin(run.iteration, run.learner.attempted, Content(files, size + held.bytes), background)
+    own = {
+        "rank.json": text_writer(json.dumps(values)),
+        "actor.safetensors": _tensors_writer(arrays, save_arrays),
+        "random.safetensors": _tensors_writer(random),
+        "credit.safetensors": _tensors_writer(scorers),
+        "replay": held.save,
+    }
+    files = dict(shared.files) | {f"{_rank_name(group.rank())}/{name}": write for name, write in own.items()}
+    size = shared.bytes + sum(array.nbytes for array in arrays.values()) + held.bytes
+    writer.begin(run.iteration, run.learner.attempted, Content(files, size), background)
 
 
 def shared_content(
     settings: Any, policy: Policy, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]
 ) -> Content:
-    """What is the same on every rank, and is written by the first one alone: settings, policy and its
-    statistics, plain values for run.json, and further tensors by file.
-
-    Args:
-        tensors: copies on the CPU; what obtains them may be a collective call.
-    """
+    """What is the same on every rank, and is written by the first one alone: policy, settings, ``values``
+    for run.json, and ``tensors`` by file (copies on the CPU)."""
     if group.rank() > 0:
         return Content({}, 0)
     assert isinstance(policy, nn.Module)
     tensors = {POLICY_FILE: policy_tensors(policy)} | tensors
-    files = {name: tensors_writer(own) for name, own in tensors.items()}
-    files["config.yaml"] = text_writer(to_yaml(settings))
-    if statistics := statistics_of(policy):
-        files[STATISTICS_FILE] = text_writer(json.dumps(statistics))
-    files[STATE_FILE] = text_writer(json.dumps(values, indent=1))
+    texts = {"config.yaml": to_yaml(settings), STATE_FILE: json.dumps(values, indent=1)}
+    if statistics := getattr(policy, "statistics_entries", None):  # of those who normalise by demonstrations
+        texts[STATISTICS_FILE] = json.dumps(statistics)
+    files = {name: _tensors_writer(own) for name, own in tensors.items()}
+    files |= {name: text_writer(text) for name, text in texts.items()}
     return Content(files, sum(tensor.nbytes for own in tensors.values() for tensor in own.values()))
 
 
-def _shared_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+def _shared_tensors(run: Pipeline) -> dict[str, dict[str, Tensor]]:
     """Tensors beside the policy's that are the same on every rank (a collective call)."""
     assert isinstance(run.policy, nn.Module) and isinstance(run.behaviour, nn.Module)
     trainable = {name for name, parameter in run.policy.named_parameters() if parameter.requires_grad}
@@ -159,12 +119,9 @@ def _shared_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
     return {"behaviour.safetensors": behaviour, OPTIMIZER_FILE: optimizer}
 
 
-def _run_values(run: Run) -> dict[str, Any]:
+def _run_values(run: Pipeline) -> dict[str, Any]:
     return {
-        "iteration": run.iteration,
-        "env_steps": run.env_steps,
-        "updates_done": run.updates_done,
-        "numerical_floor": run.numerical_floor,
+        **{name: getattr(run, name) for name in PLAIN_VALUES},
         "recent": [asdict(record) for record in run.recent],
         "tasks": run.tasks.state(),
         "world_size": group.world_size(),
@@ -174,36 +131,24 @@ def _run_values(run: Run) -> dict[str, Any]:
     }
 
 
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    """Of torch's global generators. The run's own draws have generators of their own."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
 def text_writer(text: str) -> Write:
-    return lambda path: _write_text(path, text)
+    """What writes a text file of a checkpoint."""
+
+    def write(path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    return write
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
+def _tensors_writer(tensors: Mapping[str, Any], save: Callable[[Any, Path], None] = save_file) -> Write:
+    def write(path: Path) -> None:
+        try:
+            save(tensors, path)
+        except SafetensorError as error:  # what everybody else calls an OSError: a full disk, for instance
+            raise OSError(f"{error}: {path}") from error
 
-
-def tensors_writer(tensors: dict[str, Tensor]) -> Write:
-    return lambda path: _write_safetensors(save_file, tensors, path)
-
-
-def _arrays_writer(arrays: Arrays) -> Write:
-    return lambda path: _write_safetensors(save_arrays, arrays, path)
-
-
-def _write_safetensors(save: Callable[[Any, Path], None], tensors: dict[str, Any], path: Path) -> None:
-    try:
-        save(tensors, path)
-    except SafetensorError as error:  # what everybody else calls an OSError: a full disk, for instance
-        raise OSError(f"{error}: {path}") from error
+    return write
 
 
 def _rank_name(rank: int) -> str:
@@ -224,7 +169,7 @@ class Loaded:
 
 
 @torch.no_grad()
-def load(folder: Path, run: Run) -> Loaded:
+def load(folder: Path, run: Pipeline) -> Loaded:
     """Bring a new pipeline of the same settings to a checkpoint (a collective call).
 
     With as many ranks and environments as wrote it, on the same kind of device, the run continues to the bit.
@@ -243,9 +188,8 @@ def load(folder: Path, run: Run) -> Loaded:
     behaviour = dict(run.behaviour.named_parameters())
     for name, tensor in load_file(folder / "behaviour.safetensors").items():
         behaviour[name].copy_(tensor)
-    run.iteration, run.env_steps = values["iteration"], values["env_steps"]
-    run.updates_done = values["updates_done"]
-    run.numerical_floor = values["numerical_floor"]
+    for name in PLAIN_VALUES:
+        setattr(run, name, values[name])
     run.recent.extend(EpisodeRecord(**record) for record in values["recent"])
     run.tasks.load_state(values["tasks"])
     before = (values["world_size"], values["environments_per_rank"])
@@ -269,7 +213,7 @@ def moved_between_devices(values: dict[str, Any], device: torch.device) -> tuple
     return () if before == device.type else (f"device: {before} -> {device.type}",)
 
 
-def _load_rank(folder: Path, rank: int, run: Run, new_streams: bool) -> None:
+def _load_rank(folder: Path, rank: int, run: Pipeline, new_streams: bool) -> None:
     own = folder / _rank_name(rank)
     values = json.loads((own / "rank.json").read_text())
     run.replay.load(own / "replay")
@@ -288,11 +232,11 @@ def _load_rank(folder: Path, rank: int, run: Run, new_streams: bool) -> None:
         torch.cuda.set_rng_state(states["cuda"], run.device)
 
 
-def _load_credit(own: Path, values: dict[str, Any], run: Run) -> None:
+def _load_credit(own: Path, values: dict[str, Any], run: Pipeline) -> None:
     run.credit.load_state_dict(state_tree.join(values["credit"], load_file(own / "credit.safetensors")))
 
 
-def _deal_out(folder: Path, world_before: int, envs_before: int, run: Run) -> list[str]:
+def _deal_out(folder: Path, world_before: int, envs_before: int, run: Pipeline) -> list[str]:
     """Share out the state of another number of ranks or environments; says what changed."""
     rank, world, envs = group.rank(), group.world_size(), run.actor.pool.envs
     folders = [folder / _rank_name(number) for number in range(world_before)]
@@ -325,25 +269,19 @@ def _deal_out(folder: Path, world_before: int, envs_before: int, run: Run) -> li
 
 
 def _deal_segments(folders: Sequence[Path], replay: SegmentRing) -> int:
-    """Fill this rank's ring with its share of all ranks' segments; returns how many there are.
-
-    Oldest first over all ranks, so that the ring's order stays that of age. A group stays on one rank and
-    together: it is as old as its oldest segment.
-    """
-    segments: list[Segment] = []
-    for own in folders:
-        segments += read(own / "replay", replay.layout)
+    """Fill this rank's ring with its share of all ranks' segments; returns how many there are."""
+    # Oldest first over all ranks, so that the ring's order stays that of age. A group stays on one rank and
+    # together: it is as old as its oldest segment.
+    segments = [segment for own in folders for segment in read(own / "replay", replay.layout)]
     ages: dict[int, int] = {}
     for segment in segments:
-        age = segment.oldest_version
-        ages[segment.group] = min(age, ages.get(segment.group, age))
-    segments.sort(
-        key=lambda segment: (
-            ages[segment.group] if segment.group >= 0 else segment.oldest_version,
-            segment.group,
-        )
-    )
-    for index, segment in enumerate(segments):
+        oldest = segment.oldest_version
+        ages[segment.group] = min(oldest, ages.get(segment.group, oldest))
+
+    def age(segment: Segment) -> tuple[int, int]:
+        return ages[segment.group] if segment.group >= 0 else segment.oldest_version, segment.group
+
+    for index, segment in enumerate(sorted(segments, key=age)):
         owner = segment.group if segment.group >= 0 else index
         if owner % group.world_size() == group.rank():
             replay.add(segment)

@@ -14,10 +14,7 @@ _TENSOR = "__tensor__"
 
 def split(state: Any) -> tuple[Any, dict[str, Tensor]]:
     """Plain values that JSON can hold, and the tensors (numpy arrays too) that stood in them, as copies.
-
-    Raises:
-        TypeError: something else stands there; a checkpoint must hold nothing that executes on load.
-    """
+    Raises TypeError: something else stands there; a checkpoint must hold nothing that executes on load."""
     tensors: dict[str, Tensor] = {}
     return _split(state, "", tensors), tensors
 

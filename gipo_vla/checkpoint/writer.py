@@ -1,23 +1,25 @@
 """Writing checkpoints while the run continues.
 
 The state is copied in memory between two updates; a thread of every rank then writes, syncs and checksums its
-own files. Collective calls come from the main thread only: between updates the ranks agree on whether all of
-them are done, and rank 0 gives the folder its manifest and its name. So a checkpoint is whole or absent, and
-a rank that cannot write (a full disk) neither stops the others nor leaves half a checkpoint behind.
+own files. Between updates the ranks agree on whether all of them are done, and rank 0 gives the folder its
+manifest and its name. So a checkpoint is whole or absent, and a rank that cannot write (a full disk) neither
+stops the others nor leaves half a checkpoint behind.
 """
 
 from __future__ import annotations
 
 import os
-import threading
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import psutil
-import torch
 
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint.folder import FileRecord
@@ -42,51 +44,39 @@ class Content:
     """About what they will take."""
 
 
-def fits_in_memory(bytes_needed: int, device: torch.device) -> bool:
+def fits_in_memory(bytes_needed: int) -> bool:
     """Whether every rank can copy so much: half of what is free, shared by the ranks of a machine.
 
     A collective call. Where it says no, a checkpoint is written from the live state while the run waits.
     """
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     share = psutil.virtual_memory().available / 2 / local_ranks
-    return group.smallest(int(bytes_needed < share), device) == 1
+    return all(group.gather(bytes_needed < share))
 
 
-@dataclass
+def _write(partial: Path, content: Content) -> dict[str, FileRecord]:
+    """Write a rank's part of a checkpoint; returns its part of the manifest."""
+    # safetensors gives its files to their owner alone: they shall be as open as the folder.
+    mode = partial.stat().st_mode & 0o666
+    manifest = {}
+    for name, write in content.files.items():
+        path = partial / name
+        write(path)
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            file.chmod(mode)
+            manifest[file.relative_to(partial).as_posix()] = folders.record(file)
+    return manifest
+
+
+@dataclass(frozen=True)
 class _Job:
     """One checkpoint on its way to disk."""
 
     name: str
-    partial: Path
-    content: Content
+    written: Future[dict[str, FileRecord]]
+    """This rank's part."""
     background: bool
     began: float = field(default_factory=time.monotonic)
-    manifest: dict[str, FileRecord] = field(default_factory=dict)
-    error: BaseException | None = None
-    thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        if self.background:
-            self.thread = threading.Thread(target=self._run, name=f"checkpoint {self.name}", daemon=True)
-            self.thread.start()
-        else:
-            self._run()
-
-    def _run(self) -> None:
-        mask = _umask()
-        try:
-            for name, write in self.content.files.items():
-                path = self.partial / name
-                write(path)
-                for file in [path] if path.is_file() else sorted(path.rglob("*")):
-                    file.chmod(0o666 & ~mask)  # safetensors gives its files to their owner alone
-                    self.manifest[file.relative_to(self.partial).as_posix()] = folders.record(file)
-        except BaseException as error:  # handed over to the main thread
-            self.error = error
-
-    @property
-    def done(self) -> bool:
-        return self.thread is None or not self.thread.is_alive()
 
 
 class CheckpointWriter:
@@ -96,10 +86,8 @@ class CheckpointWriter:
         keep, milestone: see ``folder.prune``.
     """
 
-    def __init__(
-        self, checkpoints: Path, device: torch.device, keep: int, milestone: int | None = None
-    ) -> None:
-        self.checkpoints, self.device, self.keep, self.milestone = checkpoints, device, keep, milestone
+    def __init__(self, checkpoints: Path, keep: int, milestone: int | None = None) -> None:
+        self.checkpoints, self.keep, self.milestone = checkpoints, keep, milestone
         self.newest: str | None = None
         """Name of the newest complete checkpoint of this session."""
         self.failed = False
@@ -118,19 +106,6 @@ class CheckpointWriter:
             background: ``content`` holds copies; otherwise all of it is written before this returns.
         """
         self.wait()
-        name, problem = self._prepare(iteration, updates)
-        if problem is not None:
-            self._fail(name, [problem])
-            return
-        self._job = _Job(name, folders.partial_folder(self.checkpoints, name), content, background)
-        total = sum(group.gather(content.bytes))
-        if total >= WORTH_A_LINE:
-            say(f"checkpoint {name}: writing {_size(total)}")
-        self._job.start()
-        if not background:
-            self.wait()
-
-    def _prepare(self, iteration: int, updates: int) -> tuple[str, str | None]:
         name, problem = "", None
         if group.rank() == 0:
             try:
@@ -139,11 +114,22 @@ class CheckpointWriter:
             except OSError as error:
                 problem = str(error)
         name, problem = group.from_first((name, problem))
-        return name, problem
+        if problem is not None:
+            self._fail(name, [problem])
+            return
+        total = sum(group.gather(content.bytes))
+        if total >= WORTH_A_LINE:
+            say(f"checkpoint {name}: writing {_size(total)}")
+        thread = ThreadPoolExecutor(1, f"checkpoint {name}")
+        written = thread.submit(_write, folders.partial_folder(self.checkpoints, name), content)
+        thread.shutdown(wait=False)
+        self._job = _Job(name, written, background)
+        if not background:
+            self.wait()
 
     def poll(self) -> None:
         """Complete the checkpoint that is being written if all ranks are done with it."""
-        if self._job is not None and group.smallest(int(self._job.done), self.device):
+        if self._job is not None and all(group.gather(self._job.written.done())):
             self._complete(self._job)
 
     def wait(self) -> None:
@@ -151,21 +137,19 @@ class CheckpointWriter:
         job = self._job
         if job is None:
             return
-        while not job.done:
-            assert job.thread is not None
-            job.thread.join(PROGRESS_SECONDS)
-            if not job.done and group.rank() == 0:
-                written = sum(path.stat().st_size for path in job.partial.rglob("*"))
+        while futures.wait([job.written], PROGRESS_SECONDS).not_done:
+            if group.rank() == 0:
+                partial = folders.partial_folder(self.checkpoints, job.name)
+                written = sum(path.stat().st_size for path in partial.rglob("*"))
                 say(f"checkpoint {job.name}: {_size(written)} written so far")
         group.barrier()
         self._complete(job)
 
     def _complete(self, job: _Job) -> None:
         self._job = None
-        if job.thread is not None:
-            job.thread.join()
-        problem = None if job.error is None else f"rank {group.rank()}: {job.error or repr(job.error)}"
-        parts = group.gather((job.manifest, problem))
+        error = job.written.exception()
+        problem = None if error is None else f"rank {group.rank()}: {error or repr(error)}"
+        parts = group.gather((job.written.result() if error is None else {}, problem))
         problems = [told for _, told in parts if told is not None]
         manifest = {name: facts for own, _ in parts for name, facts in own.items()}
         if not problems:
@@ -178,8 +162,8 @@ class CheckpointWriter:
             size = _size(sum(facts["bytes"] for facts in manifest.values()))
             how = "in the background" if job.background else "the run waited"
             say(f"checkpoint {job.name}: {size} in {seconds:.1f} s, {how}")
-        if job.error is not None and not isinstance(job.error, OSError):
-            raise job.error
+        if error is not None and not isinstance(error, OSError):
+            raise error
 
     def _seal(self, job: _Job, manifest: Mapping[str, FileRecord]) -> list[str]:
         """Rank 0 completes the folder and removes old ones; returns what went wrong, on every rank."""
@@ -192,27 +176,16 @@ class CheckpointWriter:
             else:
                 with suppress(OSError):  # what cannot be removed now is tried again next time
                     folders.prune(self.checkpoints, self.keep, self.milestone)
-        return group.from_first(problems)
+        return cast(list[str], group.from_first(problems))
 
     def _fail(self, name: str, problems: list[str]) -> None:
         self.failed = True
         if group.rank() == 0:
-            folders.discard(self.checkpoints, name)
+            shutil.rmtree(folders.partial_folder(self.checkpoints, name), ignore_errors=True)
         say(
             f"warning: no checkpoint could be written ({'; '.join(problems)}): the last good one stays and "
             "the run continues"
         )
-
-
-def _umask() -> int:
-    """The process's mask. Linux shows it; elsewhere it can only be read by setting it."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("Umask:")[1].split()[0], 8)
-    except (OSError, IndexError):
-        mask = os.umask(0o077)
-        os.umask(mask)
-        return mask
 
 
 def _size(count: float) -> str:

@@ -25,6 +25,8 @@ from gipo_envs.errors import UserError
 from gipo_vla.distributed.signals import importing
 
 Result = TypeVar("Result")
+TIMEOUT = timedelta(minutes=30)
+"""Of a collective call."""
 _ALONE = {
     "RANK": "0",
     "WORLD_SIZE": "1",
@@ -70,22 +72,22 @@ def machine_shows_gpu() -> bool:
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 
-def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
+def start(device: torch.device) -> None:
     """Join the process group (gloo on CPU, NCCL on GPUs). Does nothing the second time."""
     if dist.is_initialized():
         return
-    alone = "RANK" not in os.environ
+    alone, on_cpu = "RANK" not in os.environ, device.type == "cpu"
     if alone:
         # Otherwise DeepSpeed looks for mpi4py.
         os.environ.update(_ALONE)
         _set_by_start.extend(_ALONE)
-    if device.type == "cpu":
+    if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     # DeepSpeed calls collectives by names that torch is about to retire; every rank would say so.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     deepspeed = import_deepspeed()
-    if device.type == "cpu":
+    if on_cpu:
         # DeepSpeed would compile a shared-memory collective for 45 s; gloo's serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
@@ -94,33 +96,25 @@ def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> N
         if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
             os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         torch.cuda.set_device(device)
-    store = dist.HashStore() if alone else _store_of_attempt(timeout)
+    backend = "gloo" if on_cpu else "nccl"
+    store = dist.HashStore() if alone else _store_of_attempt()
     if store is not None:
-        dist.init_process_group(
-            "gloo" if device.type == "cpu" else "nccl",
-            store=store,
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-            timeout=timeout,
-        )
-    deepspeed.init_distributed(
-        dist_backend="gloo" if device.type == "cpu" else "nccl", timeout=timeout, verbose=False
-    )
+        own, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=TIMEOUT)
+    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
 
 
-def _store_of_attempt(timeout: timedelta) -> dist.Store | None:
-    """torchrun's store under a name of this attempt's own; None where every attempt has its own store.
-
-    After a restart the store that torchrun shares with its ranks still holds the addresses of the ranks that
-    died, and subgroups wait for those for ever. Across nodes an attempt has no common number: there
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (our launchers set it) gives every attempt a store of its own.
-    """
+def _store_of_attempt() -> dist.Store | None:
+    """torchrun's store under a name of this attempt's own; None where every attempt has its own store."""
+    # After a restart the store that torchrun shares with its ranks still holds the addresses of those that
+    # died, and subgroups wait for them for ever. Across nodes an attempt has no common number: there
+    # TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (our launchers set it) gives every attempt a store of its own.
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     one_node = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     if not (shared and one_node):
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
+    store = dist.TCPStore(address, port, is_master=False, timeout=TIMEOUT)
     return dist.PrefixStore(f"gipo_vla-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
@@ -223,19 +217,19 @@ def from_first(value: Any) -> Any:
 def on_first(function: Callable[[], Result]) -> Result:
     """What a function returns on rank 0, everywhere (see ``from_first``); a UserError is raised everywhere,
     too."""
-    problem, value = None, None
+    outcome: Any = None
     if rank() == 0:
         try:
-            value = function()
+            outcome = function()
         except UserError as error:
-            problem = str(error)
-    problem, value = from_first((problem, value))
-    if problem is not None:
-        raise UserError(problem)
-    return cast(Result, value)
+            outcome = error
+    outcome = from_first(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return cast(Result, outcome)
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: Result) -> list[Result]:
     """Every rank's value, in rank order, everywhere (small picklable things)."""
     if world_size() == 1:
         return [value]

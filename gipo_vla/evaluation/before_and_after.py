@@ -13,14 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import imageio
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from gipo_envs import EnvironmentSpec
 from gipo_vla.evaluation.episodes import EpisodeResult
-from gipo_vla.evaluation.video import FRAMES_PER_SECOND, HEIGHT, Projector, captioned
+from gipo_vla.evaluation.video import HEIGHT, Projector, captioned, mp4, outcome
 from gipo_vla.rollout.episodes import EpisodePlan, evaluation_plans
 
 BEFORE_FILE = "before.npz"
@@ -75,9 +74,7 @@ def write(
         return []
     video, sheet = folder / VIDEO_FILE, folder / SHEET_FILE
     rows = []
-    with imageio.get_writer(
-        video, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=16, ffmpeg_log_level="error"
-    ) as writer:
+    with mp4(video) as writer:
         for pair in pairs:
             sides = [_captioned(projector, result, when) for result, when in zip(pair, ("before", "after"))]
             rows.append(np.hstack([*_spread(sides[0]), DIVIDER, *_spread(sides[1])]))
@@ -91,8 +88,7 @@ def write(
 
 
 def _captioned(projector: Projector, result: EpisodeResult, when: str) -> list[NDArray[np.uint8]]:
-    outcome = "success" if result.success_once else "no success"
-    caption = f"{when}: {outcome}    {projector.pool.spec.tasks[result.plan.task]}"
+    caption = f"{when}: {outcome(result)}    {projector.pool.spec.tasks[result.plan.task]}"
     return [captioned(frame, caption) for frame in projector.frames(result)]
 
 

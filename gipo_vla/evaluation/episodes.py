@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gipo_envs import EnvironmentSpec
+from gipo_vla.distributed import group
 from gipo_vla.policies.base import Policy
-from gipo_vla.rollout.episodes import EpisodePlan
+from gipo_vla.rollout.episodes import EpisodePlan, Role, evaluation_plans, integer_seed
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.settings.runs import RunSettings
 
 
 @dataclass
@@ -28,36 +32,51 @@ class EpisodeResult:
     """Executed actions, (N, A) when joined: with the plan, all that a video needs."""
 
 
+@contextmanager
+def simulators(settings: RunSettings, spec: EnvironmentSpec, chunk: int) -> Iterator[WorkerPool]:
+    """Workers of a run's environment, for evaluation alone."""
+    rollout = settings.rollout
+    shape = rollout.workers, rollout.envs_per_worker, chunk
+    with WorkerPool(settings.env, spec, *shape, lambda plan: plan, rollout.worker_timeout_s) as pool:
+        pool.begin([evaluation_plans(spec, 1)[0]] * pool.envs)
+        yield pool
+
+
 def play(
+    settings: RunSettings,
     policy: Policy,
     pool: WorkerPool,
     plans: Sequence[EpisodePlan],
     device: torch.device,
-    temperature: float,
-    greedy: bool,
-    generator: torch.Generator,
+    mode: str,
 ) -> list[EpisodeResult]:
-    """Results of ``plans``, in their order. The pool is afterwards as it was before."""
+    """Results of ``plans``, in their order, in a mode (``greedy`` or ``sampled``), with the temperature and
+    the random draws of a run. The pool is afterwards as it was before."""
+    generator = torch.Generator(device)
+    generator.manual_seed(integer_seed(settings.seed, Role.EVALUATION, group.rank()))
+    temperature, greedy = settings.rollout.temperature, mode == "greedy"
+
+    def act(slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        observations = {
+            name: torch.from_numpy(pool.arrays[f"observation/{name}"][slots]).to(device)
+            for name in pool.spec.observation
+        }
+        tokens = policy.act(observations, temperature, generator, greedy).tokens
+        actions: NDArray[np.float32] = policy.decode(tokens).cpu().numpy()
+        return actions
+
     results: dict[EpisodePlan, EpisodeResult] = {}
     while missing := [plan for plan in plans if plan not in results]:  # a second round after a lost worker
-        _play_round(policy, pool, missing, results, device, temperature, greedy, generator)
+        results |= _play_round(act, pool, missing)
     return [results[plan] for plan in plans]
 
 
 def _play_round(
-    policy: Policy,
-    pool: WorkerPool,
-    plans: Sequence[EpisodePlan],
-    results: dict[EpisodePlan, EpisodeResult],
-    device: torch.device,
-    temperature: float,
-    greedy: bool,
-    generator: torch.Generator,
-) -> None:
-    queue = deque(plans)
-    idle = replace(plans[0], episode=-2)
-    names = tuple(pool.spec.observation)
-
+    act: Callable[[NDArray[np.int64]], NDArray[np.float32]], pool: WorkerPool, plans: Sequence[EpisodePlan]
+) -> dict[EpisodePlan, EpisodeResult]:
+    """Results of the plans whose worker was not lost. Args: act: actions for some slots of the pool."""
+    results: dict[EpisodePlan, EpisodeResult] = {}
+    queue, idle = deque(plans), replace(plans[0], episode=-2)
     with pool.borrowed(lambda _: queue.popleft() if queue else idle):
         pool.begin([queue.popleft() if queue else idle for _ in range(pool.envs)])
         current = {slot: EpisodeResult(plan) for slot, plan in enumerate(pool.plans) if plan is not idle}
@@ -65,23 +84,18 @@ def _play_round(
             active = np.array(sorted(current), np.int64)
             pool.arrays["active"][:] = False
             pool.arrays["active"][active] = True
-            observations = {
-                name: torch.from_numpy(pool.arrays[f"observation/{name}"][active]).to(device)
-                for name in names
-            }
-            tokens = policy.act(observations, temperature, generator, greedy).tokens
-            pool.dispatch(policy.decode(tokens).cpu().numpy(), active)
+            pool.dispatch(act(active), active)
             arrival = pool.wait()
+            over = arrival.lost.tolist()
             for slot in arrival.slots.tolist():
                 if _add(pool, slot, current[slot]):
-                    finished = current.pop(slot)
-                    results[finished.plan] = finished
-                    if pool.plans[slot] is not idle:
-                        current[slot] = EpisodeResult(pool.plans[slot])
-            for slot in arrival.lost.tolist():
+                    results[current[slot].plan] = current[slot]
+                    over.append(slot)
+            for slot in over:
                 current.pop(slot, None)
                 if pool.plans[slot] is not idle:
                     current[slot] = EpisodeResult(pool.plans[slot])
+    return results
 
 
 def _add(pool: WorkerPool, slot: int, result: EpisodeResult) -> bool:

@@ -15,16 +15,12 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from gipo_vla.evaluation.episodes import EpisodeResult
+from gipo_vla.telemetry import console
 
 
 def compare(first: Sequence[EpisodeResult], second: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """The difference in ``success_once``, first minus second, with its 95 % interval and the p-value of the
-    exact McNemar test.
-
-    Args:
-        first: episodes of one policy.
-        second: of the other, with the same plans in the same order.
-    """
+    """The difference in ``success_once`` of two policies' episodes (the same plans in the same order), first
+    minus second, with its 95 % interval and the p-value of the exact McNemar test."""
     assert [result.plan for result in first] == [result.plan for result in second]
     pairs = [(one.success_once, other.success_once) for one, other in zip(first, second)]
     both, only_first, only_second = (
@@ -67,18 +63,19 @@ def difference_interval(both: int, only_first: int, only_second: int, neither: i
 
 def table(comparisons: Mapping[str, Mapping[str, Any]]) -> Table:
     """Comparisons by mode, for people."""
-    view = Table(title="checkpoint minus versus, on the same initial states")
-    for column in ("mode", "episodes", "difference", "95 %", "only checkpoint", "only versus", "p (McNemar)"):
-        view.add_column(column, justify="left" if column == "mode" else "right")
+    rows = []
     for mode, row in comparisons.items():
         low, high = row["difference_interval_95"]
-        view.add_row(
-            mode,
-            str(row["episodes"]),
-            f"{row['difference']:+.2f}",
-            f"{low:+.2f} .. {high:+.2f}",
-            str(row["only_first"]),
-            str(row["only_second"]),
-            f"{row['p_value']:.4f}",
+        rows.append(
+            (
+                mode,
+                str(row["episodes"]),
+                f"{row['difference']:+.2f}",
+                f"{low:+.2f} .. {high:+.2f}",
+                str(row["only_first"]),
+                str(row["only_second"]),
+                f"{row['p_value']:.4f}",
+            )
         )
-    return view
+    columns = ("mode", "episodes", "difference", "95 %", "only checkpoint", "only versus", "p (McNemar)")
+    return console.table("checkpoint minus versus, on the same initial states", columns, rows, left=("mode",))

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 from gipo_envs import EnvironmentSpec
 from gipo_vla.evaluation.episodes import EpisodeResult
+from gipo_vla.telemetry import console
 
 
 def rates(results: Sequence[EpisodeResult]) -> dict[str, Any]:
@@ -48,23 +49,24 @@ def evaluation_json(
 
 def table(evaluation: dict[str, Any]) -> Table:
     """evaluation.json for people."""
-    view = Table(title="Success on held-out initial states")
-    for column in ("task", "mode", "episodes", "success once", "95 %", "success at end", "return"):
-        view.add_column(column, justify="left" if column in ("task", "mode") else "right")
-    modes = {evaluation["mode"]: evaluation} | {
-        mode: evaluation[mode] for mode in ("greedy", "sampled") if mode in evaluation
-    }
-    for mode, own in modes.items():
-        rows = dict(own["tasks"]) if len(own["tasks"]) > 1 else {}
-        for name, row in [*rows.items(), ("all" if rows else next(iter(own["tasks"])), own)]:
+    rows = []
+    for mode in dict.fromkeys((evaluation["mode"], "greedy", "sampled")):
+        own = evaluation if mode == evaluation["mode"] else evaluation.get(mode)
+        if own is None:
+            continue
+        tasks = dict(own["tasks"])
+        for name, row in (tasks | {"all": own} if len(tasks) > 1 else tasks).items():
             low, high = row["success_once_interval_95"]
-            view.add_row(
-                name,
-                mode,
-                str(row["episodes"]),
-                f"{row['success_once']:.2f}",
-                f"{low:.2f} .. {high:.2f}",
-                f"{row['success_at_end']:.2f}",
-                f"{row['mean_return']:.1f}",
+            rows.append(
+                (
+                    name,
+                    mode,
+                    str(row["episodes"]),
+                    f"{row['success_once']:.2f}",
+                    f"{low:.2f} .. {high:.2f}",
+                    f"{row['success_at_end']:.2f}",
+                    f"{row['mean_return']:.1f}",
+                )
             )
-    return view
+    columns = ("task", "mode", "episodes", "success once", "95 %", "success at end", "return")
+    return console.table("Success on held-out initial states", columns, rows, left=("task", "mode"))

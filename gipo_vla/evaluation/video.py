@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from gipo_envs import EnvironmentSpec
 from gipo_vla.evaluation.episodes import EpisodeResult
 from gipo_vla.rollout.pool import WorkerPool
 
@@ -43,20 +43,25 @@ class Projector:
 
 def write(path: Path, projector: Projector, results: Sequence[EpisodeResult]) -> None:
     """Write an MP4 of some episodes one after the other, each with a caption."""
-    spec = projector.pool.spec
+    tasks = projector.pool.spec.tasks
     path.parent.mkdir(parents=True, exist_ok=True)
-    with imageio.get_writer(
-        path, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=16, ffmpeg_log_level="error"
-    ) as writer:
+    with mp4(path) as writer:
         for number, result in enumerate(results):
-            caption = _caption(spec, number, result)
+            told = f"{tasks[result.plan.task]}  held-out state {number}  {outcome(result)}"
             for frame in projector.frames(result):
-                writer.append_data(captioned(frame, caption))
+                writer.append_data(captioned(frame, told))
 
 
-def _caption(spec: EnvironmentSpec, number: int, result: EpisodeResult) -> str:
-    outcome = "success" if result.success_once else "no success"
-    return f"{spec.tasks[result.plan.task]}  held-out state {number}  {outcome}"
+def mp4(path: Path) -> Any:
+    """A context that takes the frames of a video (``append_data``)."""
+    return imageio.get_writer(
+        path, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=16, ffmpeg_log_level="error"
+    )
+
+
+def outcome(result: EpisodeResult) -> str:
+    """How an episode ended, for captions."""
+    return "success" if result.success_once else "no success"
 
 
 def captioned(frame: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:

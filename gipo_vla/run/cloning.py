@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.checkpoint.run_state import OPTIMIZER_FILE, STATE_FILE, Loaded
 from gipo_vla.checkpoint.writer import CheckpointWriter
 from gipo_vla.distributed import group
+from gipo_vla.evaluation.episodes import simulators
 from gipo_vla.imitation import sources
 from gipo_vla.imitation.cloning import Cloner
 from gipo_vla.imitation.demonstrations import Demonstrations
@@ -35,10 +36,9 @@ from gipo_vla.imitation.examples import BatchOrder, Examples
 from gipo_vla.imitation.statistics import dataset_statistics
 from gipo_vla.policies.base import Policy
 from gipo_vla.policies.normalization import moments
-from gipo_vla.rollout.episodes import evaluation_plans
 from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.run.plan import RunPlan
-from gipo_vla.run.trainer import Row, ShouldStop
+from gipo_vla.run.trainer import Row, ShouldStop, trainable_parameters
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.telemetry.console import Position
 from gipo_vla.telemetry.metrics import mean_of, read_json_lines
@@ -54,19 +54,10 @@ def has_settled(losses: list[float], after: int | None, tolerance: float) -> boo
 
 
 class Cloning:
-    """A ``Trainer`` that clones a policy from demonstrations.
-
-    Args:
-        stored: the run's checkpoints, where there are any: then the policy takes nothing from ``init_from``.
-
-    Raises:
-        UserError: settings, policy and environment do not go together.
-    """
+    """A ``Trainer`` that clones a policy from demonstrations."""
 
     policy: Policy
     demonstrations: Demonstrations
-    examples: Examples
-    cloner: Cloner
 
     def __init__(
         self,
@@ -123,8 +114,6 @@ class Cloning:
     def worker_processes(self) -> Sequence[int]:
         return ()
 
-    # ------------------------------------------------------------------------------------------ iterations
-
     @property
     def done(self) -> str | None:
         sft = self.settings.sft
@@ -177,8 +166,6 @@ class Cloning:
             f"{timings['seconds']:.1f} s"
         )
 
-    # --------------------------------------------------------------------------- checkpoints and evaluation
-
     def save(self, writer: CheckpointWriter, tracker_id: str | None) -> None:
         values = {
             "iteration": self.iteration,
@@ -203,15 +190,8 @@ class Cloning:
         self.updates_done = values["updates_done"]
         return Loaded(values, run_state.moved_between_devices(values, self.device))
 
-    @contextmanager
-    def simulators(self) -> Iterator[WorkerPool]:
-        rollout = self.settings.rollout
-        shape = rollout.workers, rollout.envs_per_worker, self.policy.chunk
-        with WorkerPool(
-            self.settings.env, self.spec, *shape, lambda plan: plan, rollout.worker_timeout_s
-        ) as pool:
-            pool.begin([evaluation_plans(self.spec, 1)[0]] * pool.envs)
-            yield pool
+    def simulators(self) -> AbstractContextManager[WorkerPool]:
+        return simulators(self.settings, self.spec, self.policy.chunk)
 
     def counters(self) -> dict[str, Any]:
         return {
@@ -226,20 +206,16 @@ class Cloning:
         loss_curve(path, self.settings.experiment, read_json_lines(folder.metrics))
         return path
 
-    # ----------------------------------------------------------------------------------- table at the start
-
     def _table(self) -> dict[str, str]:
         settings, policy, found = self.settings, self.policy, self.demonstrations
-        assert isinstance(policy, nn.Module)
         sft, source, tasks = settings.sft, settings.demonstrations, self.spec.tasks
-        trainable = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
         tried = f", kept of {found.attempts} attempts" if found.attempts else ""
         settled = f", or until the held-out loss has not fallen for {sft.settled_after} iterations"
         return {
             "environment": f"{settings.env.family} {', '.join(tasks[:3])}{' ...' * (len(tasks) > 3)}",
             "demonstrations": f"{len(found.records)} ({source.name}){tried}; {len(self.examples):,} examples "
             f"of chunk {policy.chunk}; {sft.validation_share:.0%} of the episodes held out",
-            "policy": f"{settings.policy.name}, {trainable:,} trainable parameters",
+            "policy": f"{settings.policy.name}, {trainable_parameters(policy):,} trainable parameters",
             "learner": f"DeepSpeed on {self.device}, {group.world_size()} rank(s), {sft.steps} updates of "
             f"{sft.batch_size} examples{settled if sft.settled_after else ''}, learning rate "
             f"{settings.learner.policy_learning_rate:g}",

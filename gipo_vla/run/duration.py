@@ -42,14 +42,10 @@ class Duration:
 def estimate_duration(
     settings: RunSettings, spec: EnvironmentSpec, world: int, device: str, cost: WorkerCost, steps: int
 ) -> Duration:
-    """The estimate for one of ``world`` ranks.
-
-    Args:
-        cost: of the family's workers.
-        steps: decisions of every environment in an iteration; 0 for cloning.
-    """
+    """The estimate for one of ``world`` ranks; ``steps`` are the decisions of every environment in an
+    iteration, 0 for cloning."""
     rollout, chunk = settings.rollout, settings.policy.chunk
-    envs = rollout.workers * rollout.envs_per_worker
+    envs = rollout.envs
     micro_batch = micro_batch_samples(settings, world)
     arithmetic = settings.policy.arithmetic(Work(micro_batch, envs), spec)
     speed, call = OPERATIONS[device], CALL_SECONDS[device]

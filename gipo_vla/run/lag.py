@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
 PARTS = 16
 """Of an iteration's transitions, for the weights of ``recency`` sampling."""
@@ -148,15 +149,10 @@ class _Segments:
 
 
 def _synchronized(version: NDArray[np.int64], updates: int, every: int) -> Floats:
-    """The versions that the behaviour policy has, on average over the iterations of a run (which begin at
-    every multiple of ``updates``)."""
-    if every == 1:
-        return version.astype(float)
-    begins = [updates * number for number in range(every // math.gcd(updates, every))]
-    total = np.zeros(version.shape)
-    for begin in begins:
-        total += (version + begin) // every * every - begin
-    return total / len(begins)
+    """The versions of the behaviour policy, on average over iterations (which begin at multiples of
+    ``updates``)."""
+    begins = updates * np.arange(every // math.gcd(updates, every)).reshape(-1, 1, 1)
+    return ((version + begins) // every * every - begins).mean(0)
 
 
 def _drawn(
@@ -178,12 +174,8 @@ def _drawn(
 
 
 def _recency(drawable: Floats, half_life: float, batch: float) -> Floats:
-    """The probability with which ``samplers.recency`` draws a segment of each age.
-
-    Args:
-        drawable: iterations' worth of segments of each age that may be drawn.
-        batch: iterations' worth of segments that are drawn.
-    """
+    """The probability with which ``samplers.recency`` draws a segment of each age. Args: ``drawable``, of
+    each age, and ``batch``, which is drawn, in iterations' worth of segments."""
     total = drawable.sum()
     if not total:
         return drawable
@@ -196,9 +188,6 @@ def _recency(drawable: Floats, half_life: float, batch: float) -> Floats:
         return (1 - np.exp(-rate * until)).mean(1)
 
     # Gumbel top-k keeps the segments whose exponential clocks of these rates ring first: until when?
-    low, high = -20.0, 40.0  # logarithms
-    for _ in range(60):
-        middle = (low + high) / 2
-        enough = (taken(math.exp(middle)) * drawable).sum() >= min(batch, 0.999 * total)
-        low, high = (low, middle) if enough else (middle, high)
-    return taken(math.exp(high))
+    wanted = min(batch, 0.999 * total)
+    logarithm = brentq(lambda own: (taken(math.exp(own)) * drawable).sum() - wanted, -20.0, 40.0)
+    return taken(math.exp(logarithm))

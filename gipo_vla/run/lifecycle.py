@@ -7,20 +7,24 @@ number of the run. What trains is a ``Trainer``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Self
 
+from gipo_envs import gl
+from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.checkpoint.writer import CheckpointWriter
 from gipo_vla.cli import RunStoppedError
 from gipo_vla.distributed import group
 from gipo_vla.distributed.signals import StopRequest
-from gipo_vla.evaluation import summary
-from gipo_vla.run import evaluations
-from gipo_vla.run.measured import Measured, MeasuredMemory, mean_after, measure_memory
-from gipo_vla.run.plan import RunPlan
+from gipo_vla.evaluation import before_and_after, summary, video
+from gipo_vla.evaluation.episodes import EpisodeResult, play
+from gipo_vla.rollout.episodes import EpisodePlan, evaluation_plans
+from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.run.memory import measure_memory
+from gipo_vla.run.plan import Measured, RunPlan, mean_after
 from gipo_vla.run.resume import launch_record
 from gipo_vla.run.trainer import Row, Trainer
 from gipo_vla.settings import runs
@@ -47,7 +51,6 @@ class Lifecycle:
     Args:
         trainer: prepared, not started.
         folder: locked for this process.
-        plan: what was predicted; what was measured is put beside it at the end.
         checkpoint: what to resume from; None: a new run.
         write_report: called at the end where ``telemetry.report`` asks for it; None: runs of this kind have
             no report.
@@ -68,7 +71,9 @@ class Lifecycle:
         self.stop = StopRequest()
         self.reason = Reason.NONE
         self.tracker: tracker.Tracker = tracker.NoTracker()
-        self.writer = self._writer()
+        keeping = self.settings.checkpoint
+        milestone = (keeping.keep_every or 0) * (keeping.every_iterations or 0)
+        self.writer = CheckpointWriter(folder.checkpoints, keeping.keep, milestone or None)
         self._saved: tuple[int, int] | None = None
         """The state that the newest checkpoint holds."""
         self._lines: dict[str, JsonLines] = {}
@@ -81,11 +86,6 @@ class Lifecycle:
                 say(change)
         if self.first:
             self._open_files(loaded.values["tracker_id"] if loaded else None)
-
-    def _writer(self) -> CheckpointWriter:
-        of = self.settings.checkpoint
-        milestone = of.keep_every * of.every_iterations if of.keep_every and of.every_iterations else None
-        return CheckpointWriter(self.folder.checkpoints, self.trainer.device, of.keep, milestone)
 
     def _open_files(self, tracker_id: str | None) -> None:
         settings, folder, done = self.settings, self.folder, self.trainer.state[0]
@@ -110,14 +110,12 @@ class Lifecycle:
 
     def run(self) -> None:
         """Iterate until the run is complete, ``stop_after`` is reached, or somebody asks to stop; then finish
-        the run, or save it and say how to resume it.
-
-        Raises:
-            RunStoppedError: the run had to stop, or stopped without being saved.
-        """
+        the run, or save it and say how to resume it. Raises RunStoppedError: the run had to stop, or stopped
+        without being saved."""
         trainer, every = self.trainer, self.settings.checkpoint.every_iterations
         log_every = self.settings.telemetry.log_every
         with self.stop, RunProgress(trainer.position(), log_every, quiet=not self.first) as progress:
+            self._keep_before()
             while not self._over:
                 env_steps = trainer.counters()["env_steps"]
                 done = trainer.run_iteration(self._should_stop)
@@ -181,6 +179,50 @@ class Lifecycle:
 
     # ------------------------------------------------------------------------------------------ evaluation
 
+    def _play(self, pool: WorkerPool, episodes_per_task: int, mode: str) -> list[EpisodeResult]:
+        """Results of all held-out episodes, shared out over ranks, on every rank (a collective call)."""
+        plans = evaluation_plans(self.trainer.spec, episodes_per_task)
+        results = self._play_here(pool, plans[group.rank() :: group.world_size()], mode)
+        gathered = [result for part in group.gather(results) for result in part]
+        return sorted(gathered, key=lambda result: (result.plan.task, result.plan.initial_state))
+
+    def _play_here(self, pool: WorkerPool, plans: Sequence[EpisodePlan], mode: str) -> list[EpisodeResult]:
+        trainer = self.trainer
+        return play(trainer.settings, trainer.policy, pool, plans, trainer.device, mode)
+
+    def _keep_before(self) -> None:
+        """Keep some episodes of the policy that training starts from, for the video at the end."""
+        settings, trainer = self.settings.eval, self.trainer
+        if not (self.first and settings.video and isinstance(settings, EvaluationSettings)):
+            return
+        if trainer.state == (0, 0):
+            plans = before_and_after.chosen_plans(
+                trainer.spec, settings.video_episodes, settings.episodes_per_task
+            )
+            with trainer.simulators() as pool:
+                before_and_after.save(self._before, self._play_here(pool, plans, settings.mode))
+
+    @property
+    def _before(self) -> Path:
+        return self.folder.videos / before_and_after.BEFORE_FILE
+
+    def _film(self, pool: WorkerPool, results: Sequence[EpisodeResult]) -> bool:
+        """Write videos of held-out states, also beside the policy as it started where that was kept. False
+        without OpenGL; the reason is on the console."""
+        try:
+            gl.choose()
+        except UserError as error:
+            say(f"no video: {error}")
+            return False
+        with pool.borrowed(lambda plan: plan):
+            projector = video.Projector(pool)
+            shown = results[: self.settings.eval.video_episodes]
+            video.write(self.folder.videos / "evaluation.mp4", projector, shown)
+            if self._before.exists():
+                before = before_and_after.load(self._before)
+                before_and_after.write(self.folder.videos, projector, before, results)
+        return True
+
     def _evaluate_if_due(self, env_steps_before: int) -> None:
         """Evaluate when another ``eval.every_env_steps`` were taken."""
         settings, trainer = self.settings.eval, self.trainer
@@ -190,9 +232,7 @@ class Lifecycle:
         if env_steps_before // every == env_steps // every:
             return
         with trainer.simulators() as pool:
-            results = evaluations.play_together(
-                trainer, pool, settings.during_training_episodes_per_task, settings.mode == "greedy"
-            )
+            results = self._play(pool, settings.during_training_episodes_per_task, settings.mode)
         if not self.first:
             return
         iteration = trainer.state[0]
@@ -211,63 +251,50 @@ class Lifecycle:
         self.writer.wait()  # what is on disk survives whatever happens to the evaluation
         with trainer.simulators() as pool:
             results = {
-                mode: evaluations.play_together(
-                    trainer, pool, settings.eval.episodes_per_task, mode == "greedy"
-                )
-                for mode in evaluations.MODES
+                mode: self._play(pool, settings.eval.episodes_per_task, mode)
+                for mode in ("greedy", "sampled")
             }
-            filmed = (
-                self.first
-                and settings.eval.video
-                and evaluations.film(trainer, pool, folder, results[settings.eval.mode])
-            )
+            filmed = self.first and settings.eval.video and self._film(pool, results[settings.eval.mode])
         trainer.close()  # now, so that the process ends soon after finished.json
         if not self.first:
             return
         evaluation = summary.evaluation_json(trainer.spec, settings.eval.mode, results)
         folder.write_json(folder.evaluation, evaluation)
         console.print(summary.table(evaluation))
-        made = ["evaluation.json", trainer.plot(folder, evaluation).name]
-        if filmed:
-            made.append("videos/")
+        made = ["evaluation.json", trainer.plot(folder, evaluation).name, *["videos/"] * filmed]
         if self.write_report is not None and settings.telemetry.report:
             self.write_report(folder.path)
             made.append("report.html")
-        if not self.writer.failed:
-            made.append("checkpoints/")
+        made += [] if self.writer.failed else ["checkpoints/"]
         self.tracker.finish({f"evaluation/{k}": v for k, v in evaluation.items() if isinstance(v, float)})
         measured = self._measured(memory)
         console.print(self.plan.compare(measured))
         self._write_finished(evaluation, f"{', '.join(made[:-1])} and {made[-1]}", measured)
 
-    def _measured(self, memory: MeasuredMemory) -> Measured:
+    def _measured(self, memory: Mapping[str, int | None]) -> Measured:
         """What the run measured of its plan, all sessions together but for the memory."""
         rows, timings = read_json_lines(self.folder.metrics), read_json_lines(self.folder.timings)
         full = self.plan.lag.settled_after if self.plan.lag else 0
         counters = self.trainer.counters()
         return Measured(
+            **memory,
             env_steps=counters["env_steps"],
             updates=counters["updates"],
             mean_lag_iterations=mean_after(rows, "staleness/lag_iterations_mean", full),
             mean_lag_updates=mean_after(rows, "staleness/lag_mean", full),
-            process_bytes=memory.process_bytes,
-            worker_bytes=memory.worker_bytes,
-            device_bytes=memory.device_bytes,
             training_seconds=round(sum(row["seconds"] for row in timings), 1),
         )
 
     def _write_finished(self, evaluation: Mapping[str, Any], made: str, measured: Measured) -> None:
         seconds = time.monotonic() - self.began
-        self.folder.write_json(
-            self.folder.finished,
-            {
-                **self.trainer.counters(),
-                "session_seconds": round(seconds, 1),
-                "checkpoint": self.writer.newest,
-                "config_digest": runs.digest(self.settings),
-                "plan": self.plan.record(measured),
-            },
-        )
+        finished = {
+            **self.trainer.counters(),
+            "session_seconds": round(seconds, 1),
+            "checkpoint": self.writer.newest,
+            "config_digest": runs.digest(self.settings),
+            "plan": self.plan.record(measured),
+        }
+        self.folder.write_json(self.folder.finished, finished)
         say(
             f"{self.trainer.done}; success once {evaluation['success_once']:.2f} ({evaluation['mode']}, "
             f"{evaluation['episodes']} held-out initial states) after {seconds:.0f} s; {made} are in "

@@ -1,22 +1,22 @@
 """The memory of a run, planned before any of it is spent, and refused where it cannot fit.
 
-Two budgets are kept: one rank's device (weights, adapters, optimiser, activations of the chosen micro-batch,
-the behaviour twin) and the host (replay, batches, workers, processes), which the ranks of a machine share.
-Without a GPU the first is part of the second. What a policy takes is declared by its settings, what a worker
-takes by its family.
+Two budgets are kept: one rank's device, and the host, which the ranks of a machine share. Without a GPU the
+first is part of the second. A policy's settings and a worker's family declare what these take.
 
-The plan is of training. Filming the trained policy at the end takes a few hundred megabytes more for a
-minute, and a checkpoint that is written in the background takes a copy of the replay where the machine has
-room for one.
+The plan is of training. Filming at the end takes a few hundred megabytes more for a minute, and a checkpoint
+in the background a copy of the replay where the machine has room for one.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Literal
 
 import psutil
 import torch
@@ -24,17 +24,36 @@ from rich.table import Table
 
 from gipo_envs import EnvironmentSpec
 from gipo_envs import registry as families
+from gipo_vla.distributed import group
 from gipo_vla.policies.base import network_dtype
-from gipo_vla.policies.memory import PolicyMemory, Work
+from gipo_vla.policies.memory import DtypeName, PolicyMemory, Work
 from gipo_vla.replay.segment import SegmentLayout
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.settings.runs import RunSettings
 from gipo_vla.settings.schema import TrainingSettings
+from gipo_vla.telemetry.console import table
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 PROCESS_BYTES = {"cpu": 515_000_000, "cuda": 3_000_000_000}
 """Resident in a training process beside policy and data: interpreter, torch, DeepSpeed and the console
 (measured on a CPU), and CUDA's libraries (estimated)."""
+
+
+@dataclass(frozen=True)
+class ReplayMemory:
+    """Bytes and transitions of one rank's replay."""
+
+    per_segment: int
+    expected: int
+    """At the end of the run, with full-length segments but the tail of every episode."""
+    most: int
+    """What the slots could grow to: the memory limit, or every segment one transition long."""
+    slots: int
+    transitions: float
+    """Held when it is full: the capacity, or what fits into the slots."""
+
+
+NO_REPLAY = ReplayMemory(0, 0, 0, 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -46,9 +65,8 @@ class RankMemory:
     micro_batch: int
     """Samples in one forward and backward."""
     replay: int
-    """At the end of the run, with full-length segments but the tail of every episode."""
     replay_most: int
-    """What the replay may grow to: its memory limit, or every segment one transition long."""
+    """See ``ReplayMemory``."""
     batches: int
     """Drawn segments on their way to the device, and the open segments and shared memory of the actor."""
     workers: int
@@ -72,20 +90,6 @@ class RankMemory:
     @property
     def host(self) -> int:
         return self.resident + self.workers
-
-
-@dataclass(frozen=True)
-class ReplayMemory:
-    """Bytes and transitions of one rank's replay."""
-
-    per_segment: int
-    expected: int
-    """With full-length segments but the tail of every episode."""
-    most: int
-    """What the slots could grow to: the memory limit, or every segment one transition long."""
-    slots: int
-    transitions: float
-    """Held when it is full: the capacity, or what fits into the slots."""
 
 
 def plan_replay(
@@ -112,44 +116,38 @@ def plan_memory(
     spec: EnvironmentSpec,
     world: int,
     device: torch.device,
-    replay: ReplayMemory | None,
+    replay: ReplayMemory = NO_REPLAY,
 ) -> RankMemory:
-    """The memory of one of ``world`` ranks.
-
-    Args:
-        replay: of a training run; None for cloning.
-    """
-    rollout, learner = settings.rollout, settings.learner
-    envs = rollout.workers * rollout.envs_per_worker
-    micro_batch, twins, batches = micro_batch_samples(settings, world), 0, 0
-    if isinstance(settings, TrainingSettings) and replay is not None:
+    """The memory of one of ``world`` ranks; a training run's has a replay, whose segments it draws."""
+    rollout, learner, on_cpu = settings.rollout, settings.learner, device.type == "cpu"
+    twins, batches = 0, 0
+    if isinstance(settings, TrainingSettings):
         # The behaviour policy, and a frozen reference.
         twins = 1 + (settings.regularizers.kl_reference_coefficient > 0)
         drawn, length = settings.learner.batch_segments // world, settings.replay.segment_length
         # A batch as drawn and as tensors; open segments, and observations in shared memory twice.
         batches = 2 * drawn * replay.per_segment
-        batches += envs * (replay.per_segment + 2 * replay.per_segment // (length + 1))
-    stage = learner.zero_stage
-    bfloat16 = network_dtype(learner.precision, device) == torch.bfloat16
+        batches += rollout.envs * (replay.per_segment + 2 * replay.per_segment // (length + 1))
+    stage: Literal[1, 2] = 1 if on_cpu else 2
     work = Work(
-        micro_batch,
-        envs,
-        "bfloat16" if bfloat16 else "float32",
+        micro_batch_samples(settings, world),
+        rollout.envs,
+        _dtype(settings, device),
         ranks=world,
-        zero_stage=(1 if device.type == "cpu" else 2) if stage == "auto" else stage,
-        cuda=device.type == "cuda",
+        zero_stage=stage if learner.zero_stage == "auto" else learner.zero_stage,
+        cuda=not on_cpu,
         twins=twins,
     )
     cost = families.get(settings.env.family).worker_cost
     return RankMemory(
         settings.policy.memory(work, spec),
-        micro_batch,
-        replay.expected if replay else 0,
-        replay.most if replay else 0,
+        work.micro_batch,
+        replay.expected,
+        replay.most,
         batches,
         rollout.workers * cost.bytes(spec),
         PROCESS_BYTES[device.type],
-        on_host=device.type == "cpu",
+        on_host=on_cpu,
         # A rank draws on the GPU that it computes on; on a CPU the workers' host memory has it.
         drawing=rollout.workers * cost.drawing_bytes(spec) * _draws_with_egl(device),
     )
@@ -158,6 +156,10 @@ def plan_memory(
 def _draws_with_egl(device: torch.device) -> bool:
     """On a machine with a GPU, unless its user chose another way."""
     return device.type == "cuda" and os.environ.get("MUJOCO_GL", "").strip().lower() in ("", "egl")
+
+
+def _dtype(settings: RunSettings, device: torch.device) -> DtypeName:
+    return "bfloat16" if network_dtype(settings.learner.precision, device) == torch.bfloat16 else "float32"
 
 
 def micro_batch_samples(settings: RunSettings, world: int) -> int:
@@ -183,38 +185,30 @@ class Limits:
     """Ranks on this machine, which share the host's."""
 
 
-def machine_limits(device: torch.device, cgroups: Path = Path("/sys/fs/cgroup")) -> Limits:
+def machine_limits(device: torch.device) -> Limits:
     """What this machine or container has."""
-    host = min(psutil.virtual_memory().total, container_limit(cgroups) or 2**62)
+    host = min(psutil.virtual_memory().total, container_limit() or 2**62)
     own = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     return Limits(host, own, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+V1_FILE = "memory.limit_in_bytes"
 
 
 def container_limit(
     cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> int | None:
     """Host memory that a container may use: the least limit of its control groups (version 1 or 2), None
-    without one.
-
-    Args:
-        cgroups: where control groups are mounted.
-        own: this process's control groups.
-    """
-    paths = [""]
+    without one. Args: cgroups: where they are mounted; own: those of this process."""
+    paths = {""}
     if own.is_file():
         for line in own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers in ("", "memory"):
-                # A limit may stand at any level above the process.
-                parts = Path(path).parts[1:]
-                paths += ["/".join(parts[: count + 1]) for count in range(len(parts))]
-    found = []
-    for path in dict.fromkeys(paths):
-        for file in (cgroups / path / "memory.max", cgroups / "memory" / path / "memory.limit_in_bytes"):
-            text = file.read_text().strip() if file.is_file() else "max"
-            if text.isdecimal():
-                found.append(int(text))
-    return min(found, default=None)
+            if controllers in ("", "memory"):  # a limit may stand at any level above the process
+                paths |= {str(level) for level in (PurePath(path[1:]), *PurePath(path[1:]).parents)}
+    places = [(cgroups / path / "memory.max", cgroups / "memory" / path / V1_FILE) for path in paths]
+    texts = [file.read_text().strip() for pair in places for file in pair if file.is_file()]
+    return min((int(text) for text in texts if text.isdecimal()), default=None)
 
 
 def problem(settings: RunSettings, memory: RankMemory, limits: Limits) -> str | None:
@@ -244,8 +238,7 @@ def _for_the_device(settings: RunSettings, memory: RankMemory, limit: int) -> st
     """The setting that helps most."""
     if memory.policy.total <= limit:
         return f"lower rollout.workers ({settings.rollout.workers}), or draw on the CPU with MUJOCO_GL=osmesa"
-    bfloat16 = network_dtype(settings.learner.precision, torch.device("cuda")) == torch.bfloat16
-    remedy = settings.policy.remedy(memory.policy, "bfloat16" if bfloat16 else "float32")
+    remedy = settings.policy.remedy(memory.policy, _dtype(settings, torch.device("cuda")))
     return remedy or _smaller_micro_batch(settings)
 
 
@@ -259,17 +252,14 @@ def _smaller_micro_batch(settings: RunSettings) -> str:
 
 def _for_the_host(settings: RunSettings, memory: RankMemory) -> str:
     """The setting of the greatest item."""
-    items: list[tuple[int, Callable[[], str]]] = [
-        (memory.workers, lambda: f"lower rollout.workers ({settings.rollout.workers})"),
-        (memory.device * memory.on_host, lambda: _smaller_micro_batch(settings)),
-    ]
+    items = {
+        f"lower rollout.workers ({settings.rollout.workers})": memory.workers,
+        _smaller_micro_batch(settings): memory.device * memory.on_host,
+    }
     if isinstance(settings, TrainingSettings):
-        replay, learner = settings.replay, settings.learner
-        items += [
-            (memory.replay, lambda: f"lower replay.capacity ({replay.capacity})"),
-            (memory.batches, lambda: f"lower learner.batch_segments ({learner.batch_segments})"),
-        ]
-    return max(items, key=lambda item: item[0])[1]()
+        items[f"lower replay.capacity ({settings.replay.capacity})"] = memory.replay
+        items[f"lower learner.batch_segments ({settings.learner.batch_segments})"] = memory.batches
+    return max(items, key=lambda remedy: items[remedy])
 
 
 # ------------------------------------------------------------------------------------------------- table
@@ -277,11 +267,9 @@ def _for_the_host(settings: RunSettings, memory: RankMemory) -> str:
 
 def memory_table(memory: RankMemory, limits: Limits) -> Table:
     """The plan of one rank beside what the machine has."""
-    table = Table(title="memory a rank, planned", title_justify="left")
-    for name in ("", "device", "host"):
-        table.add_column(name, justify="right" if name else "left")
     policy = memory.policy
-    shown = {
+    show = in_one_unit(max(memory.device, memory.host))
+    rows = {
         "base weights": policy.frozen,
         "trained weights": policy.trainable,
         "behaviour twin": policy.twin,
@@ -291,24 +279,64 @@ def memory_table(memory: RankMemory, limits: Limits) -> Table:
         "workspace": policy.workspace,
         "libraries": policy.overhead,
     }
-    for name, size in shown.items():
-        if size:
-            table.add_row(name, *(("", gib(size)) if memory.on_host else (gib(size), "")))
+    cells = [
+        (name, *(("", show(size)) if memory.on_host else (show(size), "")))
+        for name, size in rows.items()
+        if size
+    ]
     if memory.drawing:
-        table.add_row("drawing with EGL, estimated", gib(memory.drawing), "")
+        cells.append(("drawing with EGL, estimated", show(memory.drawing), ""))
     if memory.replay:
-        table.add_row("replay", "", f"{gib(memory.replay)} (at most {gib(memory.replay_most)})")
-        table.add_row("batches, open segments", "", gib(memory.batches))
-    table.add_row("simulator workers", "", gib(memory.workers))
-    table.add_row("process", "", gib(memory.process))
-    device = "" if memory.on_host else gib(memory.device)
-    table.add_row("together", device, gib(memory.host), style="bold")
+        cells.append(("replay", "", f"{show(memory.replay)} (at most {show(memory.replay_most)})"))
+        cells.append(("batches, open segments", "", show(memory.batches)))
+    cells.append(("simulator workers", "", show(memory.workers)))
+    cells.append(("process", "", show(memory.process)))
+    device = "" if memory.on_host else show(memory.device)
+    cells.append(("[bold]together", f"[bold]{device}", f"[bold]{show(memory.host)}"))
     shared = f" for {limits.ranks} ranks" if limits.ranks > 1 else ""
-    have = "" if limits.device is None else gib(limits.device)
-    table.add_row("there is", have, f"{gib(limits.host)}{shared}")
-    return table
+    have = "" if limits.device is None else show(limits.device)
+    cells.append(("there is", have, f"{show(limits.host)}{shared}"))
+    return table("memory a rank, planned", ("", "device", "host"), cells)
 
 
 def gib(size: float) -> str:
-    """A number of bytes for people."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 100 else f"{size / 2**20:.1f} MiB"
+    """A number of bytes for people, in a sentence."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 100 else f"{size / MIB:.1f} MiB"
+
+
+def in_one_unit(largest: float) -> Callable[[float], str]:
+    """Numbers of bytes for people that stand below or beside each other, in GiB if the largest of them has
+    ten, else in MiB."""
+    if largest >= 10 * GIB:
+        return lambda size: f"{size / GIB:,.2f} GiB"
+    return lambda size: f"{size / MIB:,.1f} MiB"
+
+
+def measure_memory(device: torch.device, workers: Sequence[int] = ()) -> dict[str, int | None]:
+    """The memory of the run so far, the largest of the ranks, by the names of ``plan.Measured``; a collective
+    call. To be made when the training is done, before an evaluation or a video takes memory.
+
+    Args:
+        workers: process ids of this rank's simulator workers.
+    """
+    unshared = sum(psutil.Process(pid).memory_full_info().uss for pid in workers)
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    process, unshared, on_device = map(max, zip(*group.gather((peak_resident_bytes(), unshared, on_device))))
+    return {
+        "process_bytes": process,
+        "worker_bytes": unshared if workers else None,
+        "device_bytes": on_device or None,
+    }
+
+
+def peak_resident_bytes() -> int:
+    """Return this process's largest resident set so far.
+
+    From Linux itself where it tells: what ``getrusage`` says begins with the peak of the process that
+    started this one.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -10,10 +10,11 @@ prediction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 
@@ -27,12 +28,11 @@ from gipo_vla.replay.segment import layout
 from gipo_vla.rollout.collection import Collection
 from gipo_vla.run.duration import Duration, estimate_duration, in_words
 from gipo_vla.run.lag import Flow, Lag, expected_lag
-from gipo_vla.run.measured import Measured
 from gipo_vla.run.memory import (
     Limits,
     RankMemory,
     ReplayMemory,
-    gib,
+    in_one_unit,
     memory_table,
     plan_memory,
     plan_replay,
@@ -41,6 +41,25 @@ from gipo_vla.run.memory import (
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.settings.runs import RunSettings
 from gipo_vla.settings.schema import TrainingSettings
+from gipo_vla.telemetry.console import table
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures at the end of a run; None where there is nothing to measure."""
+
+    env_steps: int | None = None
+    updates: int | None = None
+    mean_lag_iterations: float | None = None
+    """Of the iterations in which the replay was full."""
+    mean_lag_updates: float | None = None
+    process_bytes: int | None = None
+    """Greatest resident set of a training process while it trained: the largest of the ranks."""
+    worker_bytes: int | None = None
+    """All simulator workers of a rank, without what they share: the largest of the ranks."""
+    device_bytes: int | None = None
+    """Peak allocated on the GPU: the largest of the ranks."""
+    training_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +83,8 @@ class RunPlan:
     lag: Lag | None = None
 
     def refuse(self, limits: Limits) -> None:
-        """Say no before anything is spent; a collective call.
-
-        Raises:
-            UserError: on every rank, if any of them has too little memory; names the setting to lower.
-        """
+        """Say no before anything is spent; a collective call. Raises UserError: on every rank, if any of them
+        has too little memory; names the setting to lower."""
         problems = [text for text in group.gather(self.problem(limits)) if text is not None]
         if problems:
             raise UserError(problems[0])
@@ -81,32 +97,25 @@ class RunPlan:
         """The memory of a rank beside what the machine has."""
         return memory_table(self.memory, limits)
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Lines for the table at the start of a run: a name and what is planned."""
-        rows = []
-        if self.collection and self.replay and self.lag and isinstance(self.settings, TrainingSettings):
-            lag, replay, every = self.lag, self.replay, self.settings.learner.policy_every
+    def rows(self) -> dict[str, str]:
+        """Lines for the table at the start of a run: what is planned by name."""
+        rows = {}
+        if self.replay and self.lag and isinstance(self.settings, TrainingSettings):
+            lag, show = self.lag, in_one_unit(self.replay.most)
+            every = self.settings.learner.policy_every
             own = f", {lag.mean_updates / every:.0f} of the policy" if every > 1 else ""
-            rows.append(
-                (
-                    "replay",
-                    f"{self.settings.replay.capacity:,} transitions = {lag.iterations_held:.1f} iterations, "
-                    f"{gib(replay.expected)} a rank (at most {gib(replay.most)})",
-                )
+            rows["replay"] = (
+                f"{self.settings.replay.capacity:,} transitions = {lag.iterations_held:.1f} iterations, "
+                f"{show(self.replay.expected)} a rank (at most {show(self.replay.most)})"
             )
-            rows.append(
-                (
-                    "expected lag",
-                    f"mean {lag.mean_iterations:.1f} iterations ({lag.mean_updates:.0f} updates{own}), "
-                    f"greatest {lag.greatest_iterations} ({lag.greatest_updates}); every transition is used "
-                    f"{lag.samples_per_transition:.1f} times",
-                )
+            rows["expected lag"] = (
+                f"mean {lag.mean_iterations:.1f} iterations ({lag.mean_updates:.0f} updates{own}), "
+                f"greatest {lag.greatest_iterations} ({lag.greatest_updates}); every transition is used "
+                f"{lag.samples_per_transition:.1f} times"
             )
-            rows.append(("env steps", f"{self.env_steps:,} in {self.iterations:,} iterations"))
-        rows.append(
-            ("estimated time", f"about {in_words(self.duration.total)}, each process on a core of its own")
-        )
-        return rows
+            rows["env steps"] = f"{self.env_steps:,} in {self.iterations:,} iterations"
+        total = in_words(self.duration.total)
+        return rows | {"estimated time": f"about {total}, each process on a core of its own"}
 
     def predicted(self) -> dict[str, float | int | None]:
         """The predictions that a run measures, by the names of ``Measured``."""
@@ -129,18 +138,28 @@ class RunPlan:
 
     def compare(self, measured: Measured) -> Table:
         """The table at the end of a run: every prediction beside what was measured."""
-        table = Table(title="planned and measured", title_justify="left")
-        for name in ("", "planned", "measured", "difference"):
-            table.add_column(name, justify="right" if name else "left")
-        predicted = self.predicted()
-        for item in fields(Measured):
-            planned, found = predicted[item.name], getattr(measured, item.name)
+        rows = []
+        show = in_one_unit(self.memory.resident)
+        for name, planned in self.predicted().items():
+            found = getattr(measured, name)
             if planned is None:
                 continue
-            show = gib if item.name.endswith("bytes") else _number
+            words = show if name.endswith("bytes") else _number
             off = "" if not found or not planned else f"{found / planned - 1:+.1%}"
-            table.add_row(_name(item.name), show(planned), "-" if found is None else show(found), off)
-        return table
+            label = LABELS.get(name, name.replace("_", " "))
+            rows.append((label, words(planned), "-" if found is None else words(found), off))
+        return table("planned and measured", ("", "planned", "measured", "difference"), rows)
+
+
+LABELS = {
+    "mean_lag_iterations": "mean lag (iterations)",
+    "mean_lag_updates": "mean lag (updates)",
+    "process_bytes": "training process",
+    "worker_bytes": "workers",
+    "device_bytes": "GPU memory",
+    "training_seconds": "training (seconds)",
+}
+"""Names in the table at the end of a run, where a figure is not called by its own."""
 
 
 def plan_run(settings: RunSettings, spec: EnvironmentSpec, world: int, device: torch.device | str) -> RunPlan:
@@ -158,34 +177,33 @@ def plan_run(settings: RunSettings, spec: EnvironmentSpec, world: int, device: t
     cost = families.get(settings.env.family).worker_cost
     tokens = settings.policy.token_shape(spec)
     if isinstance(settings, SftSettings):
-        sft = settings.sft
         return RunPlan(
             settings,
             world,
             tokens,
-            iterations=-(-sft.steps // sft.steps_per_iteration),
-            updates=sft.steps,
+            iterations=-(-settings.sft.steps // settings.sft.steps_per_iteration),
+            updates=settings.sft.steps,
             env_steps=0,
-            memory=plan_memory(settings, spec, world, device, None),
+            memory=plan_memory(settings, spec, world, device),
             duration=estimate_duration(settings, spec, world, device.type, cost, 0),
         )
     collection = plan_collection(settings, spec, world)
     decisions = math.ceil(spec.actions_limit / tokens.chunk)
-    envs = settings.rollout.workers * settings.rollout.envs_per_worker
-    rounds = settings.iterations + _first_rounds(settings, decisions, collection.steps, world)
+    new = collection.steps * settings.rollout.envs
+    first_rounds = _first_rounds(settings, decisions, collection.steps, world)
     replay = plan_replay(
         collection.layout,
         settings.replay.capacity // world,
         int(settings.replay.memory_limit_gb * 1e9),
         decisions,
-        rounds * collection.steps * envs,
+        (settings.iterations + first_rounds) * new,
     )
     _check_drawable(settings, replay, world)
     flow = Flow(
         decisions,
         settings.replay.segment_length,
         collection.steps,
-        envs,
+        settings.rollout.envs,
         replay.transitions,
         settings.learner.updates,
         settings.learner.batch_segments // world,
@@ -195,14 +213,13 @@ def plan_run(settings: RunSettings, spec: EnvironmentSpec, world: int, device: t
         whole_episodes=_whole_episodes(settings),
     )
     iterations = min(settings.iterations, settings.stop_after or settings.iterations)
-    collected = (rounds - settings.iterations + iterations) * collection.steps * envs * world
     return RunPlan(
         settings,
         world,
         tokens,
         iterations=iterations,
         updates=iterations * settings.learner.updates,
-        env_steps=collected * tokens.chunk * spec.action_repeat,
+        env_steps=(first_rounds + iterations) * new * world * tokens.chunk * spec.action_repeat,
         memory=plan_memory(settings, spec, world, device, replay),
         duration=estimate_duration(settings, spec, world, device.type, cost, collection.steps),
         collection=collection,
@@ -212,11 +229,7 @@ def plan_run(settings: RunSettings, spec: EnvironmentSpec, world: int, device: t
 
 
 def plan_collection(settings: TrainingSettings, spec: EnvironmentSpec, world: int) -> Collection:
-    """The sizes of an iteration's experience.
-
-    Raises:
-        UserError: a segment is longer than an episode.
-    """
+    """The sizes of an iteration's experience. Raises UserError: a segment is longer than an episode."""
     tokens = settings.policy.token_shape(spec)
     decisions = math.ceil(spec.actions_limit / tokens.chunk)
     length = settings.replay.segment_length
@@ -236,7 +249,7 @@ def plan_collection(settings: TrainingSettings, spec: EnvironmentSpec, world: in
         tokens.bins,
         store_logits=settings.regularizers.kl_behaviour == "exact",
     )
-    envs = world * settings.rollout.workers * settings.rollout.envs_per_worker
+    envs = world * settings.rollout.envs
     steps = math.ceil(settings.rollout.env_steps / (envs * tokens.chunk * spec.action_repeat))
     return Collection(spec, segment, steps)
 
@@ -248,7 +261,7 @@ def _whole_episodes(settings: TrainingSettings) -> bool:
 
 def _first_rounds(settings: TrainingSettings, decisions: int, steps: int, world: int) -> int:
     """Rounds of collection before the first update, until every rank may draw a batch."""
-    envs = settings.rollout.workers * settings.rollout.envs_per_worker
+    envs = settings.rollout.envs
     needed, length = settings.learner.batch_segments // world, settings.replay.segment_length
     per_episode = math.ceil(decisions / length)
     for rounds in range(1, settings.rollout.max_collection_rounds):
@@ -277,13 +290,12 @@ def _check_drawable(settings: TrainingSettings, replay: ReplayMemory, world: int
         )
 
 
-def _name(field: str) -> str:
-    for ending, unit in (("_iterations", " (iterations)"), ("_updates", " (updates)"), ("_seconds", "")):
-        if field.endswith(ending):
-            return field.removesuffix(ending).replace("_", " ") + unit
-    names = {"process_bytes": "training process", "worker_bytes": "workers", "device_bytes": "GPU memory"}
-    return names.get(field, field.replace("_", " "))
-
-
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+
+
+def mean_after(rows: Sequence[Mapping[str, Any]], name: str, iteration: int) -> float | None:
+    """The mean of a metric over the iterations after ``iteration``; None where there are none."""
+    values = [row[name] for row in rows if row["iteration"] > iteration and row.get(name) is not None]
+    mean = float(np.mean(values)) if values else math.nan
+    return mean if math.isfinite(mean) else None

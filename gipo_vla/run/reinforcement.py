@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from gipo_vla.distributed import group
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.rollout.faults import FaultWindow
 from gipo_vla.rollout.pool import WorkerPool
-from gipo_vla.run import evaluations
 from gipo_vla.run.plan import RunPlan
-from gipo_vla.run.trainer import Row, ShouldStop
+from gipo_vla.run.trainer import Row, ShouldStop, trainable_parameters
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry import plots
 from gipo_vla.telemetry.console import Position, number, say
@@ -31,14 +30,7 @@ from gipo_vla.telemetry.metrics import read_json_lines
 
 
 class Reinforcement:
-    """A ``Trainer`` that reinforces a policy by a ``Pipeline``.
-
-    Args:
-        stored: the run's checkpoints, where there are any: then the policy takes nothing from ``init_from``.
-
-    Raises:
-        UserError: settings, policy and environment do not go together.
-    """
+    """A ``Trainer`` that reinforces a policy by a ``Pipeline``."""
 
     def __init__(
         self,
@@ -52,7 +44,7 @@ class Reinforcement:
         self.settings, self.device, self.collection = settings, device, plan.collection
         self.policy = build_policy(settings, spec, device, stored, reinforced=True)
         self.spec = self.collection.spec
-        self._pipeline: Pipeline | None = None
+        self._opened = ExitStack()
 
     def prepare(self, folder: RunFolder, checkpoint: Path | None) -> dict[str, str]:
         self.folder = folder
@@ -61,7 +53,8 @@ class Reinforcement:
 
     def start(self, checkpoint: Path | None) -> Loaded | None:
         settings, rollout = self.settings, self.settings.rollout
-        self._pipeline = Pipeline(settings, self.policy, self.collection, self.device)
+        self.pipeline = Pipeline(settings, self.policy, self.collection, self.device)
+        self._opened.callback(self.pipeline.close)
         self.graphs = GraphFiles(self.folder.graphs, settings.iterations)
         loaded = None if checkpoint is None else run_state.load(checkpoint, self.pipeline)
         faults = self.pipeline.pool.faults
@@ -69,19 +62,11 @@ class Reinforcement:
         return loaded
 
     def close(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.close()
-
-    @property
-    def pipeline(self) -> Pipeline:
-        assert self._pipeline is not None, "not started"
-        return self._pipeline
+        self._opened.close()
 
     @property
     def worker_processes(self) -> Sequence[int]:
         return self.pipeline.pool.process_ids
-
-    # ------------------------------------------------------------------------------------------ iterations
 
     @property
     def done(self) -> str | None:
@@ -93,14 +78,12 @@ class Reinforcement:
         return self.pipeline.iteration, self.pipeline.learner.attempted
 
     def run_iteration(self, should_stop: ShouldStop) -> tuple[Row, dict[str, float]] | None:
-        pipeline, first = self.pipeline, group.rank() == 0
-        if pipeline.iteration == 0 and not pipeline.updates_done and first and self.settings.eval.video:
-            evaluations.keep_before(self, pipeline.pool, self.folder)
+        pipeline = self.pipeline
         done = pipeline.run_iteration(should_stop)
         if done is None:
             return None
         self.faults.end_iteration(pipeline.pool.faults)
-        if first:
+        if group.rank() == 0:
             self.graphs.after(pipeline.iteration, pipeline.credit.snapshot)
             if line := pipeline.credit.notice():
                 say(line)
@@ -110,8 +93,10 @@ class Reinforcement:
         pool, limit = self.pipeline.pool, self.faults
         if not pool.given_up and not limit.exceeded(pool.faults):
             return None
-        count = f"{limit.count(pool.faults)} simulator workers of one rank died or hung within "
-        count += f"{limit.iterations} iterations (rollout.max_worker_faults is {limit.limit})"
+        count = (
+            f"{limit.count(pool.faults)} simulator workers of one rank died or hung within "
+            f"{limit.iterations} iterations (rollout.max_worker_faults is {limit.limit})"
+        )
         return "; ".join([*pool.given_up.values(), count])
 
     def position(self) -> Position:
@@ -125,8 +110,6 @@ class Reinforcement:
             f"  lag {number(row.get('staleness/lag_iterations_mean'), 1)} it"
             f"  P95|log rho| {number(row.get('staleness/p95_abs_log_ratio'), 2)}"
         )
-
-    # --------------------------------------------------------------------------- checkpoints and evaluation
 
     def save(self, writer: CheckpointWriter, tracker_id: str | None) -> None:
         self.pipeline.actor.finish()
@@ -157,21 +140,17 @@ class Reinforcement:
         )
         return folder.learning_curve
 
-    # ----------------------------------------------------------------------------------- table at the start
-
     def _table(self) -> dict[str, str]:
         """What is active; the plan adds its own rows."""
         settings, policy, spec = self.settings, self.policy, self.spec
-        assert isinstance(policy, torch.nn.Module)
         rollout, learner = settings.rollout, settings.learner
-        trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
         tasks = spec.tasks[0] if len(spec.tasks) == 1 else f"{len(spec.tasks)} tasks"
         return {
             "environment": f"{settings.env.family} {tasks}, {settings.env.reward} reward, "
             f"{spec.step_limit} env steps, actions held {spec.action_repeat}",
             "instruction": spec.instructions[0] + (" ..." if len(spec.tasks) > 1 else ""),
-            "policy": f"{settings.policy.name}, {trainable:,} trainable parameters, chunk {policy.chunk} x "
-            f"{policy.action_dims} tokens of {policy.bins}",
+            "policy": f"{settings.policy.name}, {trainable_parameters(policy):,} trainable parameters, chunk "
+            f"{policy.chunk} x {policy.action_dims} tokens of {policy.bins}",
             "objective": _values(settings.objective),
             "regularizers": _values(settings.regularizers) or "none",
             "credit": _values(settings.credit),

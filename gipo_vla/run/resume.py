@@ -18,14 +18,11 @@ from gipo_vla.checkpoint.folder import MANIFEST
 from gipo_vla.checkpoint.run_folder import RunFolder, runs_root
 from gipo_vla.settings import plugins, registry, runs
 from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.composition import command_of
 from gipo_vla.settings.runs import SESSION_KEYS, RunSettings, may_change
 from gipo_vla.settings.schema import TrainingSettings
 
 Settings = TypeVar("Settings", TrainingSettings, SftSettings)
-Kind = type[TrainingSettings] | type[SftSettings]
-"""A kind of run is known by the class of its settings."""
-
-COMMANDS: dict[Kind, str] = {TrainingSettings: "train", SftSettings: "sft"}
 
 
 def differences(old: Any, new: Any, added: bool = True) -> dict[str, str]:
@@ -36,16 +33,12 @@ def differences(old: Any, new: Any, added: bool = True) -> dict[str, str]:
         added: whether a setting that only one of them has differs (a later version has more settings).
     """
     before, after = registry.flat(runs.to_dict(old)), registry.flat(runs.to_dict(new))
-    if not added:
-        before, after = ({key: side[key] for key in before.keys() & after.keys()} for side in (before, after))
+    compared = before.keys() | after.keys() if added else before.keys() & after.keys()
     return {
         key: f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in SESSION_KEYS
+        for key in sorted(compared - set(SESSION_KEYS))
+        if before.get(key) != after.get(key)
     }
-
-
-# ----------------------------------------------------------------------------------- which run is meant
 
 
 @dataclass(frozen=True)
@@ -64,16 +57,13 @@ class Start(Generic[Settings]):
 
 
 def resolve(kind: type[Settings], overrides: Sequence[str]) -> Start[Settings]:
-    """Settings and run of a command line.
-
-    Raises:
-        UserError: a setting is wrong, or the run to resume does not exist, is finished, or is asked to become
-            another run.
-    """
+    """Settings and run of a command line. Raises UserError: a setting is wrong, or the run to resume does not
+    exist, is finished, or is asked to become another run."""
     plugins.load(plugins.named_in(overrides))
-    asked = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("resume=")]
+    others = [text for text in overrides if not text.startswith("resume=")]
+    asked = [text.partition("=")[2].strip("'\"") for text in overrides if text not in others]
     if asked and asked[-1] not in ("auto", "null", ""):
-        return _resume(kind, Path(asked[-1]), [text for text in overrides if not text.startswith("resume=")])
+        return _resume(kind, Path(asked[-1]), others)
     settings: Any = runs.load_sft(overrides) if kind is SftSettings else runs.load("train", overrides)
     folder = _run_without_a_name(settings)
     if folder is None or not folder.holds_run():
@@ -103,27 +93,22 @@ def _resume(kind: type[Settings], path: Path, overrides: Sequence[str]) -> Start
         raise UserError(f"resume={path} resumes in that folder: leave out run_dir={settings.run_dir}")
     settings = replace(settings, resume=str(path))
     changes = differences(base, settings)
-    forbidden = [line for key, line in changes.items() if not may_change(base, key)]
-    if forbidden:
+    if forbidden := [line for key, line in changes.items() if not may_change(base, key)]:
         raise UserError(
             f"resume={path}: {'; '.join(forbidden)} would make this another run: start it in a new run_dir"
         )
-    refusal = _refusal(folder, base, settings)
-    if refusal is not None:
+    if refusal := _refusal(folder, base, settings):
         raise UserError(f"resume={path} {refusal}")
     return Start(settings, folder, tuple(changes.values()))
 
 
 def _settings_of(folder: RunFolder, kind: type[Settings]) -> Settings:
-    """A run's settings.
-
-    Raises:
-        UserError: it is a run of another command.
-    """
+    """A run's settings; a UserError for a run of another command."""
     found = runs.read_run(folder.config)
     if not isinstance(found, kind):
-        other = COMMANDS[type(found)]
-        raise UserError(f"{folder.path} is a run of python -m gipo_vla.{other}: resume it with that command")
+        raise UserError(
+            f"{folder.path} is a run of python -m gipo_vla.{command_of(found)}: resume it with that command"
+        )
     return found
 
 
@@ -140,14 +125,6 @@ def _refusal(folder: RunFolder, base: RunSettings, settings: RunSettings) -> str
     return f"is finished ({done} iterations): give iterations above that to train it further"
 
 
-# -------------------------------------------------------------------------------- resuming without a name
-
-
-def _restarted() -> bool:
-    """torchrun started this process in the place of one that failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
 def _run_without_a_name(settings: RunSettings) -> RunFolder | None:
     """The run that ``resume=auto`` or a restart means; None: a new one."""
     named = [RunFolder(Path(settings.run_dir))] if settings.run_dir else None
@@ -155,7 +132,7 @@ def _run_without_a_name(settings: RunSettings) -> RunFolder | None:
         return named[0]
     # First what this very torchrun began (somebody else's folder is not taken over by a second attempt);
     # then, if asked, the newest unfinished run of the same settings.
-    if _restarted():
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
         own = launch_record()
         for folder in named or _runs(settings):
             if folder.launch.is_file() and json.loads(folder.launch.read_text()) == own:

@@ -23,9 +23,10 @@ from gipo_vla.distributed.signals import stop_with_launcher
 from gipo_vla.run.lifecycle import Lifecycle, WriteReport
 from gipo_vla.run.memory import machine_limits
 from gipo_vla.run.plan import RunPlan, plan_run
-from gipo_vla.run.resume import COMMANDS, Start
+from gipo_vla.run.resume import Start
 from gipo_vla.run.trainer import Trainer
 from gipo_vla.settings import runs
+from gipo_vla.settings.composition import command_of
 from gipo_vla.telemetry.console import console, say, settings_table
 
 LEAVING_SECONDS = 120.0
@@ -80,9 +81,9 @@ def _run(
         rows = trainer.prepare(folder, checkpoint)
         if group.rank() == 0:
             weights = settings.init_from or getattr(settings.policy, "checkpoint", None) or "random weights"
-            rows = {**rows, **dict(plan.rows()), "starts from": weights, "run folder": str(folder.path)}
-            command = COMMANDS[type(settings)]
-            settings_table(f"gipo_vla {command}  {settings.experiment}  seed {settings.seed}", rows.items())
+            rows = {**rows, **plan.rows(), "starts from": weights, "run folder": str(folder.path)}
+            command = f"gipo_vla {command_of(settings)}"
+            settings_table(f"{command}  {settings.experiment}  seed {settings.seed}", rows.items())
             console.print(plan.memory_table(limits))
         if start.folder:
             say(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
@@ -97,14 +98,9 @@ def _run(
 
 
 def _agree(start: Start[Any]) -> Start[Any]:
-    """One reading of the disk for all ranks: that of the first rank that found its run.
-
-    (On a network file system one machine may see a folder before another does; and after a restart only the
-    machine that held rank 0 knows the run folder as its own.)
-
-    Raises:
-        UserError: the ranks were started with different settings.
-    """
+    """One reading of the disk for all ranks: that of the first rank that found its run."""
+    # On a network file system one machine may see a folder before another does; and after a restart only the
+    # machine that held rank 0 knows the run folder as its own.
     starts = group.gather(start)
     if len({runs.digest(other.settings) for other in starts}) > 1:
         raise UserError("the ranks were started with different settings: give every machine the same command")
@@ -126,11 +122,7 @@ def _open_together(start: Start[Any], stack: ExitStack) -> RunFolder:
 
 def newest_checkpoint(folder: RunFolder) -> Path | None:
     """The checkpoint that every rank resumes from, None if none was ever completed. Damaged ones are named
-    and set aside.
-
-    Raises:
-        UserError: there are checkpoints, and all of them are damaged.
-    """
+    and set aside. Raises UserError: there are checkpoints, and all of them are damaged."""
 
     def choose() -> Path | None:
         if not folder.has_checkpoint():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from gipo_envs import EnvironmentSpec
 from gipo_vla.checkpoint.run_folder import RunFolder
@@ -24,12 +25,19 @@ ShouldStop = Callable[[], bool]
 """A collective call: whether all ranks are to leave the iteration where it is."""
 
 
+def trainable_parameters(policy: Policy) -> int:
+    """How many numbers of a policy train."""
+    assert isinstance(policy, nn.Module)
+    return sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+
+
 class Trainer(Protocol):
     """Trains a policy, iteration by iteration, on every rank.
 
-    A trainer is made from (settings, spec, device, checkpoints or None, plan of the run), which refuses what
-    can be refused before there is a run folder. Then ``prepare`` and ``start`` are called once each, in this
-    order, then ``run_iteration`` until the run is done or left, and at last ``close``.
+    A trainer is made from settings, spec, device, the run's checkpoints or None (with them the policy takes
+    nothing from ``init_from``), and the plan; a UserError refuses what does not go together. Then ``prepare``
+    and ``start`` are called once each, in this order, then ``run_iteration`` until the run is done or left,
+    and at last ``close``.
     """
 
     @property

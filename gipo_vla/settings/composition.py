@@ -5,19 +5,18 @@ a node of plain values, and the files in configs/ hold only what an option or an
 of a group is a registered class (``objective=ppo``), a family of environments (``env=metaworld``) or a file
 (``experiment=point_reach``).
 
-The compose API is used instead of ``@hydra.main`` because the run folder, the messages and the exit status
-are ours: every rank of a torchrun has to agree on one run folder, which Hydra's own cannot promise.
+The compose API is used instead of ``@hydra.main`` because every rank of a torchrun has to agree on one run
+folder, which Hydra's own cannot promise.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -34,6 +33,11 @@ from gipo_vla.settings.schema import TrainingSettings
 
 ROOTS: dict[str, type[Any]] = {"train": TrainingSettings, "sft": SftSettings}
 """What configs/<name>.yaml composes."""
+
+
+def command_of(settings: object) -> str:
+    """The command whose runs have such settings: ``train`` or ``sft``."""
+    return next(name for name, kind in ROOTS.items() if isinstance(settings, kind))
 
 
 def config_folder() -> Path:
@@ -56,18 +60,23 @@ def preset(group: str, name: str, values: Mapping[str, Any]) -> None:
 
 def groups() -> dict[str, list[str]]:
     """Config groups and the options of each: files, registered classes and what plugins added."""
-    folder = config_folder()
-    found = {
-        path.name: {file.stem for file in path.glob("*.yaml")}
-        for path in folder.iterdir()
-        if path.is_dir() and any(path.glob("*.yaml"))
-    }
+    found: dict[str, set[str]] = {}
+    for path in config_folder().glob("*/*.yaml"):
+        found.setdefault(path.parent.name, set()).add(path.stem)
     for one in registry.ALL:
         found.setdefault(one.group, set()).update(one.classes())
     found.setdefault("env", set()).update(gipo_envs.families())
     for group, name in _presets:
         found.setdefault(group, set()).add(name)
     return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+def is_group(key: str, option: object) -> bool:
+    """Whether a key is a config group. Raises UserError: it is one, and has no such option."""
+    options = groups().get(key)
+    if options is not None and option and option not in options:
+        raise UserError(f"{key}={option}: there is no such {key}; {nearest(str(option), options)}")
+    return options is not None
 
 
 _presets: set[tuple[str, str]] = set()
@@ -79,21 +88,13 @@ def _store(group: str | None, name: str, node: Mapping[str, Any], package: str) 
         _presets.add((group, name))
 
 
-def _fill_store() -> None:
-    """Put the defaults of every settings class into Hydra's store; cheap enough to do before each
-    composition."""
-    _store_defaults(tuple((one.section, *one.classes()) for one in registry.ALL), tuple(gipo_envs.families()))
-
-
 @cache
 def _store_defaults(classes: Any, families: tuple[str, ...]) -> None:
-    """Args: what is known by now, so that the work is done again only when a plugin has added something."""
+    """Put all defaults into Hydra's store; again only when a plugin has added a class or a family."""
     for name, root in ROOTS.items():
-        values: dict[str, Any] = {"env": registry.defaults(EnvironmentSettings)}
-        for field in dataclasses.fields(root):
-            if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
-                values[field.name] = registry.defaults(root)[field.name]
-        _store(None, f"{name}_defaults", values, "_global_")
+        values = registry.defaults(root)
+        values = {key: value for key, value in values.items() if value != registry.MISSING_VALUE}
+        _store(None, f"{name}_defaults", {"env": registry.defaults(EnvironmentSettings)} | values, "_global_")
     # A file of the same name is an option made by hand; Hydra would take the node for its schema.
     for family in families:
         if not (config_folder() / "env" / f"{family}.yaml").is_file():
@@ -106,40 +107,35 @@ def _store_defaults(classes: Any, families: tuple[str, ...]) -> None:
 
 def _store_class(one: registry.Registry[Any], name: str, cls: type[Any]) -> None:
     values = registry.defaults(cls)
-    elsewhere: Mapping[str, Any] = getattr(cls, "sets", {})
     inner = [
-        {f"/{other.group}": values.pop(other.section.rpartition(".")[2])["name"]}
+        {f"/{other.group}": values.pop(key)["name"]}
         for other in registry.ALL
-        if other.section.rpartition(".")[0] == one.section and other.section.rpartition(".")[2] in values
+        for section, _, key in [other.section.rpartition(".")]
+        if section == one.section and key in values
     ]
-    if not elsewhere:
-        _store(one.group, name, ({"defaults": [*inner, "_self_"]} if inner else {}) | values, one.section)
-        return
-    node = OmegaConf.create({one.section: values})
-    for key, value in elsewhere.items():
-        OmegaConf.update(node, key, value, force_add=True)
-    whole: Any = OmegaConf.to_container(node)
-    _store(one.group, name, ({"defaults": [*inner, "_self_"]} if inner else {}) | whole, "_global_")
+    node, package = values, one.section
+    if elsewhere := getattr(cls, "sets", {}):
+        config = OmegaConf.create({one.section: values})
+        for key, value in elsewhere.items():
+            OmegaConf.update(config, key, value, force_add=True)
+        node, package = cast(dict[str, Any], OmegaConf.to_container(config)), "_global_"
+    _store(one.group, name, ({"defaults": [*inner, "_self_"]} if inner else {}) | node, package)
 
 
 def compose_yaml(name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose ``configs/<name>.yaml`` with overrides, without checking types.
-
-    Raises:
-        UserError: an override that is not ``key=value``, an unknown key or option of a group.
-    """
+    """Compose ``configs/<name>.yaml`` with overrides, without checking types. Raises UserError: an override
+    that is not ``key=value``, an unknown key or option of a group."""
     named = plugins.load(plugins.named_in(overrides))
-    _fill_store()
+    _store_defaults(tuple((one.section, *one.classes()) for one in registry.ALL), tuple(gipo_envs.families()))
     overrides = [repair(text) for text in overrides]
-    for text in overrides:
-        if not re.match(r"^[~+]{0,2}[\w./@]+(=|$)", text) or ("=" not in text and not text.startswith("~")):
-            raise UserError(f"{text!r} is not an override: write key=value, for instance seed=1 (see --help)")
     with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
-        available = groups()
         for text in overrides:
-            key, _, value = text.lstrip("+~").partition("=")
-            if key in available and value and value not in available[key]:
-                raise UserError(f"{key}={value}: there is no such {key}; {nearest(value, available[key])}")
+            key, separator, value = text.lstrip("+~").partition("=")
+            if not re.fullmatch(r"[\w./@]+", key) or not (separator or text.startswith("~")):
+                raise UserError(
+                    f"{text!r} is not an override: write key=value, for instance seed=1 (see --help)"
+                )
+            is_group(key, value)
         try:
             values = compose(name, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
@@ -170,47 +166,46 @@ def repair(text: str) -> str:
     return text
 
 
+MISSING = object()
+"""Stands for a key that does not exist (None is a value)."""
+
+
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     """One line for an error of Hydra's, with the nearest keys where a key is unknown."""
     available = groups()
     # Which settings exist depends on the options chosen: PPO has no sigma.
     choices = {text.partition("=")[0]: text for text in overrides if text.partition("=")[0] in available}
-    plain = compose(name, list(choices.values()))
-    known = sorted(known_keys(plain))
+    known = by_key(compose(name, list(choices.values())))
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
-        if key in available or text.startswith("+"):
-            continue
-        if OmegaConf.select(plain, key, default=MISSING) is MISSING and key not in known:
-            choice = choices.get(key.partition(".")[0])
-            of = f" with {choice}" if choice else ""
-            return f"unknown setting {key!r}{of}; {nearest_key(key, known)}"
+        if key not in available and key not in known and not text.startswith("+"):
+            return unknown(key, known, choices.get(key.partition(".")[0], ""))
     return " ".join(str(error).split())
 
 
-MISSING = object()
-"""Stands for a key that does not exist (None is a value)."""
+def by_key(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Everything below a mapping by its dotted key, sections included."""
+    found: dict[str, Any] = {}
+    plain: Any = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
+    for key, value in plain.items():
+        found[f"{prefix}{key}"] = value
+        if isinstance(value, dict):
+            found |= by_key(value, f"{prefix}{key}.")
+    return found
 
 
-def known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Every key below a mapping, as a dotted path."""
-    for key in map(str, config):
-        path = f"{prefix}{key}"
-        yield path
-        if OmegaConf.is_missing(config, key):
-            continue
-        value = config[key]
-        if isinstance(value, DictConfig):
-            yield from known_keys(value, f"{path}.")
+def unknown(key: str, known: Iterable[str], choice: str = "") -> str:
+    """What to say of a setting that there is not: with the nearest by whole path, else by last part.
 
-
-def nearest_key(key: str, known: Sequence[str]) -> str:
-    """The nearest setting by whole path, else by last part."""
-    if difflib.get_close_matches(key, known, n=1, cutoff=0.6):
-        return nearest(key, known)
-    last = key.rpartition(".")[2]
+    Args:
+        choice: the option under which it does not exist, ``objective=ppo``.
+    """
+    known = sorted(known)
     tails = {path.rpartition(".")[2]: path for path in known}
-    matches = difflib.get_close_matches(last, list(tails), n=3, cutoff=0.6)
-    if matches:
-        return "nearest: " + ", ".join(tails[match] for match in matches)
-    return "top level: " + ", ".join(path for path in known if "." not in path)
+    if difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+        hint = nearest(key, known)
+    elif matches := difflib.get_close_matches(key.rpartition(".")[2], list(tails), n=3, cutoff=0.6):
+        hint = "nearest: " + ", ".join(tails[match] for match in matches)
+    else:
+        hint = "top level: " + ", ".join(path for path in known if "." not in path)
+    return f"unknown setting {key!r}{f' with {choice}' if choice else ''}; {hint}"

@@ -1,10 +1,8 @@
 """Plugins: modules of a user's that register objectives, credits, scorers, policies and simulators.
 
 ``plugins=[my_module]`` on a command line imports the module in that process and, through the environment
-variable ``GIPO_PLUGINS``, in every process that it starts: ranks, jobs of a sweep, and simulator workers
-wherever the simulator may be a plugin's. A run remembers the names of its plugins, but a folder that is read
-never makes anything be imported: what it names has to be named on the command line or in ``GIPO_PLUGINS``
-too.
+variable ``GIPO_PLUGINS``, in every process that it starts. A run remembers the names of its plugins, but a
+folder that is read never makes anything be imported: a command has to name them, too.
 """
 
 from __future__ import annotations
@@ -25,10 +23,7 @@ KEY = "plugins"
 
 def load(names: Iterable[str]) -> tuple[str, ...]:
     """Import modules by their dotted names, together with those of ``GIPO_PLUGINS``; returns all names.
-
-    Raises:
-        UserError: a module does not exist, or raises an exception while it is imported.
-    """
+    Raises UserError: a module does not exist, or raises an exception while it is imported."""
     wanted = tuple(dict.fromkeys([*_split(os.environ.get(VARIABLE, "")), *names]))
     for name in wanted:
         try:
@@ -36,8 +31,7 @@ def load(names: Iterable[str]) -> tuple[str, ...]:
         except UserError:
             raise
         except ModuleNotFoundError as error:
-            own = f"{name}.".startswith(f"{error.name}.")
-            missing = "" if own else f": it needs {error.name}"
+            missing = "" if f"{name}.".startswith(f"{error.name}.") else f": it needs {error.name}"
             raise UserError(
                 f"plugins names {name}, which cannot be imported{missing}; start the command in the folder "
                 "that holds the module, or add that folder to PYTHONPATH"
@@ -61,15 +55,7 @@ def named_in(arguments: Sequence[str]) -> list[str]:
 
 
 def require(names: Iterable[str], source: object) -> None:
-    """Refuse what needs a plugin that nobody has asked for.
-
-    Args:
-        names: plugins that a folder names.
-        source: the folder, for the message.
-
-    Raises:
-        UserError: naming the plugins.
-    """
+    """Raise a UserError if the folder ``source`` names plugins that nobody has asked for."""
     missing = [name for name in names if name not in _split(os.environ.get(VARIABLE, ""))]
     if missing:
         listed = ",".join(missing)

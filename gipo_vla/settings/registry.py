@@ -1,19 +1,9 @@
 """Settings classes by name: objectives, credits, scorers, policies, sources of demonstrations.
 
-A class is registered with a decorator and known by the default of its field ``name``::
-
-    @objectives.register
-    @dataclass(frozen=True)
-    class MyObjective(ObjectiveSettings):
-        \"\"\"One sentence that --help shows.\"\"\"
-
-        name: Literal["my_objective"] = "my_objective"
-        width: float = 1.0
-        \"\"\"Meaning of the setting, when to raise it, its unit.\"\"\"
-
-From then on ``objective=my_objective objective.width=2`` works on every command line: the option, its
-defaults, its checks and its help follow from the class. Classes of this project are found by importing every
-module of a package; those of a user's are registered by a plugin (``gipo_vla.settings.plugins``).
+A frozen dataclass whose field ``name`` has a default (``name: Literal["mine"] = "mine"``) is registered with
+a decorator, ``@objectives.register``. From then on ``objective=mine objective.width=2`` works on every
+command line: the option, its defaults, its checks and its help follow from the class. Classes of this project
+are found by importing every module of a package; those of a user's are registered by a plugin.
 """
 
 from __future__ import annotations
@@ -26,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from gipo_envs.errors import UserError, nearest
 
@@ -74,11 +65,7 @@ class Registry(Generic[Settings]):
         return dict(sorted(self._classes.items()))
 
     def get(self, name: str) -> type[Settings]:
-        """The class of that name.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The class of that name. Raises UserError: there is none."""
         classes = self.classes()
         if name not in classes:
             raise UserError(
@@ -87,11 +74,8 @@ class Registry(Generic[Settings]):
         return classes[name]
 
     def validate(self, value: Any) -> Settings:
-        """An instance from a mapping that names its class under ``name`` (or from the bare name).
-
-        Raises:
-            UserError: naming the first key that does not fit.
-        """
+        """An instance from a mapping that names its class under ``name`` (or from the bare name). Raises
+        UserError: naming the first key that does not fit."""
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return value  # type: ignore[return-value]
         if isinstance(value, str):
@@ -118,15 +102,10 @@ demonstrations: Registry[Any] = Registry(
 ALL = (objectives, credits, scorers, policies, demonstrations)
 
 
-# ---------------------------------------------------------------------------------------------- validation
-
-STRICT = ConfigDict(extra="forbid")
-
-
 @functools.cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
-    if not hasattr(cls, "__pydantic_config__"):
-        cls.__pydantic_config__ = STRICT
+    config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    cls.__pydantic_config__ = config | getattr(cls, "__pydantic_config__", {})
     return TypeAdapter(cls)
 
 
@@ -185,18 +164,16 @@ def _is_kind(part: str) -> bool:
     return part in ("float", "int", "str", "bool") or part.startswith("literal[")
 
 
-# ------------------------------------------------------------------------------------------------ defaults
-
-
-def plain(value: Any) -> Any:
-    """Settings as YAML has them: mappings, lists and scalars."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(own) for key, own in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(own) for own in value]
-    return value
+@functools.cache
+def schema(cls: Any) -> dict[str, dict[str, Any]]:
+    """The JSON schema of each setting of a class; ``description`` is the string below the field, in one
+    paragraph (that of a base class where the class itself has none)."""
+    properties: dict[str, dict[str, Any]] = _adapter(cls).json_schema()["properties"]
+    bases = [schema(cast(Any, base)) for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
+    for name, own in properties.items():
+        above = (base[name]["description"] for base in bases if name in base)
+        own["description"] = " ".join((own.get("description") or next(above, "")).split())
+    return properties
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -215,10 +192,8 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
     """The defaults of a settings class as plain values; a setting without one is ``???``."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
-        if field.default is not dataclasses.MISSING:
-            values[field.name] = plain(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            values[field.name] = plain(field.default_factory())
+        if field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
         else:
-            values[field.name] = MISSING_VALUE
-    return values
+            values[field.name] = MISSING_VALUE if field.default is dataclasses.MISSING else field.default
+    return cast(dict[str, Any], to_jsonable_python(values))

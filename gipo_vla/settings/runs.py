@@ -6,24 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from pydantic_core import to_jsonable_python
 
-from gipo_envs.errors import UserError, nearest
+from gipo_envs.errors import UserError
 from gipo_vla.settings import plugins, registry
 from gipo_vla.settings.cloning import SftSettings
-from gipo_vla.settings.composition import (
-    MISSING,
-    compose_yaml,
-    groups,
-    known_keys,
-    nearest_key,
-    repair,
-)
+from gipo_vla.settings.composition import by_key, command_of, compose_yaml, is_group, repair, unknown
 from gipo_vla.settings.schema import TrainingSettings
 
 Settings = TypeVar("Settings")
@@ -35,11 +29,8 @@ SESSION_KEYS = ("run_dir", "resume", "stop_after")
 
 
 def typed(values: Any, kind: type[Settings]) -> Settings:
-    """Settings of a class from plain values.
-
-    Raises:
-        UserError: naming the first key that does not fit, its value and what was expected.
-    """
+    """Settings of a class from plain values. Raises UserError: naming the first key that does not fit, its
+    value and what was expected."""
     return registry.validated(kind, _without_missing(values))
 
 
@@ -50,11 +41,8 @@ def _without_missing(values: Any) -> Any:
 
 
 def load(name: str, overrides: Sequence[str]) -> TrainingSettings:
-    """The settings that the arguments of ``python -m gipo_vla.train`` mean.
-
-    Raises:
-        UserError: whatever is wrong with them.
-    """
+    """The settings that the arguments of ``python -m gipo_vla.train`` mean. Raises UserError: whatever is
+    wrong with them."""
     values = compose_yaml(name, overrides)
     if "sft" in values:
         raise UserError(f"experiment={values.experiment} belongs to python -m gipo_vla.sft")
@@ -62,11 +50,7 @@ def load(name: str, overrides: Sequence[str]) -> TrainingSettings:
 
 
 def load_sft(overrides: Sequence[str]) -> SftSettings:
-    """The settings that the arguments of ``python -m gipo_vla.sft`` mean.
-
-    Raises:
-        UserError: whatever is wrong with them.
-    """
+    """The settings that the arguments of ``python -m gipo_vla.sft`` mean; errors as ``load``."""
     values = compose_yaml("sft", overrides)
     if "iterations" in values:
         raise UserError(
@@ -77,35 +61,25 @@ def load_sft(overrides: Sequence[str]) -> SftSettings:
 
 
 def override(base: Settings, overrides: Sequence[str]) -> Settings:
-    """The settings of an existing run with overrides, as ``load`` applies them to a fresh composition.
-
-    Raises:
-        UserError: an override that is wrong.
-    """
+    """The settings of an existing run with overrides, as ``load`` applies them to a fresh composition. Raises
+    UserError: an override that is wrong."""
     named = plugins.load(plugins.named_in(overrides))
-    root = "sft" if isinstance(base, SftSettings) else "train"
     values = OmegaConf.create(to_dict(base), flags={"allow_objects": False})
-    available = groups()
-    known = sorted(known_keys(values))
-    parser = OverridesParser.create()
     for text in overrides:
+        known = by_key(values)  # a chosen option brings its own
         try:
-            parsed = parser.parse_override(repair(text))
+            parsed = OverridesParser.create().parse_override(repair(text))
         except HydraException as error:
             raise UserError(f"{text!r} is not an override: write key=value") from error
         key, value = parsed.key_or_group, parsed.value()
-        if key in available:
-            if value not in available[key]:
-                raise UserError(
-                    f"{key}={value}: there is no such {key}; {nearest(str(value), available[key])}"
-                )
+        if is_group(key, value):
             section = key.replace("/", ".")
-            chosen = compose_yaml(root, [f"{key}={value}"])
+            chosen = compose_yaml(command_of(base), [f"{key}={value}"])
             OmegaConf.update(values, section, OmegaConf.select(chosen, section), merge=False)
-            continue
-        if key not in known and OmegaConf.select(values, key, default=MISSING) is MISSING:
-            raise UserError(f"unknown setting {key!r}; {nearest_key(key, known)}")
-        OmegaConf.update(values, key, value)
+        elif key in known:
+            OmegaConf.update(values, key, value)
+        else:
+            raise UserError(unknown(key, known))
     if named:
         values.plugins = list(dict.fromkeys([*values.plugins, *named]))
     # Interpolations in what a folder holds are text: nothing of the environment gets into a run by them.
@@ -114,8 +88,7 @@ def override(base: Settings, overrides: Sequence[str]) -> Settings:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Plain values, the inverse of ``typed``."""
-    values: dict[str, Any] = registry.plain(settings)
-    return values
+    return cast(dict[str, Any], to_jsonable_python(settings))
 
 
 def to_yaml(settings: Any) -> str:
@@ -124,11 +97,7 @@ def to_yaml(settings: Any) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a run folder's config.yaml.
-
-    Raises:
-        UserError: it cannot be read, or is none.
-    """
+    """The mapping in a run folder's config.yaml. Raises UserError: it cannot be read, or is none."""
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -139,32 +108,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> RunSettings:
-    """Read a config.yaml, whichever command wrote it.
-
-    Raises:
-        UserError: it cannot be read, or names a plugin that nobody has asked for.
-    """
+    """Read a config.yaml, whichever command wrote it. Raises UserError: it cannot be read, or names a plugin
+    that nobody has asked for."""
     values = read_yaml(path)
     named = values.get("plugins") or []
     if not isinstance(named, list):
         raise UserError(f"{path}: plugins is {named!r}: expected a list of module names")
     plugins.load(())
     plugins.require([str(name) for name in named], path.parent)
-    kind: type[Any] = SftSettings if "sft" in values else TrainingSettings
-    settings: RunSettings = typed(values, kind)
-    return settings
-
-
-def from_yaml(path: Path) -> TrainingSettings:
-    """Read the config.yaml of a training run.
-
-    Raises:
-        UserError: it cannot be read, or is a cloning run's.
-    """
-    settings = read_run(path)
-    if not isinstance(settings, TrainingSettings):
-        raise UserError(f"{path} belongs to a run of python -m gipo_vla.sft")
-    return settings
+    return typed(values, SftSettings) if "sft" in values else typed(values, TrainingSettings)
 
 
 def digest(settings: Any) -> str:
@@ -173,18 +125,11 @@ def digest(settings: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------------------- what a resume may change
-
-
 def may_change(settings: Any, key: str) -> bool:
-    """Whether a resumed run may have another value of a setting.
+    """Whether a resumed run may have another value of the setting with this dotted key.
 
     The classes say so: ``fixed`` lists what would make it another run, ``movable`` exceptions from a section
     that is fixed as a whole. The declaration nearest to the setting wins.
-
-    Args:
-        settings: of the run.
-        key: dotted.
     """
     allowed, here = True, settings
     for part in key.split("."):

@@ -1,9 +1,7 @@
 """The settings of a training run, section by section.
 
-What stands here are the sections that every run has. Sections that choose between classes (objective, credit,
-policy) are validated by their registry. A class may declare what a resumed run is allowed to change:
-``fixed`` lists settings that would make it another run, ``movable`` exceptions from a section that is fixed
-as a whole (``gipo_vla.settings.runs.may_change``).
+Sections that choose between classes (objective, credit, policy) are validated by their registry. ``fixed``
+and ``movable`` say what a resumed run may change (``gipo_vla.settings.runs.may_change``).
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, PlainValidator
+from pydantic import Field, PlainValidator
 
 from gipo_envs import EnvironmentSettings
 from gipo_envs.errors import UserError
@@ -82,15 +80,31 @@ class ReplaySettings:
 
 
 @dataclass(frozen=True)
-class RolloutSettings:
+class SimulationSettings:
+    """Simulator workers; what a cloning run records and evaluates with."""
+
+    workers: Positive = 2
+    """Simulator processes a rank."""
+    envs_per_worker: Positive = 8
+    """Environments of each worker; one that records demonstrations plays a single episode at a time."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits when actions are sampled; training stores it with every transition."""
+    worker_timeout_s: PositiveFloat = 120.0
+    """A worker that answers nothing for this long counts as hung, and is replaced."""
+
+    @property
+    def envs(self) -> int:
+        """Environments of a rank."""
+        return self.workers * self.envs_per_worker
+
+
+@dataclass(frozen=True)
+class RolloutSettings(SimulationSettings):
     """How experience is collected."""
 
     fixed: ClassVar[tuple[str, ...]] = ("group_size",)
 
-    workers: Positive = 2
-    """Simulator processes a rank."""
     envs_per_worker: Positive = 16
-    """Environments of each worker."""
     env_steps: Positive = 3200
     """Env steps that an iteration collects, over all ranks (rounded up to whole vector steps)."""
     collect: Literal["all", "ready"] = "all"
@@ -98,8 +112,6 @@ class RolloutSettings:
     served, so no straggler holds up the rest, and runs are no longer reproducible."""
     sync_every: Positive = 1
     """Updates between two copies of the learner's weights to the behaviour policy."""
-    temperature: PositiveFloat = 1.0
-    """Divides the logits when acting; stored with every transition."""
     stagger: bool = True
     """Spread the ends of the first episodes, so that resets do not all fall into the same vector step."""
     group_size: Positive = 1
@@ -116,8 +128,6 @@ class RolloutSettings:
     episodes (the formula is in ``rollout/task_sampler.py``)."""
     task_sampling_floor: Annotated[float, Field(gt=0, le=1)] = 0.2
     """task_sampling=success: share of the draws that is spread evenly, so that no task is forgotten."""
-    worker_timeout_s: PositiveFloat = 120.0
-    """A worker that answers nothing for this long counts as hung, and is replaced."""
     max_worker_faults: NonNegative = 10
     """Replaced workers of one rank that are tolerated within ``worker_fault_window``; beyond that the run
     saves a checkpoint and stops."""
@@ -128,48 +138,21 @@ class RolloutSettings:
 
 
 @dataclass(frozen=True)
-class LearnerSettings:
-    """How the policy is updated."""
+class OptimizerSettings:
+    """What training and cloning share of their updates."""
 
-    updates: Positive = 12
-    """Updates an iteration."""
-    batch_segments: Positive = 32
-    """Segments in one global batch, over all ranks."""
-    micro_batch_segments: Positive = 32
-    """Segments in one forward of one rank, at most: its share of a batch is cut by this as evenly as
-    possible."""
     policy_learning_rate: PositiveFloat = 1e-3
     """AdamW's rate for the policy's parameters."""
-    value_learning_rate: PositiveFloat = 1e-3
-    """AdamW's rate for the value's parameters."""
-    warmup_iterations: NonNegative = 0
-    """The learning rates rise linearly from 0 over this many iterations ..."""
     schedule: Literal["cosine", "constant"] = "constant"
-    """constant keeps them there. cosine lets them ..."""
-    schedule_iterations: Positive | None = None
-    """... fall to ``final_learning_rate_fraction`` by this iteration (None: ``iterations``)."""
+    """constant keeps the learning rates after their warm-up. cosine lets them fall to
+    ``final_learning_rate_fraction`` by the end of the schedule."""
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """What is left of the learning rates at the end of schedule=cosine, as a share."""
-    value_only_updates: NonNegative = 0
-    """The first updates train the value alone (a policy that can already do something is worth more than
-    the advantages of an untrained value)."""
-    policy_every: Positive = 1
-    """The policy's gradient is taken only in every n-th update; the value is trained in all of them. Every
-    update makes a version, so lags in updates count all, and the policy's own are an n-th of it."""
     policy_gradient_clip: PositiveFloat = 1.0
     """Largest norm of the policy's gradient; a larger one is scaled down to it."""
-    value_gradient_clip: PositiveFloat = 1.0
-    """Largest norm of the value's gradient."""
-    value_loss_coefficient: PositiveFloat = 1.0
-    """Weight of the value loss beside the policy loss."""
-    huber_delta: PositiveFloat = 1.0
-    """Value errors beyond this (in scaled return, or in units of ``value_scale``) count linearly."""
-    value_scale: Literal["none", "running"] = "none"
-    """running: what the value network gives is multiplied by the root mean square of recent targets, and its
-    errors are measured in it. Where returns are far from 1, or grow a lot, and ``env.reward_scale`` stays."""
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta1: Share = 0.9
     """Decay of AdamW's mean of gradients."""
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_beta2: Share = 0.999
     """Decay of AdamW's mean of squared gradients."""
     adam_epsilon: PositiveFloat = 1e-8
     """What AdamW adds to the root of the squares."""
@@ -190,21 +173,61 @@ class LearnerSettings:
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
-    """Episodes on initial states that training never draws."""
+class LearnerSettings(OptimizerSettings):
+    """How the policy is updated."""
+
+    updates: Positive = 12
+    """Updates an iteration."""
+    batch_segments: Positive = 32
+    """Segments in one global batch, over all ranks."""
+    micro_batch_segments: Positive = 32
+    """Segments in one forward of one rank, at most: its share of a batch is cut by this as evenly as
+    possible."""
+    value_learning_rate: PositiveFloat = 1e-3
+    """AdamW's rate for the value's parameters."""
+    warmup_iterations: NonNegative = 0
+    """The learning rates rise linearly from 0 over this many iterations."""
+    schedule_iterations: Positive | None = None
+    """Where schedule=cosine ends. None: ``iterations``."""
+    value_only_updates: NonNegative = 0
+    """The first updates train the value alone (a policy that can already do something is worth more than
+    the advantages of an untrained value)."""
+    policy_every: Positive = 1
+    """The policy's gradient is taken only in every n-th update; the value is trained in all of them. Every
+    update makes a version, so lags in updates count all, and the policy's own are an n-th of it."""
+    value_gradient_clip: PositiveFloat = 1.0
+    """Largest norm of the value's gradient."""
+    value_loss_coefficient: PositiveFloat = 1.0
+    """Weight of the value loss beside the policy loss."""
+    huber_delta: PositiveFloat = 1.0
+    """Value errors beyond this (in scaled return, or in units of ``value_scale``) count linearly."""
+    value_scale: Literal["none", "running"] = "none"
+    """running: what the value network gives is multiplied by the root mean square of recent targets, and its
+    errors are measured in it. Where returns are far from 1, or grow a lot, and ``env.reward_scale`` stays."""
+
+
+@dataclass(frozen=True)
+class FinalEvaluationSettings:
+    """Episodes at the end, on initial states that nothing was trained on."""
 
     episodes_per_task: Positive = 50
     """Held-out initial states of each task in the evaluation at the end, the same for every policy."""
-    every_env_steps: Positive | None = None
-    """Also evaluate during training, for the learning curve. None: only at the end."""
     mode: Literal["greedy", "sampled"] = "greedy"
     """The mode of the headline in evaluation.json; the other is reported beside it."""
-    during_training_episodes_per_task: Positive = 20
-    """Held-out initial states of each task in an evaluation during training."""
     video: bool = True
     """Write a video of some evaluated episodes."""
     video_episodes: Positive = 4
     """Episodes in the video."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(FinalEvaluationSettings):
+    """Episodes on initial states that training never draws, at the end and under way."""
+
+    every_env_steps: Positive | None = None
+    """Also evaluate during training, for the learning curve. None: only at the end."""
+    during_training_episodes_per_task: Positive = 20
+    """Held-out initial states of each task in an evaluation during training."""
 
 
 @dataclass(frozen=True)
@@ -230,28 +253,16 @@ class TelemetrySettings:
     has every iteration."""
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """A whole training run."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-    fixed: ClassVar[tuple[str, ...]] = ("env", "policy", "seed", "init_from")
+@dataclass(frozen=True, kw_only=True)
+class AnyRunSettings:
+    """What the settings of a training run and of a cloning run share."""
 
     env: EnvironmentSettings
     policy: PolicySection
-    objective: ObjectiveSection
-    credit: CreditSection
     experiment: str = "unnamed"
     """Name of the experiment; run folders begin with it."""
     seed: NonNegative = 0
     """Where every random draw of the run comes from."""
-    iterations: Positive = 100
-    """Iterations of the run: each collects ``rollout.env_steps`` and makes ``learner.updates``."""
-    regularizers: RegularizerSettings = field(default_factory=RegularizerSettings)
-    replay: ReplaySettings = field(default_factory=ReplaySettings)
-    rollout: RolloutSettings = field(default_factory=RolloutSettings)
-    learner: LearnerSettings = field(default_factory=LearnerSettings)
-    eval: EvaluationSettings = field(default_factory=EvaluationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
     stop_after: Positive | None = None
@@ -265,6 +276,23 @@ class TrainingSettings:
     plugins: tuple[str, ...] = ()
     """Modules of your own that register objectives, credits, scorers, policies or simulators."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(AnyRunSettings):
+    """A whole training run."""
+
+    fixed: ClassVar[tuple[str, ...]] = ("env", "policy", "seed", "init_from")
+
+    objective: ObjectiveSection
+    credit: CreditSection
+    iterations: Positive = 100
+    """Iterations of the run: each collects ``rollout.env_steps`` and makes ``learner.updates``."""
+    regularizers: RegularizerSettings = field(default_factory=RegularizerSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    eval: EvaluationSettings = field(default_factory=EvaluationSettings)
+
     def __post_init__(self) -> None:
         replay, rollout, learner = self.replay, self.rollout, self.learner
         batch_transitions = learner.batch_segments * replay.segment_length
@@ -274,10 +302,10 @@ class TrainingSettings:
                 f"(learner.batch_segments {learner.batch_segments} x replay.segment_length "
                 f"{replay.segment_length} = {batch_transitions}): raise the capacity or lower the batch"
             )
-        if rollout.workers * rollout.envs_per_worker % rollout.group_size:
+        if rollout.envs % rollout.group_size:
             raise UserError(
                 f"rollout.group_size is {rollout.group_size}: it must divide rollout.workers x "
-                f"rollout.envs_per_worker = {rollout.workers * rollout.envs_per_worker}"
+                f"rollout.envs_per_worker = {rollout.envs}"
             )
         if rollout.group_filter == "contrast" and not self.credit.needs_groups:
             raise UserError(

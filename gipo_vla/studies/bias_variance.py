@@ -31,9 +31,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
-
-from pydantic import ConfigDict
 
 from gipo_envs.errors import UserError
 from gipo_vla import cli, options
@@ -53,8 +50,6 @@ from gipo_vla.telemetry.console import console
 @dataclass(frozen=True)
 class Options:
     """Where to write."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     out: Path = Path("runs/bias_variance")
     """Folder for the PNG and CSV files."""

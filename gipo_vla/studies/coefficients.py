@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,7 +26,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 
 from gipo_envs.errors import UserError
 from gipo_vla import cli, options
@@ -111,8 +110,6 @@ def figure() -> Figure:
 @dataclass(frozen=True)
 class Options:
     """Where to write."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     out: Path = Path("runs/coefficients")
     """Folder for coefficients.png and coefficients.csv."""

@@ -13,11 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-from pydantic import ConfigDict
 from scipy import stats
 
 from gipo_envs.errors import UserError
@@ -49,8 +47,6 @@ SECONDARY: Mapping[str, Mapping[Arm, int]] = {"GIPO - SAPO, stale": {GIPO: 1, SA
 @dataclass(frozen=True)
 class Options:
     """Options of the command."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     untrained: Path = Path("docs/results/data/old_data_untrained")
     """Runs of the untrained policy, which give R_init."""

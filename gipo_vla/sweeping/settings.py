@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from omegaconf import OmegaConf
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from gipo_envs.errors import UserError
 from gipo_vla import options
@@ -26,8 +26,6 @@ FORBIDDEN = ("run_dir", "resume")
 @dataclass(frozen=True)
 class SweepSettings:
     """What a sweep runs, and how."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = options.DESCRIBED
 
     overrides: tuple[str, ...] = ()
     """Settings of the runs, as on the command line: key=value, or key=value,value for a grid."""

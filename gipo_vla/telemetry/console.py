@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Self, cast
@@ -39,12 +39,24 @@ console = Console(file=cast(IO[str], _Stderr()), highlight=False)
 
 def settings_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Print a two-column table of what is active."""
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    console.print(table)
+    view = Table(title=title, show_header=False, title_justify="left")
+    view.add_column(style="bold")
+    view.add_column(overflow="fold")
+    for row in rows:
+        view.add_row(*row)
+    console.print(view)
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ("",)
+) -> Table:
+    """A table for people: the columns named in ``left`` hold words, the others numbers."""
+    view = Table(title=title, title_justify="left")
+    for name in columns:
+        view.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    for row in rows:
+        view.add_row(*row)
+    return view
 
 
 def figures_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint.writer import CheckpointWriter, Content
-
-CPU = torch.device("cpu")
 
 
 def content(text: str) -> Content:
@@ -39,7 +36,7 @@ def test_a_checkpoint_appears_between_updates_once_it_is_written(
         gate.wait(10)
         path.write_text("slow")
 
-    writer = CheckpointWriter(tmp_path, CPU, keep=2)
+    writer = CheckpointWriter(tmp_path, keep=2)
     writer.poll()
     writer.begin(1, 2, Content({"run.json": slow}, 4))
     writer.poll()
@@ -52,7 +49,7 @@ def test_a_checkpoint_appears_between_updates_once_it_is_written(
 
 
 def test_the_next_waits_for_the_one_before(tmp_path: Path) -> None:
-    writer = CheckpointWriter(tmp_path, CPU, keep=2)
+    writer = CheckpointWriter(tmp_path, keep=2)
     for iteration in range(1, 6):
         writer.begin(iteration, iteration, content(str(iteration)), background=iteration % 2 == 0)
     writer.wait()
@@ -67,7 +64,7 @@ def test_a_failure_leaves_the_last_good_one_and_nothing_else(
         path.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    writer = CheckpointWriter(tmp_path, CPU, keep=2)
+    writer = CheckpointWriter(tmp_path, keep=2)
     writer.begin(1, 1, content("good"))
     for iteration in (2, 3):
         writer.begin(iteration, iteration, Content({"a": content("x").files["run.json"], "b": full}, 8))
@@ -83,7 +80,7 @@ def test_a_failure_leaves_the_last_good_one_and_nothing_else(
 
 def test_a_folder_that_cannot_be_made_is_a_failed_attempt(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where the folder should be")
-    writer = CheckpointWriter(tmp_path / "taken", CPU, keep=2)
+    writer = CheckpointWriter(tmp_path / "taken", keep=2)
     writer.begin(1, 1, content("x"))
     assert writer.failed and not writer.busy
 
@@ -92,7 +89,7 @@ def test_what_is_no_failure_of_the_disk_is_raised(tmp_path: Path) -> None:
     def wrong(path: Path) -> None:
         raise ZeroDivisionError("a mistake in the program")
 
-    writer = CheckpointWriter(tmp_path, CPU, keep=2)
+    writer = CheckpointWriter(tmp_path, keep=2)
     writer.begin(1, 1, Content({"run.json": wrong}, 0))
     with pytest.raises(ZeroDivisionError):
         writer.wait()

@@ -98,7 +98,6 @@ def update(learner: Learner, batch: SegmentBatch) -> dict[str, float]:
 
 def check_reductions() -> None:
     rank, world = group.rank(), group.world_size()
-    assert group.smallest(rank + 3, CPU) == 3 and group.largest(rank + 3, CPU) == world + 2
     assert group.gather({"rank": rank}) == [{"rank": r} for r in range(world)]
     assert group.from_first(f"chosen by {rank}") == "chosen by 0"
     assert float(group.sum_over_ranks(torch.tensor(rank + 1.0))) == world * (world + 1) / 2

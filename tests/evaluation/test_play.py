@@ -38,7 +38,7 @@ def pool_of(settings: TrainingSettings) -> WorkerPool:
 
 def played(settings: TrainingSettings, policy: Policy, pool: WorkerPool, greedy: bool) -> list[EpisodeResult]:
     plans = evaluation_plans(pool.spec, 5)
-    return play(policy, pool, plans, CPU, 1.0, greedy, torch.Generator().manual_seed(3))
+    return play(settings, policy, pool, plans, CPU, "greedy" if greedy else "sampled")
 
 
 def test_every_plan_is_played_once_as_if_alone(settings: TrainingSettings, policy: Policy) -> None:

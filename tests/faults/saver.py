@@ -39,7 +39,7 @@ def build(settings: TrainingSettings) -> Pipeline:
 
 
 def save_without_end(checkpoints: Path, pipeline: Pipeline) -> None:
-    writer = CheckpointWriter(checkpoints, pipeline.device, keep=2)
+    writer = CheckpointWriter(checkpoints, keep=2)
     while True:
         pipeline.iteration += 1  # another checkpoint, of the same tensors
         run_state.begin(writer, pipeline, {"tracker_id": None})
@@ -118,7 +118,9 @@ def main() -> None:
         checkpoints = root / "checkpoints"
         operations = FileOperations()
         began = time.monotonic()
-        run_state.save(checkpoints, pipeline, {"tracker_id": None})
+        writer = CheckpointWriter(checkpoints, keep=2)
+        run_state.begin(writer, pipeline, {"tracker_id": None})
+        writer.wait()
         duration, of_a_save = time.monotonic() - began, operations.count
         shutil.rmtree(checkpoints)
         for trial, line in enumerate(sys.stdin):

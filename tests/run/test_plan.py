@@ -14,8 +14,7 @@ import torch
 
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import environment_spec
-from gipo_vla.run.measured import Measured, mean_after
-from gipo_vla.run.plan import RunPlan, plan_run
+from gipo_vla.run.plan import Measured, RunPlan, mean_after, plan_run
 from gipo_vla.settings import runs
 from gipo_vla.telemetry.console import console
 from tests.conftest import MakeConfig, which
@@ -105,11 +104,11 @@ def test_cloning_is_planned_as_well() -> None:
     plan = plan_run(settings, environment_spec(settings), 1, CPU)
     assert plan.updates == 600 and plan.collection is None and plan.lag is None
     assert plan.memory.micro_batch == 128 and plan.memory.replay == 0
-    assert plan.duration.training > 0 and [name for name, _ in plan.rows()] == ["estimated time"]
+    assert plan.duration.training > 0 and list(plan.rows()) == ["estimated time"]
 
 
 def test_the_rows_of_the_table_say_what_is_planned() -> None:
-    rows = dict(plan_of().rows())
+    rows = plan_of().rows()
     assert rows["expected lag"].startswith("mean 2.8 iterations (34 updates), greatest 5 (67)")
     assert rows["replay"].startswith("6,400 transitions = 4.0 iterations")
     assert rows["env steps"] == "323,200 in 100 iterations"

@@ -184,6 +184,9 @@ def test_two_processes_cannot_have_one_folder(tmp_path: Path) -> None:
     RunFolder(tmp_path).lock().close()
 
 
-def test_a_full_disk_is_seen_before_anything_starts(tiny_overrides: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_full_disk_is_seen_before_anything_starts(
+    tiny_overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gipo_vla.checkpoint.run_folder.SPARE_BYTES", 2**60)
     with pytest.raises(UserError, match=r"MB free, this run needs at least"):
-        create(runs.load("train", [*tiny_overrides, f"run_dir={tmp_path / 'run'}"]), bytes_needed=2**60)
+        create(runs.load("train", [*tiny_overrides, f"run_dir={tmp_path / 'run'}"]))

@@ -18,7 +18,7 @@ from gipo_envs import CameraSettings, EnvironmentSettings
 from gipo_envs.errors import UserError
 from gipo_vla import evaluate, sft, train
 from gipo_vla.assembly import build_policy, environment_spec
-from gipo_vla.checkpoint.locate import find_checkpoint
+from gipo_vla.checkpoint.policy_files import find_checkpoint
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.imitation.cloning import Cloner
 from gipo_vla.imitation.examples import Batch

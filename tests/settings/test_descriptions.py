@@ -10,7 +10,7 @@ import pytest
 
 from gipo_envs.errors import UserError
 from gipo_vla.settings import registry
-from gipo_vla.settings.descriptions import describe, field_strings, help_on
+from gipo_vla.settings.descriptions import describe, help_on
 from gipo_vla.settings.runs import load, to_dict
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "settings.md"
@@ -51,5 +51,5 @@ def test_help_on_a_setting_a_section_and_a_last_part() -> None:
 
 
 def test_strings_below_fields_are_read() -> None:
-    strings = field_strings(registry.objectives.get("gipo"))
-    assert strings["sigma"].startswith("Width of the trust kernel")
+    strings = registry.schema(registry.objectives.get("gipo"))
+    assert strings["sigma"]["description"].startswith("Width of the trust kernel")

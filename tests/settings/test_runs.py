@@ -69,8 +69,8 @@ def test_yaml_there_and_back(make_config: MakeConfig, tmp_path: Path, overrides:
     settings = make_config(*overrides)
     path = tmp_path / "config.yaml"
     path.write_text(runs.to_yaml(settings))
-    assert runs.from_yaml(path) == settings
-    assert runs.digest(runs.from_yaml(path)) == runs.digest(settings)
+    assert runs.read_run(path) == settings
+    assert runs.digest(runs.read_run(path)) == runs.digest(settings)
     assert runs.typed(runs.to_dict(settings), TrainingSettings) == settings
 
 
@@ -162,16 +162,16 @@ def test_wrong_values_are_named(overrides: tuple[str, ...], named: tuple[str, ..
 
 def test_a_damaged_config_file_is_named(tmp_path: Path, make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match=r"config\.yaml"):
-        runs.from_yaml(tmp_path / "config.yaml")
+        runs.read_run(tmp_path / "config.yaml")
     for text in ("a: [1, 2", "just words", ""):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(UserError):
-            runs.from_yaml(tmp_path / "config.yaml")
+            runs.read_run(tmp_path / "config.yaml")
     values = OmegaConf.create(runs.to_yaml(make_config()))
     values.replay.shards = 3
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(values))
     with pytest.raises(UserError, match=r"replay\.shards"):
-        runs.from_yaml(tmp_path / "config.yaml")
+        runs.read_run(tmp_path / "config.yaml")
 
 
 def test_overriding_a_finished_run(make_config: MakeConfig) -> None:
