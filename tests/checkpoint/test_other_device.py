@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from gipo_vla.checkpoint import run_state
 from gipo_vla.pipeline import Pipeline
-from tests.conftest import MakePipeline, iterations
+from tests.conftest import MakePipeline, iterations, save_checkpoint
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def from_a_gpu(make_pipeline: MakePipeline, tmp_path: Path) -> tuple[Pipeline, P
     """A pipeline after two iterations, and its checkpoint as a GPU would have written it."""
     pipeline = make_pipeline()
     iterations(pipeline, 2)
-    folder = run_state.save(tmp_path / "checkpoints", pipeline, {})
+    folder = save_checkpoint(tmp_path / "checkpoints", pipeline)
     state = json.loads((folder / "run.json").read_text())
     assert state["device"] == "cpu"
     (folder / "run.json").write_text(json.dumps(state | {"device": "cuda"}))
@@ -71,6 +71,6 @@ def test_a_stream_that_the_run_has_not_used(
 def test_the_same_kind_of_device_continues_to_the_bit(make_pipeline: MakePipeline, tmp_path: Path) -> None:
     pipeline, after = make_pipeline(), make_pipeline()
     iterations(pipeline, 1)
-    folder = run_state.save(tmp_path / "checkpoints", pipeline, {})
+    folder = save_checkpoint(tmp_path / "checkpoints", pipeline)
     assert run_state.load(folder, after).changes == ()
     assert torch.equal(pipeline.actor.generator.get_state(), after.actor.generator.get_state())
