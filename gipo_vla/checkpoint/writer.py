@@ -13,11 +13,13 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import cast
+from threading import Thread
+from typing import TypeVar, cast
 
 import psutil
 
@@ -26,6 +28,7 @@ from gipo_vla.checkpoint.folder import FileRecord
 from gipo_vla.distributed import group
 from gipo_vla.telemetry.console import say
 
+Result = TypeVar("Result")
 Write = Callable[[Path], None]
 """Writes one file, or the files of one folder, at a path that does not exist yet."""
 
@@ -54,17 +57,31 @@ def fits_in_memory(bytes_needed: int) -> bool:
     return all(group.gather(bytes_needed < share))
 
 
-def _write(partial: Path, content: Content) -> dict[str, FileRecord]:
+def _in_thread(function: Callable[[], Result]) -> Future[Result]:
+    """Call in a thread that does not keep the process alive, as an executor's would where a disk hangs."""
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return future
+
+
+def _write(folder: Path, content: Content) -> dict[str, FileRecord]:
     """Write a rank's part of a checkpoint; returns its part of the manifest."""
     # safetensors gives its files to their owner alone: they shall be as open as the folder.
-    mode = partial.stat().st_mode & 0o666
+    mode = folder.stat().st_mode & 0o666
     manifest = {}
     for name, write in content.files.items():
-        path = partial / name
+        path = folder / name
         write(path)
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             file.chmod(mode)
-            manifest[file.relative_to(partial).as_posix()] = folders.record(file)
+            manifest[file.relative_to(folder).as_posix()] = folders.record(file)
     return manifest
 
 
@@ -120,9 +137,7 @@ class CheckpointWriter:
         total = sum(group.gather(content.bytes))
         if total >= WORTH_A_LINE:
             say(f"checkpoint {name}: writing {_size(total)}")
-        thread = ThreadPoolExecutor(1, f"checkpoint {name}")
-        written = thread.submit(_write, folders.partial_folder(self.checkpoints, name), content)
-        thread.shutdown(wait=False)
+        written = _in_thread(partial(_write, folders.partial_folder(self.checkpoints, name), content))
         self._job = _Job(name, written, background)
         if not background:
             self.wait()
@@ -139,8 +154,8 @@ class CheckpointWriter:
             return
         while futures.wait([job.written], PROGRESS_SECONDS).not_done:
             if group.rank() == 0:
-                partial = folders.partial_folder(self.checkpoints, job.name)
-                written = sum(path.stat().st_size for path in partial.rglob("*"))
+                own = folders.partial_folder(self.checkpoints, job.name)
+                written = sum(path.stat().st_size for path in own.rglob("*"))
                 say(f"checkpoint {job.name}: {_size(written)} written so far")
         group.barrier()
         self._complete(job)
