@@ -17,7 +17,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 
 
 def test_every_objective_is_in_the_figure() -> None:
-    assert set(study.OBJECTIVES) == set(registry.objectives.classes())
+    registered = registry.objectives.classes().items()
+    # Tests of plugins may have registered others in this process.
+    assert set(study.OBJECTIVES) == {
+        name for name, cls in registered if cls.__module__.startswith("gipo_vla.")
+    }
 
 
 def test_table_of_the_page() -> None:
