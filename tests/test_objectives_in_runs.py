@@ -11,7 +11,7 @@ import torch
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint import run_state
 from gipo_vla.settings import registry
-from tests.conftest import MakeConfig, MakePipeline, iterations
+from tests.conftest import MakeConfig, MakePipeline, iterations, save_checkpoint
 
 OBJECTIVES = {
     **{name: (f"objective={name}",) for name in registry.objectives.classes()},
@@ -61,7 +61,7 @@ def test_stopping_and_going_on_changes_no_metric(
             rows.append(done[0])
             continue
         stops += 1
-        folder = run_state.save(tmp_path / "checkpoints", pipeline, {})
+        folder = save_checkpoint(tmp_path / "checkpoints", pipeline)
         pipeline.close()
         pipeline = make_pipeline(*overrides)
         run_state.load(folder, pipeline)
@@ -72,7 +72,7 @@ def test_stopping_and_going_on_changes_no_metric(
 def test_a_run_with_a_fixed_sigma_goes_on_with_auto(make_pipeline: MakePipeline, tmp_path: Path) -> None:
     pipeline = make_pipeline()
     iterations(pipeline, 1)
-    folder = run_state.save(tmp_path / "checkpoints", pipeline, {})
+    folder = save_checkpoint(tmp_path / "checkpoints", pipeline)
     pipeline.close()
     pipeline = make_pipeline("objective.sigma=auto")
     run_state.load(folder, pipeline)

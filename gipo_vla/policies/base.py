@@ -119,10 +119,13 @@ class Policy(Protocol):
         ...
 
     def twin(self) -> Self:
-        """A second module tree: frozen tensors and buffers shared, trainable tensors copied (and frozen)."""
+        """A second module tree: frozen tensors, buffers and the normaliser shared; trainable tensors copied, and
+        frozen."""
         assert isinstance(self, nn.Module)
         frozen = [own for own in self.parameters() if not own.requires_grad]
-        return copy.deepcopy(self, {id(own): own for own in (*frozen, *self.buffers())}).requires_grad_(False)
+        # The normaliser itself too: behaviour and learner must see the same inputs while it learns.
+        shared = [*frozen, *self.buffers(), *([] if self.normalizer is None else [self.normalizer])]
+        return copy.deepcopy(self, {id(own): own for own in shared}).requires_grad_(False)
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainable parameters as ``{"policy": [(name, parameter), ...], "value": [...]}``.
