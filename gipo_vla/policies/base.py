@@ -119,8 +119,8 @@ class Policy(Protocol):
         ...
 
     def twin(self) -> Self:
-        """A second module tree: frozen tensors, buffers and the normaliser shared; trainable tensors copied, and
-        frozen."""
+        """A second module tree: frozen tensors, buffers and the normaliser shared; trainable tensors copied
+        and frozen."""
         assert isinstance(self, nn.Module)
         frozen = [own for own in self.parameters() if not own.requires_grad]
         # The normaliser itself too: behaviour and learner must see the same inputs while it learns.
