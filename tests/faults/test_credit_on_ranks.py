@@ -18,7 +18,9 @@ CREDITS = {
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("credit", list(CREDITS))
+@pytest.mark.parametrize(
+    "credit", [pytest.param(name, marks=() if name == "graph" else pytest.mark.slow) for name in CREDITS]
+)
 def test_two_ranks_stopped_and_continued(
     launch: Callable[..., Any], going_on: Callable[..., Any], tmp_path: Path, credit: str
 ) -> None:

@@ -121,7 +121,7 @@ def test_two_ranks_stopped_and_continued_with_two_and_with_one(
     assert (alone / "finished.json").exists()
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_one_rank_continued_with_two(
     going_on: Callable[..., Any],
     launch: Callable[..., Any],

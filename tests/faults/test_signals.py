@@ -59,7 +59,7 @@ def test_a_second_interrupt_leaves_at_once(launch: Callable[..., Any]) -> None:
     assert [row["iteration"] for row in run.rows()] == list(range(1, len(run.rows()) + 1))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_torchrun_told_to_stop_saves_on_all_ranks(
     launch: Callable[..., Any], going_on: Callable[..., Any], tmp_path: Any
 ) -> None:

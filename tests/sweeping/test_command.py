@@ -126,7 +126,7 @@ GRID = (
 )
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_sweep_killed_half_way_equals_an_unbroken_one(tmp_path: Path) -> None:
     broken, unbroken = tmp_path / "broken" / "sweep", tmp_path / "unbroken" / "sweep"
@@ -201,7 +201,7 @@ def test_an_interrupt_saves_and_the_same_command_goes_on(tmp_path: Path) -> None
     assert "resuming from" in (folder / job / "log.txt").read_text()
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_under_torchrun_ranks_save_and_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     overrides = ("seed=0", "iterations=60", "launch=torchrun", "nproc_per_node=2", "jobs=1")

@@ -32,7 +32,11 @@ def _one_task_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize(("suite", "number"), TASKS)
+@pytest.mark.parametrize(
+    ("suite", "number"),
+    # The first two of each suite in every run of the tests, the others in the long one.
+    [pytest.param(*task, marks=() if task[1] < 2 else pytest.mark.slow) for task in TASKS],
+)
 def test_a_task(libero_assets: Path, pictures: None, suite: str, number: int) -> None:
     """Resets, settles and steps; begins unsolved; a state that fulfils the goal is a success."""
     environment = _make(suite, number)

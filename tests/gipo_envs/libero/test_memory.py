@@ -19,6 +19,7 @@ def _megabytes() -> float:
     return float(psutil.Process().memory_info().rss / 2**20)
 
 
+@pytest.mark.slow
 def test_200_resets(make_libero: MakeLibero) -> None:
     environment = make_libero("libero_goal", (0, 7), ("images",))
     actions = np.zeros((2, 7), np.float32)

@@ -15,7 +15,7 @@ from gipo_vla.rollout.pool import WorkerPool
 CHUNK = 8
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_three_tasks(libero_assets: Path, pictures: None) -> None:
     settings = EnvironmentSettings(
         family="libero_spatial",

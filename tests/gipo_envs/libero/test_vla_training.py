@@ -43,7 +43,7 @@ OVERRIDES = (
 )
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_run_and_its_continuation_are_the_same(libero_assets: Path, tmp_path: Path) -> None:
     """Through rendering, replay, updates and evaluation; stopped half-way and resumed to the bit."""
     straight, halved = tmp_path / "straight", tmp_path / "halved"
@@ -83,7 +83,7 @@ def weights(folder: Path, iteration: int) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_two_ranks_and_their_continuation_are_the_same(
     libero_assets: Path,
     launch: Launch,  # noqa: F811
