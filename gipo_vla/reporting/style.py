@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import FuncFormatter
 
 from gipo_vla.reporting.comparison import Comparison
 from gipo_vla.reporting.grouping import CAPACITY, NAMED_BY_VALUE, Configuration, label, show
@@ -123,8 +123,16 @@ def draw_members(
 
 def thousands(axes: Axes) -> None:
     """Env steps as 50k, 1.5M."""
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.locator_params(axis="x", nbins=5)
+
+
+def _short(value: float) -> str:
+    """Matplotlib's EngFormatter would call a billion G, and a part of an env step m."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def draw_floor(line: Callable[..., Any], floor: float | None) -> None:
