@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +177,27 @@ def save_checkpoint(checkpoints: Path, pipeline: Pipeline) -> Path:
     writer.wait()
     assert writer.newest is not None
     return checkpoints / writer.newest
+
+
+def stopped_and_resumed(
+    make_pipeline: MakePipeline, overrides: Sequence[str], checkpoints: Path, saves: Callable[[int], bool]
+) -> tuple[list[Row], int]:
+    """The rows of three iterations of a run that is stopped wherever it can be, and how often it was.
+
+    Args:
+        saves: whether the stop of this number, from 1, goes through a checkpoint and a new pipeline.
+    """
+    pipeline, stops = make_pipeline(*overrides), 0
+    rows: list[Row] = []
+    while len(rows) < 3:
+        done = pipeline.run_iteration(lambda: True)
+        if done is not None:
+            rows.append(done[0])
+            continue
+        stops += 1
+        if saves(stops):
+            folder = save_checkpoint(checkpoints, pipeline)
+            pipeline.close()
+            pipeline = make_pipeline(*overrides)
+            run_state.load(folder, pipeline)
+    return rows, stops

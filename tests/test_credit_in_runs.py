@@ -18,7 +18,7 @@ from gipo_vla.imitation import demonstrations
 from gipo_vla.imitation.demonstrations import Episode
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.train import resolve, train
-from tests.conftest import MakePipeline, iterations, save_checkpoint
+from tests.conftest import MakePipeline, iterations, save_checkpoint, stopped_and_resumed
 
 CPU = torch.device("cpu")
 
@@ -290,18 +290,9 @@ def test_stopping_within_an_iteration_loses_no_diagnostic(
 ) -> None:
     overrides = CREDITS_TO_STOP[credit]
     expected = iterations(make_pipeline(*overrides), 3)
-    pipeline, rows, stops = make_pipeline(*overrides), [], 0
-    while len(rows) < 3:
-        done = pipeline.run_iteration(lambda: True)
-        if done is not None:
-            rows.append(done[0])
-            continue
-        stops += 1
-        if stops % 2:
-            folder = save_checkpoint(tmp_path / "checkpoints", pipeline)
-            pipeline.close()
-            pipeline = make_pipeline(*overrides)
-            run_state.load(folder, pipeline)
+    rows, _ = stopped_and_resumed(
+        make_pipeline, overrides, tmp_path / "checkpoints", lambda stop: stop % 2 == 1
+    )
     assert rows == expected
     if credit == "contrast":
         assert any(row["rollout/group_filter_rounds"] for row in rows), "stopped in them too"

@@ -11,7 +11,7 @@ import torch
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint import run_state
 from gipo_vla.settings import registry
-from tests.conftest import MakeConfig, MakePipeline, iterations, save_checkpoint
+from tests.conftest import MakeConfig, MakePipeline, iterations, save_checkpoint, stopped_and_resumed
 
 OBJECTIVES = {
     **{name: (f"objective={name}",) for name in registry.objectives.classes()},
@@ -54,17 +54,7 @@ def test_stopping_and_going_on_changes_no_metric(
     expected = iterations(make_pipeline(*overrides), 3)
     if case == "gipo, auto":
         assert len({row["objective/sigma"] for row in expected}) > 1, "there is something to remember"
-    pipeline, rows, stops = make_pipeline(*overrides), [], 0
-    while len(rows) < 3:
-        done = pipeline.run_iteration(lambda: True)
-        if done is not None:
-            rows.append(done[0])
-            continue
-        stops += 1
-        folder = save_checkpoint(tmp_path / "checkpoints", pipeline)
-        pipeline.close()
-        pipeline = make_pipeline(*overrides)
-        run_state.load(folder, pipeline)
+    rows, stops = stopped_and_resumed(make_pipeline, overrides, tmp_path / "checkpoints", lambda stop: True)
     assert stops > 5
     assert rows == expected
 

@@ -16,7 +16,6 @@ import torch
 
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import environment_spec
-from gipo_vla.checkpoint import run_state
 from gipo_vla.pipeline import dispatch_schedule
 from gipo_vla.replay.segment import Segment, SegmentBatch
 from gipo_vla.rollout.actor import Actor
@@ -25,7 +24,7 @@ from gipo_vla.run.resume import Start
 from gipo_vla.settings import runs
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.train import train
-from tests.conftest import MakeConfig, MakePipeline, iterations, save_checkpoint
+from tests.conftest import MakeConfig, MakePipeline, iterations, stopped_and_resumed
 
 
 def segment_key(segment: Segment) -> tuple[int, int, int]:
@@ -193,18 +192,11 @@ def test_stopping_at_any_moment_and_going_on_changes_no_metric(
 ) -> None:
     overrides = (*INTERRUPTED, *VARIANTS[variant])
     expected = iterations(make_pipeline(*overrides), 3)
-    pipeline, rows, stops = make_pipeline(*overrides), [], 0
-    while len(rows) < 3:
-        done = pipeline.run_iteration(lambda: True)
-        if done is not None:
-            rows.append(done[0])
-            continue
-        stops += 1
-        if through_disk and stops in (1, 3, 4, 6, 9):  # before, among and after an iteration's updates
-            folder = save_checkpoint(tmp_path / "checkpoints", pipeline)
-            pipeline.close()
-            pipeline = make_pipeline(*overrides, "seed=0")
-            run_state.load(folder, pipeline)
+    # Before, among and after an iteration's updates.
+    saved = (1, 3, 4, 6, 9) if through_disk else ()
+    rows, stops = stopped_and_resumed(
+        make_pipeline, overrides, tmp_path / "checkpoints", lambda stop: stop in saved
+    )
     assert stops == 1 + 3 * 3, "after the first round of collection, and after every update"
     assert json.dumps(rows) == json.dumps(expected), "also in the order of the names"
 
