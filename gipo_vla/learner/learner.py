@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
 from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
 from gipo_vla.distributed import group
@@ -66,8 +65,8 @@ class Learner:
         proximal: the policy that acts, for an objective that needs it.
 
     Raises:
-        UserError: the number of ranks does not divide ``learner.batch_segments``, or there is no value to
-            train in the updates that ``learner.policy_every`` leaves to it, or see ``ValueScale``.
+        UserError: the number of ranks does not divide ``learner.batch_segments``, or see
+            ``LearnerSettings.check_credit``.
     """
 
     def __init__(
@@ -86,11 +85,7 @@ class Learner:
         proximal: Policy | None = None,
     ) -> None:
         assert isinstance(policy, nn.Module)
-        if settings.policy_every > 1 and not credit.needs_values:
-            raise UserError(
-                f"learner.policy_every is {settings.policy_every}, but this credit trains no value: the "
-                "other updates would train nothing; set it to 1, or choose credit=gae"
-            )
+        settings.check_credit(credit.needs_values, stored_values)
         self.policy, self.settings, self.device = policy, settings, device
         self.objective, self.regularizers = objective, regularizers
         self.adaptive = adaptive_of(objective)
@@ -104,7 +99,7 @@ class Learner:
         """Segments of each micro-batch, the largest first."""
         self.micro_batches = len(self.micro_batch_sizes)
         """Micro-batches an update on each rank."""
-        self.value_scale = ValueScale(settings.value_scale, stored_values)
+        self.value_scale = ValueScale(settings.value_scale)
         self.attempted = 0
         """Updates begun, skipped ones included."""
         self.skipped = 0

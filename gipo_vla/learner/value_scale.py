@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gipo_envs.errors import UserError
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.learner.update import SUMS
 
@@ -21,17 +20,9 @@ class ValueScale:
 
     Unlike PopArt (arXiv 1602.07714) it leaves the output layer alone where it changes: as returns grow, so do
     the predictions. It changes between updates only.
-
-    Raises:
-        UserError: the values used are those of other times, which had another scale.
     """
 
-    def __init__(self, mode: Literal["none", "running"], stored_values: bool) -> None:
-        if mode != "none" and stored_values:
-            raise UserError(
-                "learner.value_scale=running changes what the value network's numbers mean, so that those of "
-                "other times cannot be used: set credit.values=recomputed, or learner.value_scale=none"
-            )
+    def __init__(self, mode: Literal["none", "running"]) -> None:
         self.mode = mode
         self._targets = AdvantageNormalizer("running", shift=False)
 

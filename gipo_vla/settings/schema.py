@@ -205,6 +205,19 @@ class LearnerSettings(OptimizerSettings):
     """running: what the value network gives is multiplied by the root mean square of recent targets, and its
     errors are measured in it. Where returns are far from 1, or grow a lot, and ``env.reward_scale`` stays."""
 
+    def check_credit(self, needs_values: bool, stored_values: bool) -> None:
+        """Raise UserError where a credit with, or without, such values cannot go with these settings."""
+        if self.policy_every > 1 and not needs_values:
+            raise UserError(
+                f"learner.policy_every is {self.policy_every}, but this credit trains no value: the "
+                "other updates would train nothing; set it to 1, or choose credit=gae"
+            )
+        if self.value_scale != "none" and stored_values:
+            raise UserError(
+                "learner.value_scale=running changes what the value network's numbers mean, so that those of "
+                "other times cannot be used: set credit.values=recomputed, or learner.value_scale=none"
+            )
+
 
 @dataclass(frozen=True)
 class FinalEvaluationSettings:
@@ -307,6 +320,7 @@ class TrainingSettings(AnyRunSettings):
                 f"rollout.group_size is {rollout.group_size}: it must divide rollout.workers x "
                 f"rollout.envs_per_worker = {rollout.envs}"
             )
+        learner.check_credit(self.credit.build().needs_values, self.credit.uses_stored_values)
         if rollout.group_filter == "contrast" and not self.credit.needs_groups:
             raise UserError(
                 "rollout.group_filter=contrast compares episodes of one initial state, but credit="

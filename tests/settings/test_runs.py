@@ -354,3 +354,17 @@ def test_a_whole_process_says_one_line(tiny_overrides: tuple[str, ...], tmp_path
 def test_a_setting_of_another_option_is_named_with_the_choice() -> None:
     with pytest.raises(UserError, match=r"unknown setting 'objective\.sigma' with objective=ppo"):
         runs.load("train", ["objective=ppo", "objective.sigma=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("learner.value_scale=running", "credit.values=stored"), "credit.values=recomputed"),
+        (("learner.policy_every=2", "credit=group", "rollout.group_size=2"), "trains no value"),
+    ],
+)
+def test_a_learner_that_its_credit_cannot_serve_is_refused_before_anything_starts(
+    overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        runs.load("train", ["experiment=point_reach", *overrides])
