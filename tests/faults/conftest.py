@@ -51,8 +51,9 @@ class Launched:
         return sorted(path.name for path in found)
 
     def rows(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl, which may be being written: what follows the last newline is none yet."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        *lines, _ = (path.read_text() if path.exists() else "").split("\n")
         return [json.loads(line) for line in lines]
 
     def until(self, happened: Callable[[], object], what: str) -> None:
