@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import scipy  # its parts load when first used
 from rich.table import Table
-from scipy.stats import binomtest
 
 from gipo_vla.evaluation.episodes import EpisodeResult
 from gipo_vla.telemetry import console
@@ -34,7 +34,7 @@ def compare(first: Sequence[EpisodeResult], second: Sequence[EpisodeResult]) -> 
         "difference_interval_95": [round(low, 4), round(high, 4)],
         "only_first": only_first,
         "only_second": only_second,
-        "p_value": float(binomtest(only_first, discordant).pvalue) if discordant else 1.0,
+        "p_value": float(scipy.stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0,
     }
 
 
@@ -43,7 +43,9 @@ def difference_interval(both: int, only_first: int, only_second: int, neither: i
     count = both + only_first + only_second + neither
     rates, bounds = [], []
     for successes in (both + only_first, both + only_second):
-        interval = binomtest(successes, count).proportion_ci(confidence_level=0.95, method="wilson")
+        interval = scipy.stats.binomtest(successes, count).proportion_ci(
+            confidence_level=0.95, method="wilson"
+        )
         rates.append(successes / count)
         bounds.append((float(interval.low), float(interval.high)))
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import scipy  # its parts load when first used
 from rich.table import Table
-from scipy.stats import binomtest
 
 from gipo_envs import EnvironmentSpec
 from gipo_vla.evaluation.episodes import EpisodeResult
@@ -17,7 +17,7 @@ def rates(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     """Rates of some episodes, with the 95 % Wilson interval of ``success_once``."""
     count = len(results)
     successes = sum(result.success_once for result in results)
-    interval = binomtest(successes, count).proportion_ci(confidence_level=0.95, method="wilson")
+    interval = scipy.stats.binomtest(successes, count).proportion_ci(confidence_level=0.95, method="wilson")
     return {
         "episodes": count,
         "success_once": successes / count,

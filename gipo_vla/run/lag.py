@@ -28,8 +28,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts load when first used
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 PARTS = 16
 """Of an iteration's transitions, for the weights of ``recency`` sampling."""
@@ -189,5 +189,7 @@ def _recency(drawable: Floats, half_life: float, batch: float) -> Floats:
 
     # Gumbel top-k keeps the segments whose exponential clocks of these rates ring first: until when?
     wanted = min(batch, 0.999 * total)
-    logarithm = brentq(lambda own: (taken(math.exp(own)) * drawable).sum() - wanted, -20.0, 40.0)
+    logarithm = scipy.optimize.brentq(
+        lambda own: (taken(math.exp(own)) * drawable).sum() - wanted, -20.0, 40.0
+    )
     return taken(math.exp(logarithm))

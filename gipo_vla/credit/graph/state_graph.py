@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy  # its parts load when first used
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import dijkstra
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -64,8 +63,12 @@ def edges(nodes: Sequence[Ids], first_success: Sequence[int | None], success: in
 
 def distances_to_success(sources: Ids, targets: Ids, nodes: int) -> Floats:
     """(N + 1,) steps from each node to SUCCESS, the last; infinite where there is no path."""
-    backwards = csr_matrix((np.ones(len(sources)), (targets, sources)), shape=(nodes + 1, nodes + 1))
-    distances: Floats = dijkstra(backwards, directed=True, indices=nodes, unweighted=True)
+    backwards = scipy.sparse.csr_matrix(
+        (np.ones(len(sources)), (targets, sources)), shape=(nodes + 1, nodes + 1)
+    )
+    distances: Floats = scipy.sparse.csgraph.dijkstra(
+        backwards, directed=True, indices=nodes, unweighted=True
+    )
     return distances
 
 

@@ -18,10 +18,9 @@ import warnings
 from typing import Any
 
 import numpy as np
+import scipy  # its parts load when first used
 import torch
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
-from scipy.linalg import eigh
 
 Ids = NDArray[np.int64]
 
@@ -78,7 +77,7 @@ def cluster_ids(features: NDArray[Any], dimensions: int, clusters: int) -> Ids:
     first = projected[along[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty cluster: there were fewer
-        _, labels = kmeans2(projected, first, iter=ROUNDS, minit="matrix")
+        _, labels = scipy.cluster.vq.kmeans2(projected, first, iter=ROUNDS, minit="matrix")
     ids = np.empty(len(rows), np.int64)
     ids[order] = labels
     return number_rows(ids[:, None])
@@ -91,7 +90,9 @@ def _principal_components(points: NDArray[np.float64], dimensions: int) -> NDArr
     # The same directions from the smaller matrix, where there are more points than numbers a point.
     if (size := few.shape[1]) < len(few):
         largest = (max(size - dimensions, 0), size - 1)
-        directions = torch.from_numpy(eigh((few.T @ few).numpy(), subset_by_index=largest)[1]).flip(1)
+        directions = torch.from_numpy(
+            scipy.linalg.eigh((few.T @ few).numpy(), subset_by_index=largest)[1]
+        ).flip(1)
     else:
         directions = torch.linalg.svd(few, full_matrices=False)[2][:dimensions].T
     projected: NDArray[np.float64] = (centred @ directions).numpy()
