@@ -13,13 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from gipo_envs.errors import UserError
+from gipo_envs.errors import LostRankError, RunStoppedError, UserError
 from gipo_vla.distributed.signals import interrupts_raise
-
-
-class RunStoppedError(RuntimeError):
-    """A run that had to end through no mistake in its settings; one line, exit status 1."""
-
 
 ONE_COMMAND_GROUPS = {"demonstrations": "sft", "sweep": "sweep"}
 """Config groups that mean something to one command only, and which."""
@@ -33,7 +28,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     try:
         status = main(sys.argv[1:]) or 0
     except (UserError, RunStoppedError) as error:
-        if speaks:
+        if speaks or isinstance(error, LostRankError):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user's."""
+"""The exceptions that commands tell in one line: a mistake of the user's, and an end by other causes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ class UserError(ValueError):
     Commands print the message as one line on stderr, without a traceback, and exit with status 2. The
     message names the value, what was expected and what to do.
     """
+
+
+class RunStoppedError(RuntimeError):
+    """A run that had to end through no mistake in its settings; one line, exit status 1."""
+
+
+class LostRankError(RunStoppedError):
+    """Another rank died or does not answer; every rank that notices tells of it."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gipo_envs import EnvironmentSettings, EnvironmentSpec
 from gipo_vla.rollout.episodes import EpisodePlan
-from gipo_vla.rollout.process import WorkerError, WorkerProcess
+from gipo_vla.rollout.process import WorkerError, WorkerLostError, WorkerProcess
 from gipo_vla.rollout.shared_arrays import SharedArrays
 from gipo_vla.rollout.worker import PLAN_FIELDS, WorkerSetup, shared_shapes
 
@@ -95,11 +95,10 @@ class WorkerPool:
             # All start at once: importing a simulator takes seconds.
             for worker in range(workers):
                 self._processes.append(self._start(worker))
-            for process in self._processes:
-                if not process.answer().alive:
-                    raise WorkerError(
-                        f"simulator worker {process.number} did not start (its message is above)"
-                    )
+            for worker in range(workers):
+                if not self._processes[worker].answer().alive:
+                    self._respawn(worker)
+            self._refuse_given_up()
         except BaseException:
             self.close()
             raise
@@ -129,8 +128,8 @@ class WorkerPool:
         for slot in self._slots[worker]:
             self._plan_following(slot)
 
-    def _respawn(self, worker: int, request: str) -> None:
-        """Have a fresh process in the place of one that died or hung answer ``request``."""
+    def _respawn(self, worker: int, request: str | None = None) -> None:
+        """Have a fresh process in the place of one that died or hung answer ``request``, if any."""
         # A fresh one may fail as well: after too many it is given up.
         alive = False
         while not alive and worker not in self.given_up:
@@ -145,7 +144,8 @@ class WorkerPool:
                 return
             _log.warning("simulator worker %d %s; it is replaced", worker, what)
             self._processes[worker] = self._start(worker)
-            if self._processes[worker].answer().alive:
+            alive = self._processes[worker].answer().alive
+            if alive and request is not None:
                 self._processes[worker].request(request, self._slots[worker])
                 alive = self._processes[worker].answer().alive
 
@@ -157,8 +157,11 @@ class WorkerPool:
             for worker, process in enumerate(self._processes):
                 if not process.answer().alive:
                     self._respawn(worker, request)
+        self._refuse_given_up()
+
+    def _refuse_given_up(self) -> None:
         if self.given_up:
-            raise WorkerError("; ".join(self.given_up.values()))
+            raise WorkerLostError("; ".join(self.given_up.values()))
 
     def close(self) -> None:
         """Stop every worker. Safe to call twice."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from gipo_envs.errors import RunStoppedError
 from gipo_vla.rollout.worker import WorkerSetup
 
 START_TIMEOUT = 120.0
@@ -18,7 +19,11 @@ START_TIMEOUT = 120.0
 
 
 class WorkerError(RuntimeError):
-    """A worker raised an exception (its traceback is the message), or could not be started or kept alive."""
+    """A worker raised an exception (its traceback is the message), or died where none may be replaced."""
+
+
+class WorkerLostError(WorkerError, RunStoppedError):
+    """A worker died or hung every time that it was started."""
 
 
 class Answer(NamedTuple):

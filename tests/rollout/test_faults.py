@@ -16,7 +16,9 @@ import psutil
 import pytest
 
 from gipo_envs import EnvironmentSettings, make_spec
+from gipo_envs.errors import RunStoppedError
 from gipo_vla.rollout.pool import FAULTS_IN_A_ROW, WorkerError, WorkerPool
+from gipo_vla.rollout.process import WorkerLostError, WorkerProcess
 
 MakePool = Callable[..., WorkerPool]
 
@@ -193,6 +195,39 @@ def test_a_worker_that_cannot_start_is_shown() -> None:
     assert {child.pid for child in psutil.Process().children()} == pids, "the other workers are gone too"
 
 
+def killed_at_the_start(monkeypatch: pytest.MonkeyPatch, worker: int, times: int) -> None:
+    """Have the first so many processes of a worker die while they import their simulator."""
+    begin, left = WorkerPool._start, [times]
+
+    def begin_and_kill(self: WorkerPool, number: int) -> WorkerProcess:
+        process = begin(self, number)
+        if number == worker and left[0]:
+            left[0] -= 1
+            os.kill(process.pid, signal.SIGKILL)
+        return process
+
+    monkeypatch.setattr(WorkerPool, "_start", begin_and_kill)
+
+
+def test_a_worker_killed_while_it_starts_is_tried_again(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_at_the_start(monkeypatch, worker=1, times=2)
+    pool = make_pool()
+    assert pool.faults == 2
+    start(pool)
+    assert step(pool, 0) == ([0, 1, 2, 3], [])
+
+
+def test_a_worker_killed_whenever_it_starts_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_at_the_start(monkeypatch, worker=0, times=100)
+    pids = {child.pid for child in psutil.Process().children()}
+    settings = EnvironmentSettings("point_reach", "reach")
+    with pytest.raises(RunStoppedError, match=r"^simulator worker 0 died .* 6 times in a row"):
+        WorkerPool(settings, make_spec(settings), 2, 1, 1, lambda plan: plan)
+    assert {child.pid for child in psutil.Process().children()} == pids, "the other workers are gone too"
+
+
 def test_a_worker_that_keeps_dying_is_given_up(make_pool: MakePool) -> None:
     pool = make_pool(workers=1, envs_per_worker=1)
     start(pool)
@@ -201,7 +236,7 @@ def test_a_worker_that_keeps_dying_is_given_up(make_pool: MakePool) -> None:
         assert step(pool, 0) == ([], [0])
     assert "times in a row" in pool.given_up[0]
     assert step(pool, 0) == ([], [0]), "its owner gets to the point where it can stop in good order"
-    with pytest.raises(WorkerError, match="times in a row"):
+    with pytest.raises(WorkerLostError, match="times in a row"):
         start(pool)
 
 

@@ -7,21 +7,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
 from gipo_envs import EnvironmentSpec
-from gipo_envs.errors import UserError
+from gipo_envs.errors import RunStoppedError, UserError
 from gipo_vla.assembly import build_policy
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.checkpoint.run_state import Loaded, text_writer
 from gipo_vla.checkpoint.writer import CheckpointWriter, Content
-from gipo_vla.cli import RunStoppedError
 from gipo_vla.rollout.episodes import evaluation_plans
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.rollout.process import WorkerLostError
 from gipo_vla.run.plan import RunPlan
 from gipo_vla.run.resume import Start
 from gipo_vla.run.start import run
@@ -193,6 +193,18 @@ def test_a_trainer_that_fails_leaves_a_checkpoint(
     folder = RunFolder(Path(str(trainer.settings.run_dir)))
     run(resolve([f"resume={folder.path}"]), Counting)
     assert [row["updates"] for row in rows(folder)] == [3, 6, 9], "the iteration was completed, not repeated"
+
+
+def test_workers_that_cannot_be_kept_alive_end_a_run_in_one_line(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> NoReturn:
+        raise WorkerLostError("simulator worker 0 hung, 6 times in a row")
+
+    monkeypatch.setattr(WorkerPool, "begin", lost)
+    with pytest.raises(RunStoppedError, match=r"in a row; resume from its last checkpoint with resume="):
+        count(make_config("iterations=1"))
+    assert Counting.made[-1].events[-1] == "close"
 
 
 def test_a_run_begun_by_another_process_meanwhile_is_not_written_over(
