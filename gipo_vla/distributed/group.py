@@ -20,13 +20,15 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
-from gipo_envs.errors import UserError
+from gipo_envs.errors import LostRankError, UserError
 from gipo_vla.distributed.signals import importing
 
 Result = TypeVar("Result")
-TIMEOUT = timedelta(minutes=30)
-"""Of a collective call."""
+TIMEOUT_S = 1800.0
+"""Seconds that a collective call waits for the other ranks, if nothing else is said."""
+_timeout = timedelta(seconds=TIMEOUT_S)
 _ALONE = {
     "RANK": "0",
     "WORLD_SIZE": "1",
@@ -72,7 +74,7 @@ def machine_shows_gpu() -> bool:
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 
-def start(device: torch.device) -> None:
+def start(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
     """Join the process group (gloo on CPU, NCCL on GPUs). Does nothing the second time."""
     if dist.is_initialized():
         return
@@ -97,11 +99,20 @@ def start(device: torch.device) -> None:
             os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         torch.cuda.set_device(device)
     backend = "gloo" if on_cpu else "nccl"
+    global _timeout
+    _timeout = timeout = timedelta(seconds=timeout_s)
     store = dist.HashStore() if alone else _store_of_attempt()
     if store is not None:
         own, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=TIMEOUT)
-    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+        dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=timeout)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+
+
+def limit_waiting() -> None:
+    """Give every group of ranks the timeout of the first, also those that DeepSpeed has made with torch's
+    defaults (NCCL's are ten minutes, less than a slow rollout may take)."""
+    for own in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(_timeout, own)
 
 
 def _store_of_attempt() -> dist.Store | None:
@@ -114,22 +125,33 @@ def _store_of_attempt() -> dist.Store | None:
     if not (shared and one_node):
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=TIMEOUT)
+    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=TIMEOUT_S))
     return dist.PrefixStore(f"gipo_vla-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """``start`` and ``stop`` around a command's work."""
-    start(device)
+def joined(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
+    """``start`` and ``stop`` around a command's work. Raises LostRankError: another rank died, or did not
+    answer for ``timeout_s``."""
+    start(device, timeout_s)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         # The others may be waiting in a collective call, and so would the end of the group.
         if world_size() == 1:
             stop()
+        elif _is_of_the_network(error):
+            raise LostRankError(
+                f"rank {rank()} lost the others: one of them died, or did not answer for {timeout_s:g} s; "
+                "resume the run from its last checkpoint"
+            ) from error
         raise
     stop()
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    # gloo has no class of its own for what goes wrong.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def import_deepspeed() -> Any:

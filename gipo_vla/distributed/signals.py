@@ -93,7 +93,16 @@ def stop_with_launcher() -> None:
     """Have Linux send SIGTERM to this process when the torchrun that started it is gone."""
     if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    launcher = os.getppid()
+    _launcher.append(os.getppid())
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != launcher:  # it died before the call
+    if launcher_is_gone():  # it died before the call
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+_launcher: list[int] = []
+"""Process of the torchrun that started this one."""
+
+
+def launcher_is_gone() -> bool:
+    """Whether the torchrun that ``stop_with_launcher`` found has died since."""
+    return bool(_launcher) and os.getppid() != _launcher[-1]

@@ -104,6 +104,7 @@ def build_engine(
             "timers": {"throughput": {"enabled": False}},
         },
     )
+    group.limit_waiting()
     optimizer.create_state()
     engine.optimizer._lazy_init_hp_params_optimizer_state()
     # Networks checkpoint activations only in training mode; none here has dropout.

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from gipo_envs import gl
-from gipo_envs.errors import UserError
+from gipo_envs.errors import RunStoppedError, UserError
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.checkpoint.writer import CheckpointWriter
-from gipo_vla.cli import RunStoppedError
 from gipo_vla.distributed import group
-from gipo_vla.distributed.signals import StopRequest
+from gipo_vla.distributed.signals import StopRequest, launcher_is_gone
 from gipo_vla.evaluation import before_and_after, summary, video
 from gipo_vla.evaluation.episodes import EpisodeResult, play
 from gipo_vla.rollout.episodes import EpisodePlan, evaluation_plans
@@ -42,7 +41,8 @@ class Reason(IntEnum):
 
     NONE = 0
     ASKED = 1
-    FAILING = 2
+    ORPHANED = 2
+    FAILING = 3
 
 
 class Lifecycle:
@@ -138,9 +138,16 @@ class Lifecycle:
     def _should_stop(self) -> bool:
         """Asked between updates; a collective call, so that all ranks stop at the same one."""
         self.writer.poll()
-        own = Reason.FAILING if self.trainer.problem() else Reason.ASKED if self.stop.asked else Reason.NONE
-        self.reason = Reason(group.largest(own, self.trainer.device))
+        self.reason = Reason(group.largest(self._own_reason, self.trainer.device))
         return self.reason != Reason.NONE
+
+    @property
+    def _own_reason(self) -> Reason:
+        if self.trainer.problem():
+            return Reason.FAILING
+        if launcher_is_gone():
+            return Reason.ORPHANED
+        return Reason.ASKED if self.stop.asked else Reason.NONE
 
     def _write_down(self, row: Row, timings: Mapping[str, float], progress: RunProgress) -> None:
         if not self.first:
@@ -164,6 +171,9 @@ class Lifecycle:
         if self.reason == Reason.FAILING:
             problems = [problem for problem in group.gather(self.trainer.problem()) if problem]
             raise RunStoppedError("; ".join([*problems, told]))
+        if self.reason == Reason.ORPHANED:
+            # Not with status 0: the torchrun of the other machine would wait for the one that is gone.
+            raise RunStoppedError(f"a torchrun of this run was killed, and its ranks with it: {told}")
         if self.writer.failed:
             raise RunStoppedError(told)
         say(told)

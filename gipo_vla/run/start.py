@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from gipo_envs import EnvironmentSpec, gl, needs_opengl
-from gipo_envs.errors import UserError
+from gipo_envs.errors import RunStoppedError, UserError
 from gipo_vla.assembly import environment_spec
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint.run_folder import RunFolder, create, refuse_taken
-from gipo_vla.cli import RunStoppedError
 from gipo_vla.distributed import group
 from gipo_vla.distributed.determinism import deterministic
 from gipo_vla.distributed.signals import stop_with_launcher
+from gipo_vla.rollout.process import WorkerLostError
 from gipo_vla.run.lifecycle import Lifecycle, WriteReport
 from gipo_vla.run.memory import machine_limits
 from gipo_vla.run.plan import RunPlan, plan_run
@@ -55,8 +55,9 @@ def run(start: Start[Any], make: MakeTrainer, write_report: WriteReport | None =
     """
     torch.set_num_threads(start.settings.learner.threads)
     device = group.choose_device(start.settings.learner.device)
+    timeout_s = start.settings.learner.collective_timeout_s
     exact = deterministic(start.settings.learner.deterministic, device)
-    with _full_disk_in_one_line(), exact, group.joined(device):
+    with _full_disk_in_one_line(), exact, group.joined(device, timeout_s):
         return _run(_agree(start), make, device, write_report)
 
 
@@ -78,6 +79,7 @@ def _run(
     with ExitStack() as stack:
         folder = _open_together(start, stack)
         checkpoint = newest_checkpoint(folder) if start.folder else None
+        stack.enter_context(_lost_workers_in_one_line(folder))
         rows = trainer.prepare(folder, checkpoint)
         if group.rank() == 0:
             weights = settings.init_from or getattr(settings.policy, "checkpoint", None) or "random weights"
@@ -134,6 +136,15 @@ def newest_checkpoint(folder: RunFolder) -> Path | None:
         return chosen
 
     return group.on_first(choose)
+
+
+@contextmanager
+def _lost_workers_in_one_line(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except WorkerLostError as error:
+        last = "its last checkpoint" if folder.has_checkpoint() else "the start"
+        raise RunStoppedError(f"{error}; resume from {last} with resume={folder.path}") from error
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class CloningSettings:
 class CloningLearnerSettings(OptimizerSettings):
     """How the policy is updated."""
 
-    movable: ClassVar[tuple[str, ...]] = ("threads", "deterministic")
+    movable: ClassVar[tuple[str, ...]] = ("threads", "deterministic", "collective_timeout_s")
 
     warmup_steps: NonNegative = 20
     """Updates over which the learning rate rises linearly from 0."""

@@ -167,6 +167,9 @@ class OptimizerSettings:
     log-probs and small policies are float32 always."""
     threads: Positive = 1
     """Torch's CPU threads a rank. More than one beside busy simulator workers is slower, not faster."""
+    collective_timeout_s: PositiveFloat = 1800.0
+    """Seconds that a rank waits for the others before it counts them as lost and the run ends. More than
+    the slowest rank may need for its rollout."""
     deterministic: bool = False
     """On a GPU: only kernels that give the same bits twice, which are slower (docs/resume.md says what is
     promised). A CPU gives the same bits without it."""

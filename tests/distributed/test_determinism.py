@@ -71,7 +71,7 @@ def test_runs_compute_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, comman
     class StoppedError(Exception):
         pass
 
-    def joined(device: torch.device) -> Any:
+    def joined(device: torch.device, timeout_s: float) -> Any:
         seen.append((device, *state()))
         raise StoppedError
 
