@@ -94,6 +94,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(name) for name in ("medium", "slow")):
             item.add_marker("fast")
+    # The long ones first: one of them at the end would keep one of two processes waiting.
+    items.sort(key=lambda item: item.get_closest_marker("fast") is not None)
 
 
 @pytest.fixture(scope="session", autouse=True)

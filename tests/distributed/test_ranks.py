@@ -62,7 +62,7 @@ def test_the_number_of_ranks_changes_no_gradient(tmp_path: Path) -> None:
                 assert second[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_two_ranks_train_from_beginning_to_end(tmp_path: Path, tiny_overrides: tuple[str, ...]) -> None:
     overrides = (*tiny_overrides, f"run_dir={tmp_path / 'run'}", "rollout.envs_per_worker=2", "iterations=3")
     overrides += ("learner.micro_batch_segments=4", "learner.batch_segments=6")  # above a rank's share of 3

@@ -238,12 +238,14 @@ def described(command: Command) -> str:
 
 SLOW = r"report docs/results/data/paper_metaworld_small docs|^for part"
 """Reports and sweeps of many runs, of which a smaller one runs by default."""
+DEFAULT = re.compile(r"^\./scripts/(train|test)\.sh$|torchrun|gipo_vla\.sft|resume=|benchmark rollout")
+"""Commands of the README that run by default: the others differ from these in a setting."""
 QUICK = re.compile(r"--help|--cfg|dry_run=true|--dry-run|^export|scripts/setup|hadolint|import yaml")
 
 
 def parameters() -> list[object]:
-    """A parameter for each command. Those that import torch or simulate are not among the quick tests, and on
-    pages other than the README they are among the slow ones: there are a hundred of them."""
+    """A parameter for each command. Those that import torch or simulate are slow tests, but for some of the
+    README's: there are a hundred of them."""
     found, seen = [], set()
     for command in commands():
         covered = any(re.search(rule.pattern, command.text) for rule in RULES)
@@ -252,7 +254,8 @@ def parameters() -> list[object]:
         if short in seen:
             continue
         seen.add(short)
-        long = pytest.mark.medium if command.page == "README.md" else pytest.mark.slow
+        default = command.page == "README.md" and DEFAULT.search(command.text)
+        long = pytest.mark.medium if default else pytest.mark.slow
         marks = [] if not covered or QUICK.search(shortened(command)) else [long]
         if re.search(SLOW, command.text):
             marks = [pytest.mark.slow]

@@ -42,14 +42,13 @@ PLUGINS = {
     "own_policy": Plugin(("experiment=point_pixels",), "policy.channels=2,4"),
     "own_simulator": Plugin(("experiment=puck",), "env.reward=dense,sparse"),
 }
-QUICK_ONES = ("own_objective", "own_simulator")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        # An objective and a simulator by default, the others too with --slow: each starts eight processes.
-        pytest.param(name, marks=pytest.mark.medium if name in QUICK_ONES else pytest.mark.slow)
+        # One by default, the others too with --slow: each starts eight processes.
+        pytest.param(name, marks=pytest.mark.medium if name == "own_simulator" else pytest.mark.slow)
         for name in PLUGINS
     ],
 )

@@ -17,10 +17,8 @@ CREDITS = {
 }
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize(
-    "credit", [pytest.param(name, marks=() if name == "graph" else pytest.mark.slow) for name in CREDITS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("credit", CREDITS)
 def test_two_ranks_stopped_and_continued(
     launch: Callable[..., Any], going_on: Callable[..., Any], tmp_path: Path, credit: str
 ) -> None:

@@ -149,7 +149,7 @@ def fake_slurm(folder: Path, hosts: str = "localhost") -> None:
         (folder / name).chmod(0o755)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_preempted_job_is_requeued_and_finishes(
     launch: Callable[..., Any], tmp_path: Path, tiny_overrides: tuple[str, ...]
 ) -> None:

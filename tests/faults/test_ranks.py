@@ -38,7 +38,7 @@ def test_a_rank_that_raises_takes_all_others_with_it(launch: Callable[..., Any])
     assert len(run.rows()) == 3
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_rank_that_cannot_write_costs_checkpoints_but_not_the_run(launch: Callable[..., Any]) -> None:
     settings = ("iterations=5", "checkpoint.every_iterations=1", "checkpoint.keep=9")
     run = launch(*settings, ranks=2, script=SCRIPT, environment={"SICK": "disk"})
@@ -59,7 +59,7 @@ def test_a_rank_with_too_little_to_draw_makes_all_collect_more(launch: Callable[
     assert steps[1] - steps[0] == 3 * 160, "two rounds more than an iteration collects, on both ranks"
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_lag_limit_that_starves_the_learner_ends_the_run_by_name(launch: Callable[..., Any]) -> None:
     run = launch(
         "iterations=100000",

@@ -52,7 +52,7 @@ LORA = ("policy.training=lora", "policy.activation_checkpointing=true")
         ITERATIONS,
         (*ITERATIONS, "credit=group", "rollout.group_size=2", *TASKS),
         pytest.param(METAWORLD, marks=pytest.mark.medium),
-        pytest.param(VLA, marks=pytest.mark.medium),
+        pytest.param(VLA, marks=pytest.mark.slow),
         pytest.param((*VLA, *LORA), marks=pytest.mark.medium),
     ],
     ids=["mlp", "mlp-groups", "metaworld", "vla", "vla-lora"],

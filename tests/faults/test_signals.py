@@ -22,7 +22,7 @@ def straight(tmp_path: Any, tiny_overrides: tuple[str, ...], iterations: int) ->
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     launch: Callable[..., Any],
     going_on: Callable[..., Any],

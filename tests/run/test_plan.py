@@ -52,7 +52,7 @@ def finished(folder: Path, *overrides: str, ranks: int = 1) -> dict[str, Any]:
     ("overrides", "ranks"),
     [
         pytest.param(("iterations=14", *SHORT), 1, id="default", marks=pytest.mark.medium),
-        pytest.param(("iterations=14", *TWO_RANKS, *SHORT), 2, id="two ranks", marks=pytest.mark.medium),
+        pytest.param(("iterations=14", *TWO_RANKS, *SHORT), 2, id="two ranks", marks=pytest.mark.slow),
         pytest.param(
             ("experiment=metaworld_oft_tiny", "iterations=10", "replay.capacity=1024", *SHORT),
             1,

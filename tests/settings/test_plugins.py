@@ -89,7 +89,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> subproces
     )
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_plugin_is_trained_resumed_evaluated_and_explained(tmp_path: Path) -> None:
     """Its simulator runs in worker processes; its objective trains; its help and its errors are like any
     other's."""

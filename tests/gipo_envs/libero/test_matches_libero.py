@@ -26,7 +26,11 @@ def _reference(tmp_path: Path, suite: str, number: int, hard_reset: bool) -> Any
 @pytest.mark.medium
 @pytest.mark.parametrize(
     ("suite", "number", "hard_reset"),
-    [("libero_spatial", 0, True), ("libero_goal", 7, False), ("libero_10", 2, True)],
+    [
+        pytest.param("libero_spatial", 0, True, marks=pytest.mark.slow),
+        ("libero_goal", 7, False),
+        ("libero_10", 2, True),
+    ],
 )
 def test_same_bits(
     libero_assets: Path,

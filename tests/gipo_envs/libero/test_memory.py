@@ -35,6 +35,7 @@ def test_200_resets(make_libero: MakeLibero) -> None:
     assert _megabytes() - before < 20
 
 
+@pytest.mark.slow
 def test_tasks_make_room(make_libero: MakeLibero, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulations, "TASKS_KEPT", 1)
     environment = make_libero("libero_goal", (0, 1, 7), ("images",))

@@ -297,7 +297,7 @@ def test_images_proprio_and_queries_matter(
         assert (policy.states(observations) - reference).abs().max() > 1e-4
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_compiled_language_model_agrees(
     tiny_settings: OpenVlaOftSettings, make_spec: Make, make_observations: Make
 ) -> None:
