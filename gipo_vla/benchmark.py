@@ -16,6 +16,8 @@
                 machine without its simulator
     credit      milliseconds that each credit takes of an iteration of 64 rollouts x 64 chunks, and its share
                 of the wall time of one, measured in the same run
+    endurance   a training run from beginning to end, and whether it holds on to more and more: memory, file
+                descriptors, threads, shared memory, disk; slopes over its iterations (out=FOLDER)
 
 Prints a table for people and one line of JSON on stdout.
 """

@@ -10,7 +10,7 @@ from typing import Literal
 
 from gipo_vla.settings.schema import Positive, PositiveFloat
 
-NAMES = ("rollout", "policy", "cost", "training", "record", "credit")
+NAMES = ("rollout", "policy", "cost", "training", "record", "credit", "endurance")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Options:
     repeats: Positive = 5
     """rollout, credit: how often everything is measured in turn."""
     seconds: PositiveFloat = 3.0
-    """rollout, policy: length of one measurement."""
+    """rollout, policy: length of one measurement. endurance: between two looks at the run."""
     act_batch: Positive = 16
     """policy: observations in one call of act."""
     micro_batch: Positive = 8
@@ -32,4 +32,4 @@ class Options:
     frames: Positive = 128
     """record: observations."""
     out: Path | None = None
-    """record: folder to write to. Required there."""
+    """record, endurance: folder to write to. Required there."""

@@ -132,6 +132,11 @@ RULES = (
     ),
     Rule(r"gipo_vla\.benchmark training", "rounds=1"),
     Rule(r"gipo_vla\.benchmark credit", "repeats=1"),
+    Rule(
+        r"gipo_vla\.benchmark endurance",
+        f"{TRAIN} seconds=0.01",
+        replace=((r"iterations=2000", "iterations=30"),),
+    ),
     Rule(r"gipo_vla\.settings\.descriptions"),
     Rule(r"gipo_vla\.doctor"),
     Rule(r"gipo_vla\.studies"),
