@@ -202,7 +202,12 @@ def unknown(key: str, known: Iterable[str], choice: str = "") -> str:
     """
     known = sorted(known)
     tails = {path.rpartition(".")[2]: path for path in known}
-    if difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+    section = key.rpartition(".")[0] + "."
+    siblings = [path for path in known if path.startswith(section) and path != f"{section}name"]
+    if choice and not difflib.get_close_matches(key, siblings, n=1, cutoff=0.85):
+        # Not a slip of the pen, but a setting of another option.
+        hint = f"available: {', '.join(siblings)}" if siblings else "it has no settings of its own"
+    elif difflib.get_close_matches(key, known, n=1, cutoff=0.6):
         hint = nearest(key, known)
     elif matches := difflib.get_close_matches(key.rpartition(".")[2], list(tails), n=3, cutoff=0.6):
         hint = "nearest: " + ", ".join(tails[match] for match in matches)

@@ -352,7 +352,8 @@ def test_a_whole_process_says_one_line(tiny_overrides: tuple[str, ...], tmp_path
 
 
 def test_a_setting_of_another_option_is_named_with_the_choice() -> None:
-    with pytest.raises(UserError, match=r"unknown setting 'objective\.sigma' with objective=ppo"):
+    told = r"with objective=ppo; available: objective\.clip_high, objective\.clip_low"
+    with pytest.raises(UserError, match=rf"unknown setting 'objective\.sigma' {told}"):
         runs.load("train", ["objective=ppo", "objective.sigma=1"])
 
 
