@@ -132,6 +132,7 @@ RULES = (
     ),
     Rule(r"gipo_vla\.benchmark training", "rounds=1"),
     Rule(r"gipo_vla\.benchmark credit", "repeats=1"),
+    Rule(r"gipo_vla\.benchmark soak", "kinds=mlp jobs=1", replace=((r"minutes=\S+", "minutes=0.2"),)),
     Rule(r"gipo_vla\.settings\.descriptions"),
     Rule(r"gipo_vla\.doctor"),
     Rule(r"gipo_vla\.studies"),
