@@ -156,7 +156,7 @@ class Campaign:
                 break
             last, aimed = self.fault, True
             self.struck += 1
-            self._record(last.name, inject(last, self._scene(launch)), signal=last.signal.name)
+            self._record(last.name, inject(last, self._scene(launch)))
             self.fault = next(self.faults)
             until(lambda: launch.status() is not None, 0.5)  # what it was struck by may just be ending it
         self._wait(launch, lambda: False, float("inf"))
@@ -202,10 +202,10 @@ class Campaign:
         elif self._finished():
             self._record(f"file {self.damage.how}", "")
 
-    def _record(self, name: str, seen: str, **more: str) -> None:
+    def _record(self, name: str, seen: str) -> None:
         own = {"run": self.number, "kind": self.name, "launch": self.launches}
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.session.records.add(**own, fault=name, witnessed=seen, at=at, **more)
+        self.session.records.add(**own, fault=name, witnessed=seen, at=at)
 
     def _some_run(self) -> Path | None:
         runs = [run for run in self.kind.runs(self.folder) if not (run / "finished.json").exists()]

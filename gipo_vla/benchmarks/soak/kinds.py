@@ -12,8 +12,8 @@ COMMON = """
     eval.video=false telemetry.wandb=off telemetry.report=false telemetry.log_every=1000
 """
 POINT_REACH = """
-    experiment=point_reach policy.hidden=[32] rollout.envs_per_worker=4 rollout.env_steps=320
-    replay.capacity=1600 learner.updates=4 learner.batch_segments=8 learner.micro_batch_segments=8
+    experiment=point_reach rollout.envs_per_worker=4 rollout.env_steps=320
+    replay.capacity=1600 learner.updates=8 learner.batch_segments=8 learner.micro_batch_segments=8
     eval.episodes_per_task=32
 """
 GROUPS = """
@@ -69,8 +69,8 @@ class Kind:
 KINDS = {
     "mlp": Kind(POINT_REACH, 40),
     "groups": Kind(POINT_REACH + GROUPS, 30),
-    "vla": Kind(TINY_VLA, 16),
-    "metaworld": Kind(METAWORLD, 20),
+    "vla": Kind(TINY_VLA, 10),
+    "metaworld": Kind(METAWORLD, 16),
     "ranks": Kind(POINT_REACH, 24, "torchrun"),
     "sweep": Kind(POINT_REACH, 24, "sweep"),
 }

@@ -67,9 +67,9 @@ def table(records: Sequence[Record], kinds: Sequence[str]) -> Table:
     runs = [one for one in records if "problems" in one]
 
     def row(name: str, parts: Mapping[str, Sequence[bool]]) -> tuple[str, ...]:
-        cells = [f"{sum(own)} of {len(own)}" if (own := parts[kind]) else "" for kind in kinds]
+        cells = [f"{sum(own)}/{len(own)}" if (own := parts[kind]) else "" for kind in kinds]
         every = [one for kind in kinds for one in parts[kind]]
-        return (name, *cells, f"{sum(every)} of {len(every)}")
+        return (name, *cells, f"{sum(every)}/{len(every)}")
 
     rows = []
     for name in sorted({one["fault"] for one in faults}):
@@ -83,4 +83,4 @@ def table(records: Sequence[Record], kinds: Sequence[str]) -> Table:
         ("runs with nothing lost", lambda one: one["finished"] and not one["problems"]),
     ):
         rows.append(row(name, {kind: [good(one) for one in runs if one["kind"] == kind] for kind in kinds}))
-    return console.table("faults that were witnessed, of those drawn", ("", *kinds, "together"), rows)
+    return console.table("faults: witnessed/drawn", ("", *kinds, "all"), rows)

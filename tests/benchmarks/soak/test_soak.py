@@ -268,8 +268,8 @@ def test_figures_are_counted_over_sessions(tmp_path: Path) -> None:
     with console.capture() as shown:
         console.print(table(again.all, ["mlp", "vla"]))
     lines = {line.split("│")[1].strip(): line for line in shown.get().splitlines() if "│" in line}
-    assert lines["trainer killed"].count("1 of 2") == 2
-    assert "0 of 1" in lines["runs with nothing lost"] and "1 of 2" in lines["runs with nothing lost"]
+    assert lines["trainer killed"].count("1/2") == 2
+    assert "0/1" in lines["runs with nothing lost"] and "1/2" in lines["runs with nothing lost"]
 
 
 # ---------------------------------------------------------------------------------------------- the whole
