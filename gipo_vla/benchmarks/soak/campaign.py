@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,32 +89,26 @@ class Campaign:
 
     def go(self) -> None:
         """Run to the end and write down what became of it."""
+        compared = "bytes"
         try:
             while not self._finished() and not self.problems and not self.session.interrupted.is_set():
                 self._launch()
-            if self.session.interrupted.is_set():
-                return
             until(lambda: not marked(self.mark), LEAVING)
             self.problems += [f"left running: {one}" for one in kill_all(self.mark)]
-            compared = "bytes"
-            if self._finished():
-                compared = self._judge()
-            self.session.records.add(
-                run=self.number,
-                kind=self.name,
-                finished=self._finished(),
-                compared=compared,
-                problems=self.problems,
-                launches=self.launches,
-            )
-            if not self.problems:
-                shutil.rmtree(self.place, ignore_errors=True)
-            elif self.disk:
-                shutil.copytree(self.folder, self.place / "run")
-        finally:
-            kill_all(self.mark)
-            if self.disk:
-                self.disk.close()
+            compared = self._judge() if self._finished() else compared
+        except Exception as error:  # the other runs go on
+            self.problems.append(f"not judged, {error!r}")
+            traceback.print_exc()
+        if not self.session.interrupted.is_set():
+            own = {"run": self.number, "kind": self.name, "finished": self._finished(), "compared": compared}
+            self.session.records.add(**own, problems=self.problems, launches=self.launches)
+        kill_all(self.mark)
+        if self.disk and self.problems and self.folder.exists():
+            shutil.copytree(self.folder, self.place / "run")
+        if self.disk:
+            self.disk.close()
+        if not self.problems:
+            shutil.rmtree(self.place, ignore_errors=True)
 
     def _finished(self) -> bool:
         runs = self.kind.runs(self.folder)

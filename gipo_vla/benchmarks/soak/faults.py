@@ -6,7 +6,7 @@ under way while it stands still is it killed. So the instant is a fact, not a gu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +40,13 @@ class Scene:
 
     def victim(self, role: str) -> psutil.Process:
         """A process in a role. Raises NoSuchProcess: there is none now."""
-        found = self.launch.processes(role)
-        if not found:
-            raise psutil.NoSuchProcess(0, msg=f"no {role}")
-        return found[self.random.integers(len(found))]
+        return self.one_of(self.launch.processes(role))
+
+    def one_of(self, processes: Sequence[psutil.Process]) -> psutil.Process:
+        """One of several, by the seed. Raises NoSuchProcess: there is none."""
+        if not processes:
+            raise psutil.NoSuchProcess(0, msg="there is none")
+        return processes[self.random.integers(len(processes))]
 
     def first(self, role: str) -> psutil.Process:
         """The same, and under torchrun rank 0, which writes the run folder. Raises NoSuchProcess."""
@@ -160,7 +163,7 @@ def _killed_while_metrics_are_written(fault: Fault, scene: Scene) -> str:
 def _killed_while_a_worker_is_replaced(fault: Fault, scene: Scene) -> str:
     process = scene.victim(fault.role)
     workers = process.children()
-    scene.random.choice(np.array(workers, dtype=object)).kill()
+    scene.one_of(workers).kill()
     known = {one.pid for one in workers}
 
     def new() -> list[int]:
