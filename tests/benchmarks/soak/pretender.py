@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
-from gipo_vla.checkpoint import folder as folders
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules are read, too
+
+from gipo_vla.checkpoint import folder as folders  # noqa: E402
 
 ITERATIONS = 40
 
