@@ -18,6 +18,9 @@
                 of the wall time of one, measured in the same run
     endurance   a training run from beginning to end, and whether it holds on to more and more: memory, file
                 descriptors, threads, shared memory, disk; slopes over its iterations (out=FOLDER)
+    soak        small runs of every kind under faults, resumed until they are finished and compared with runs
+                that nobody disturbed: minutes=30 seed=0 out=FOLDER (docs/reliability.md); exit status 1 if
+                anything was lost
 
 Prints a table for people and one line of JSON on stdout.
 """
@@ -54,9 +57,10 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"which benchmark? {given!r} is none; {nearest(given, NAMES)}")
     # Imported by name, so that a measurement of simulators loads no transformers.
     figures = import_module(f"gipo_vla.benchmarks.{names[0]}").run(_settings(overrides), own)
+    status = int(figures.pop("status", 0))
     if rank() == 0:
         print(json.dumps({"benchmark": names[0], **figures}))
-    return 0
+    return status
 
 
 def _settings(overrides: list[str]) -> TrainingSettings:

@@ -51,6 +51,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     sys.exit(status)
 
 
+def deny_writing_to_others() -> None:
+    """Let no file or folder that this process makes be for everybody to write, whatever mask it was started
+    with."""
+    os.umask(os.umask(0o022) | 0o002)
+
+
 def _leave_at_once() -> None:
     """Exit with status 0; Python would take torch apart module by module, seconds on a busy machine."""
     atexit._run_exitfuncs()

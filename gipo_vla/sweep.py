@@ -89,6 +89,7 @@ class Sweep:
     def run(self, command: Command | None = None) -> int:
         """Run what is left, keep what is finished, print the results; the exit status."""
         began = time.monotonic()
+        cli.deny_writing_to_others()
         self.folder.write_list(self.listed)
         left = self.left
         ranks = self.settings.ranks if self.settings.launch == "torchrun" else None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from gipo_vla.settings.schema import Positive, PositiveFloat
 
-NAMES = ("rollout", "policy", "cost", "training", "record", "credit", "endurance")
+NAMES = ("rollout", "policy", "cost", "training", "record", "credit", "endurance", "soak")
 
 
 @dataclass(frozen=True)
@@ -32,4 +32,13 @@ class Options:
     frames: Positive = 128
     """record: observations."""
     out: Path | None = None
-    """record, endurance: folder to write to. Required there."""
+    """record, endurance, soak: folder to write to. Required there."""
+    minutes: PositiveFloat = 30.0
+    """soak: for how long faults come; runs under way are then seen to their end."""
+    kinds: str | None = None
+    """soak: sorts of runs, separated by commas: mlp, groups, vla, metaworld, ranks, sweep; all of them unless
+    given."""
+    every: PositiveFloat = 2.5
+    """soak: mean seconds between two faults of a run that moves."""
+    jobs: Positive = 2
+    """soak: runs side by side."""

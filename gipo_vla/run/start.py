@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from gipo_envs.errors import RunStoppedError, UserError
 from gipo_vla.assembly import environment_spec
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.checkpoint.run_folder import RunFolder, create, refuse_taken
+from gipo_vla.cli import deny_writing_to_others
 from gipo_vla.distributed import group
 from gipo_vla.distributed.determinism import deterministic
 from gipo_vla.distributed.signals import stop_with_launcher
@@ -39,7 +39,7 @@ MakeTrainer = Callable[[Any, EnvironmentSpec, torch.device, Path | None, RunPlan
 def prepare_process() -> None:
     """Manners of a process that writes runs: nothing that it writes is for everybody to change, and it is
     asked to stop when the torchrun that started it is gone."""
-    os.umask(os.umask(0o022) | 0o002)
+    deny_writing_to_others()
     stop_with_launcher()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -65,6 +66,18 @@ def test_a_failure_stops_nobody_and_is_reported(
     ]
     assert captured.err.count("the fake had to fail") == 2  # its line of progress, and the table
     assert "[4/4]" in captured.err
+
+
+def test_nothing_of_a_sweep_is_for_everybody_to_write(make_sweep: MakeSweep) -> None:
+    before = os.umask(0)
+    try:
+        sweep = make_sweep("seed=0")
+        assert sweep.run(fake_command({})) == 0
+    finally:
+        os.umask(before)
+    found = [sweep.folder.path, *sweep.folder.path.rglob("*")]
+    assert len(found) > 4
+    assert not [path for path in found if path.stat().st_mode & stat.S_IWOTH]
 
 
 def test_a_second_start_runs_only_what_is_left(
