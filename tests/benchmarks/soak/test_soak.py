@@ -348,7 +348,7 @@ def test_an_interrupted_soak_ends_its_runs_and_tells(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gipo_vla.benchmark", "soak", f"out={tmp_path / 'soak'}", "kinds=mlp"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         lines = tmp_path / "soak" / "faults.jsonl"
-        assert until(lambda: lines.exists() and lines.read_text(), 180)
+        assert until(lambda: lines.exists() and lines.read_text(), 420)
         process.send_signal(signal.SIGINT)
         told, table_shown = process.communicate(timeout=60)
     assert process.returncode == 130
