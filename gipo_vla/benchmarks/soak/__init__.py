@@ -55,30 +55,30 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
         before = _shared_memory()
         _work(session, kinds, options)
         if not until(lambda: not _shared_memory() - before, 10.0):
-            left = ", ".join(sorted(_shared_memory() - before))
-            records.add(
-                run=-1, kind="-", finished=True, compared="", problems=[f"in /dev/shm: {left}"], launches=0
-            )
+            left = f"left in /dev/shm: {', '.join(sorted(_shared_memory() - before))}"
+            records.add(run=-1, kind="all", finished=True, compared="", problems=[left], launches=0)
     console.print(table(records.all, kinds))
     figures = summary(records.all)
     for line in figures["lost"]:
         say(f"lost: {line}")
     interrupted = session.interrupted.is_set()
-    return {
-        **figures,
-        "interrupted": interrupted,
-        "status": 130 if interrupted else int(bool(figures["lost"])),
-    }
+    status = 130 if interrupted else int(bool(figures["lost"]))
+    return {**figures, "interrupted": interrupted, "status": status}
 
 
 def _work(session: Session, kinds: list[str], options: Options) -> None:
     """Have so many threads put one run after another under faults, until the time is over or somebody asks
     to stop (Ctrl-C, SIGTERM)."""
     interrupted = session.interrupted
-    previous = {
-        number: signal.signal(number, lambda *_: interrupted.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def stop(*_: object) -> None:
+        interrupted.set()
+        kill_all(session.mark)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Under nohup a hangup is ignored, and would be by all that is started here: a handler is not inherited.
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, (lambda *_: None) if ignored else stop)
     numbers, lock = iter(range(session.records.next_run, 10**9)), threading.Lock()
 
     def work() -> None:
@@ -89,11 +89,15 @@ def _work(session: Session, kinds: list[str], options: Options) -> None:
 
     try:
         with ThreadPoolExecutor(options.jobs) as pool:
-            for future in [pool.submit(session.reference, name) for name in kinds]:
-                future.result()
-            session.deadline = time.monotonic() + 60 * options.minutes
-            for future in [pool.submit(work) for _ in range(options.jobs)]:
-                future.result()
+            try:
+                for reference in [pool.submit(session.reference, name) for name in kinds]:
+                    reference.result()
+                session.deadline = time.monotonic() + 60 * options.minutes
+                for worker in [pool.submit(work) for _ in range(options.jobs)]:
+                    worker.result()
+            except BaseException:
+                stop()
+                raise
     finally:
         kill_all(session.mark)
         for number, handler in previous.items():

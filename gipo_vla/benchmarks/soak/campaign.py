@@ -160,7 +160,7 @@ class Campaign:
             until(lambda: not marked(mark), LEAVING)
             if last.damage and aimed and not marked(mark) and not self._finished() and self.damage is None:
                 run = self._some_run()
-                self.damage = run and damage(run, self._log(run), last.damage, self.random)
+                self.damage = damage(run, self._log(run), last.damage, self.random) if run else None
 
     def _calm(self) -> bool:
         over = time.monotonic() > self.session.deadline or self.session.interrupted.is_set()

@@ -46,7 +46,7 @@ class Scene:
         """One of several, by the seed. Raises NoSuchProcess: there is none."""
         if not processes:
             raise psutil.NoSuchProcess(0, msg="there is none")
-        return processes[self.random.integers(len(processes))]
+        return processes[int(self.random.integers(len(processes)))]
 
     def first(self, role: str) -> psutil.Process:
         """The same, and under torchrun rank 0, which writes the run folder. Raises NoSuchProcess."""

@@ -335,8 +335,8 @@ def test_mistakes(arguments: list[str], message: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_nothing_is_lost_in_a_short_soak(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gipo_vla.benchmark", "soak", f"out={tmp_path / 'soak'}", "minutes=1.5"]
-    done = subprocess.run([*command, "kinds=mlp,groups,ranks,sweep"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "gipo_vla.benchmark", "soak", f"out={tmp_path / 'soak'}", "minutes=1"]
+    done = subprocess.run([*command, "kinds=mlp,ranks"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     figures = json.loads(done.stdout)
     assert figures["runs"] == figures["runs_finished"] >= 2
@@ -348,7 +348,7 @@ def test_an_interrupted_soak_ends_its_runs_and_tells(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gipo_vla.benchmark", "soak", f"out={tmp_path / 'soak'}", "kinds=mlp"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         lines = tmp_path / "soak" / "faults.jsonl"
-        assert until(lambda: lines.exists() and lines.read_text(), 180)
+        assert until(lambda: lines.exists() and lines.read_text(), 420)
         process.send_signal(signal.SIGINT)
         told, table_shown = process.communicate(timeout=60)
     assert process.returncode == 130
