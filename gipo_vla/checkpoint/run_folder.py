@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.settings.schema import AnyRunSettings
 
@@ -70,7 +71,7 @@ class RunFolder:
             UserError: another process has the folder.
         """
         deadline = time.monotonic() + patience
-        file = (self.path / ".lock").open("w")
+        file = foreign.text_stream(self.path / ".lock")
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,6 +113,7 @@ def create(settings: AnyRunSettings) -> RunFolder:
                 f"the disk of run_dir={folder.path} has {free / 2**20:.0f} MB free, this run needs at least "
                 f"{SPARE_BYTES / 2**20:.0f} MB: free some or choose another run_dir"
             )
+        foreign.check_folder(folder.path)
         (folder.path / ".writable").touch()
         (folder.path / ".writable").unlink()
     except OSError as error:
