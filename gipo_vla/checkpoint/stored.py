@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -30,19 +31,22 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Numbers = dict[str, float | None]
 
 
-class _Tasks(TypedDict):
+@dataclass(frozen=True)
+class _Tasks:
     episodes: list[Count]
     recent: list[list[bool]]
 
 
-class _Learner(TypedDict):
+@dataclass(frozen=True)
+class _Learner:
     attempted: Count
     skipped: Count
     skipped_in_a_row: Count
-    total_iterations: NotRequired[Annotated[int, Field(ge=1, lt=2**53)]]
+    total_iterations: Annotated[int, Field(ge=1, lt=2**53)] = 1
 
 
-class ClonedRun(TypedDict):
+@dataclass(frozen=True)
+class ClonedRun:
     """run.json of a cloning run."""
 
     iteration: Count
@@ -50,10 +54,11 @@ class ClonedRun(TypedDict):
     held_losses: list[float]
     learner: _Learner
     tracker_id: Annotated[str, Field(pattern=r"^[\w-]{1,128}$")] | None
-    device: NotRequired[str]
+    device: str = "cpu"
 
 
-class TrainingRun(TypedDict):
+@dataclass(frozen=True)
+class TrainingRun:
     """run.json of a training run."""
 
     iteration: Count
@@ -66,16 +71,16 @@ class TrainingRun(TypedDict):
     environments_per_rank: Annotated[int, Field(ge=1, le=2**31)]
     learner: _Learner
     tracker_id: Annotated[str, Field(pattern=r"^[\w-]{1,128}$")] | None
-    device: NotRequired[str]
+    device: str = "cpu"
 
 
-class Rank(TypedDict):
+@dataclass(frozen=True)
+class Rank:
     """rank.json."""
 
     dropped_segments: Count
     finished_members: list[tuple[Count, list[Count]]]
     lost_groups: list[Count]
-    group_counts: NotRequired[dict[str, Count]]
     version: Count
     iteration: Count
     env_steps: Count
@@ -87,6 +92,7 @@ class Rank(TypedDict):
     replay_rng: dict[str, Any]
     credit: dict[str, Any]
     group_tasks: list[tuple[Count, Count, Count, Count]]
+    group_counts: dict[str, Count] = field(default_factory=dict)
 
 
 @cache
@@ -96,7 +102,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def read(path: Path, kind: Any) -> dict[str, Any]:
     """The values in one of a checkpoint's JSON files. Raises UserError: they are not as ``kind`` says, a
-    typed dictionary of this module; names the first that is not."""
+    class of this module; names the first that is not."""
     values = foreign.read_json(path)
     try:
         _adapter(kind).validate_json(json.dumps(values), strict=True)

@@ -41,6 +41,9 @@ from gipo_vla.policies.memory import (
 from gipo_vla.policies.normalization import VECTORS, RunningNormalizer
 from gipo_vla.settings.registry import check
 
+MOST_BINS = 2**16
+"""Tokens are stored in 16 bits."""
+MOST_ACTIONS, WIDEST, DEEPEST = 10_000, 8192, 32
 LOGITS_KEPT = 6
 """Arrays of the size of the logits that autograd keeps: the network's, those divided by the temperature, and
 for the log-probs of the tokens and the entropies the log-softmax, its exponential and their product."""
@@ -72,9 +75,11 @@ class MlpSettings(PolicySettings):
     """Iterations after which the statistics of the observations freeze."""
 
     def __post_init__(self) -> None:
-        check(self.bins >= 2, "policy.bins", self.bins, "be at least 2")
-        check(self.chunk >= 1, "policy.chunk", self.chunk, "be at least 1")
-        check(min(self.hidden, default=0) >= 1, "policy.hidden", list(self.hidden), "name positive widths")
+        check(2 <= self.bins <= MOST_BINS, "policy.bins", self.bins, f"be from 2 to {MOST_BINS}")
+        check(1 <= self.chunk <= MOST_ACTIONS, "policy.chunk", self.chunk, f"be from 1 to {MOST_ACTIONS}")
+        widths = all(1 <= width <= WIDEST for width in self.hidden) and 1 <= len(self.hidden) <= DEEPEST
+        told = f"name at most {DEEPEST} positive widths up to {WIDEST}"
+        check(widths, "policy.hidden", list(self.hidden)[:DEEPEST], told)
         inputs = [None] if self.inputs is None else list(self.inputs)
         once = 0 < len(inputs) == len(set(inputs))
         check(once, "policy.inputs", inputs, "name at least one vector, and none twice")
