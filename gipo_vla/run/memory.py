@@ -25,6 +25,7 @@ from rich.table import Table
 from gipo_envs import EnvironmentSpec
 from gipo_envs import registry as families
 from gipo_vla.distributed import group
+from gipo_vla.policies.base import network_dtype
 from gipo_vla.policies.memory import DtypeName, PolicyMemory, Work
 from gipo_vla.replay.segment import SegmentLayout
 from gipo_vla.settings.cloning import SftSettings
