@@ -44,6 +44,25 @@ class RunFolder:
         self.finished = path / "finished.json"
         self.launch = path / "launch.json"
 
+    def check(self) -> None:
+        """Raise a UserError if the folder holds a link at any depth, or a folder in a file's place or the other
+        way round: a run writes here what it finds by name."""
+        if not self.path.is_dir():
+            return
+        foreign.check_folder(self.path)
+        folders_here = ("checkpoints", "videos", "graphs", "report", "wandb")
+        for path in self.path.iterdir():
+            for_file = path.name.startswith(".") or path.suffix in (
+                ".json",
+                ".jsonl",
+                ".yaml",
+                ".html",
+                ".png",
+            )
+            if (for_file and path.is_dir()) or (path.name in folders_here and not path.is_dir()):
+                wanted = "file" if for_file else "folder"
+                raise UserError(f"{path} is no {wanted}, as it is in the folder of a run: remove it")
+
     def holds_run(self) -> bool:
         return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
 
@@ -113,7 +132,7 @@ def create(settings: AnyRunSettings) -> RunFolder:
                 f"the disk of run_dir={folder.path} has {free / 2**20:.0f} MB free, this run needs at least "
                 f"{SPARE_BYTES / 2**20:.0f} MB: free some or choose another run_dir"
             )
-        foreign.check_folder(folder.path)
+        folder.check()
         (folder.path / ".writable").touch()
         (folder.path / ".writable").unlink()
     except OSError as error:

@@ -69,7 +69,7 @@ def resolve(kind: type[Settings], overrides: Sequence[str]) -> Start[Settings]:
     folder = _run_without_a_name(settings)
     if folder is None or not folder.holds_run():
         return Start(settings)
-    foreign.check_folder(folder.path)
+    folder.check()
     start = Start(replace(settings, run_dir=str(folder.path)), folder, by_itself=True)
     if not folder.config.is_file():
         return start
@@ -85,8 +85,7 @@ def resolve(kind: type[Settings], overrides: Sequence[str]) -> Start[Settings]:
 
 def _resume(kind: type[Settings], path: Path, overrides: Sequence[str]) -> Start[Settings]:
     folder = RunFolder(path)
-    if path.is_dir():
-        foreign.check_folder(path)
+    folder.check()
     if (path / MANIFEST).is_file():
         raise UserError(f"resume={path} is one checkpoint: give its run folder, {path.parent.parent}")
     if not folder.config.is_file():
