@@ -27,6 +27,11 @@ SPARE_BYTES = 64 * 2**20
 """Free disk below which a run is not begun: metrics, plots, a video, a small checkpoint need about this."""
 
 
+FILE_SUFFIXES = (".json", ".jsonl", ".yaml", ".html", ".png", ".tmp")
+HIDDEN_FILES = (".lock", ".sweep.lock", ".writable")
+FOLDERS = ("checkpoints", "videos", "graphs", "report", "wandb")
+
+
 class RunFolder:
     """Paths within a run's folder."""
 
@@ -45,21 +50,14 @@ class RunFolder:
         self.launch = path / "launch.json"
 
     def check(self) -> None:
-        """Raise a UserError if the folder holds a link at any depth, or a folder in a file's place or the other
-        way round: a run writes here what it finds by name."""
+        """Raise a UserError if the folder holds a link at any depth, a folder in a file's place, or the other
+        way round: a run writes to what it finds here by name."""
         if not self.path.is_dir():
             return
         foreign.check_folder(self.path)
-        folders_here = ("checkpoints", "videos", "graphs", "report", "wandb")
         for path in self.path.iterdir():
-            for_file = path.name.startswith(".") or path.suffix in (
-                ".json",
-                ".jsonl",
-                ".yaml",
-                ".html",
-                ".png",
-            )
-            if (for_file and path.is_dir()) or (path.name in folders_here and not path.is_dir()):
+            for_file = path.name in HIDDEN_FILES or path.suffix in FILE_SUFFIXES
+            if path.is_dir() if for_file else path.name in FOLDERS and not path.is_dir():
                 wanted = "file" if for_file else "folder"
                 raise UserError(f"{path} is no {wanted}, as it is in the folder of a run: remove it")
 

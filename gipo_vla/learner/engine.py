@@ -150,6 +150,8 @@ def load_optimizer_tensors(
                     f"{kind}/{name} has shape {tuple(tensors[f'{kind}/{name}'].shape)}, the parameter "
                     f"{tuple(parameter.shape)}"
                 )
+        if (tensors[f"exp_avg_sq/{name}"] < 0).any():
+            raise ValueError(f"exp_avg_sq/{name} has negative squares")
         weight = tensors[f"weight/{name}"].to(device)
         parameter.copy_(weight)
         safe_set_full_fp32_param(parameter, weight)
@@ -157,8 +159,8 @@ def load_optimizer_tensors(
             safe_set_full_optimizer_state(parameter, tensors[f"{moment}/{name}"].to(device), moment)
     for param_group in optimizer.param_groups:
         step = tensors[f"step/{param_group['name']}"]
-        if step.numel() != 1:
-            raise ValueError(f"step/{param_group['name']} has shape {tuple(step.shape)}")
+        if step.shape != () or not 0 <= step.item() < 2**53:
+            raise ValueError(f"step/{param_group['name']} is no count")
         for parameter in param_group["params"]:
             optimizer.state[parameter]["step"].copy_(step)
 
