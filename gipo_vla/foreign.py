@@ -16,6 +16,7 @@ import json
 import math
 import os
 import stat
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -294,7 +295,7 @@ def read_npy(path: Path) -> NDArray[Any]:
         try:
             read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
             shape, by_columns, dtype = read[npy.read_magic(file)](file)
-        except (*_MISFITS, OSError, SyntaxError, MemoryError) as error:
+        except (*_MISFITS, OSError, SyntaxError, MemoryError, tokenize.TokenError) as error:
             raise UserError(f"{path} cannot be read: it is no npy file, or its header is damaged") from error
         start = file.tell()
     if dtype.hasobject or by_columns or min(shape, default=0) < 0:
