@@ -453,7 +453,7 @@ ROW = {"iteration": 1, "env_steps": 160}
             _write("checkpoints/000001-0000002/manifest.json", '{"../../x": {"sha256": "", "bytes": 1}}'),
             "no file of the checkpoint",
         ),
-        ("resume", _set("config.yaml", "policy", "hidden", to=[10**12]), "positive widths"),
+        ("resume", _set("config.yaml", "policy", "hidden", to=[10**12]), "at most 32 widths"),
         (
             "evaluate",
             _set(SETTINGS, "policy", "hidden", to=[10**12]),
@@ -497,7 +497,7 @@ def test_what_no_run_writes_ends_with_one_line(
     run = tmp_path / "run"
     shutil.copytree(base, run)
     change(run)
-    if "manifest" not in told and "names no file" not in told and "no file of" not in told:
+    if not told.endswith(("names no file", "no file of the checkpoint")):
         _seal(run)
     assert told in (outcome(command, run) or "it works")
 

@@ -75,11 +75,14 @@ class MlpSettings(PolicySettings):
     """Iterations after which the statistics of the observations freeze."""
 
     def __post_init__(self) -> None:
-        check(2 <= self.bins <= MOST_BINS, "policy.bins", self.bins, f"be from 2 to {MOST_BINS}")
-        check(1 <= self.chunk <= MOST_ACTIONS, "policy.chunk", self.chunk, f"be from 1 to {MOST_ACTIONS}")
-        widths = all(1 <= width <= WIDEST for width in self.hidden) and 1 <= len(self.hidden) <= DEEPEST
-        told = f"name at most {DEEPEST} positive widths up to {WIDEST}"
-        check(widths, "policy.hidden", list(self.hidden)[:DEEPEST], told)
+        check(self.bins >= 2, "policy.bins", self.bins, "be at least 2")
+        check(self.bins <= MOST_BINS, "policy.bins", self.bins, f"be at most {MOST_BINS}")
+        check(self.chunk >= 1, "policy.chunk", self.chunk, "be at least 1")
+        check(self.chunk <= MOST_ACTIONS, "policy.chunk", self.chunk, f"be at most {MOST_ACTIONS}")
+        hidden = list(self.hidden[: DEEPEST + 1])
+        check(min(hidden, default=0) >= 1, "policy.hidden", hidden, "name positive widths")
+        fits = len(hidden) <= DEEPEST and max(hidden) <= WIDEST
+        check(fits, "policy.hidden", hidden, f"name at most {DEEPEST} widths up to {WIDEST}")
         inputs = [None] if self.inputs is None else list(self.inputs)
         once = 0 < len(inputs) == len(set(inputs))
         check(once, "policy.inputs", inputs, "name at least one vector, and none twice")

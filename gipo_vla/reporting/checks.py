@@ -145,8 +145,6 @@ def _evaluation(value: Any) -> str | None:
 def _rates(values: Any, with_tasks: bool = True) -> str | None:
     if not isinstance(values, Mapping):
         return "is no mapping"
-    if values.get("success_once") is None or values.get("episodes") is None:
-        return "has no success_once and episodes"
     for name, value in values.items():
         if name == "tasks" and with_tasks:
             if not isinstance(value, Mapping) or not value or not all(map(_is_name, value)):
