@@ -16,6 +16,8 @@ from contextlib import suppress
 from gipo_envs.errors import LostRankError, RunStoppedError, UserError
 from gipo_vla.distributed.signals import interrupts_raise
 
+LONGEST_LINE = 2000
+"""Characters of a message."""
 ONE_COMMAND_GROUPS = {"demonstrations": "sft", "sweep": "sweep"}
 """Config groups that mean something to one command only, and which."""
 
@@ -29,7 +31,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         status = main(sys.argv[1:]) or 0
     except (UserError, RunStoppedError) as error:
         if speaks or isinstance(error, LostRankError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {_one_line(str(error))}", file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         if speaks:
@@ -49,6 +51,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     if status == 0:
         _leave_at_once()
     sys.exit(status)
+
+
+def _one_line(text: str) -> str:
+    """A message without line breaks, and without codes that a terminal would obey: it may quote a file."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
 
 
 def deny_writing_to_others() -> None:

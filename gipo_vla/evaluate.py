@@ -36,6 +36,7 @@ from gipo_vla.distributed.group import choose_device
 from gipo_vla.evaluation import paired, summary, video
 from gipo_vla.evaluation.episodes import EpisodeResult, play, simulators
 from gipo_vla.rollout.episodes import evaluation_plans
+from gipo_vla.run.refusals import refuse_to_play
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.settings.runs import RunSettings
 from gipo_vla.settings.schema import TrainingSettings
@@ -114,6 +115,8 @@ def _play(
     if video_path or needs_opengl(settings.env):
         gl.choose()
     device = choose_device(settings.learner.device)
+    for used in (owner, settings):
+        refuse_to_play(used, spec, device)
     torch.set_num_threads(settings.learner.threads)
     policy: Any = policy_at(owner, spec, device, checkpoint)
     modes: tuple[str, ...] = ("greedy", "sampled")

@@ -23,6 +23,7 @@ from torch import nn
 from gipo_envs.errors import UserError
 from gipo_vla import cli, options
 from gipo_vla.assembly import environment_spec, named_run, policy_at
+from gipo_vla.run.refusals import refuse_to_play
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console
 
@@ -51,7 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     if own.checkpoint and overrides:
         raise UserError(f"{overrides[0]}: with checkpoint=RUN_DIR the settings are that run's own")
     settings, checkpoint = named_run(own.checkpoint, overrides)
-    policy = policy_at(settings, environment_spec(settings), torch.device("cpu"), checkpoint)
+    spec, device = environment_spec(settings), torch.device("cpu")
+    refuse_to_play(settings, spec, device)
+    policy = policy_at(settings, spec, device, checkpoint)
     summary = export_policy(policy, own.out)
     console.print(f"written to {own.out}", soft_wrap=True)
     print(json.dumps(asdict(summary), default=str))

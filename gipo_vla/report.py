@@ -58,9 +58,9 @@ def main(arguments: Sequence[str]) -> int:
         own.score,
     )
     for remark in report.comparison.remarks:
-        console.print(f"note: {remark}", soft_wrap=True)
+        console.print(f"note: {remark}", soft_wrap=True, markup=False)
     show(results.readable(report.comparison))
-    console.print(f"report: {report.page}", soft_wrap=True)
+    console.print(f"report: {report.page}", soft_wrap=True, markup=False)
     print(json.dumps(summary_json(report)))
     return 0
 

@@ -31,7 +31,7 @@ ROOMS = (
     ("objectives",),
     ("policies",),
     # Settings classes of the rooms above register by themselves; everybody may read the settings.
-    ("settings", "cli", "options", "telemetry", "distributed", "configs"),
+    ("settings", "cli", "options", "telemetry", "distributed", "configs", "foreign"),
 )
 LEVEL = {room: level for level, line in enumerate(ROOMS) for room in line}
 

@@ -20,10 +20,11 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -115,7 +116,7 @@ def prune(checkpoints: Path, keep: int, milestone: int | None = None) -> None:
 
 def write_synced(path: Path, text: str) -> None:
     """Write a file, and force it to disk."""
-    with path.open("w") as file:
+    with foreign.text_stream(path) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -133,19 +134,24 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint: the first file that is missing, cut short or changed; None if all of
     them are as the manifest says."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = foreign.read_json(folder / MANIFEST)
         expected = [(name, int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, ArithmeticError):
         return f"{folder}: {MANIFEST} is missing or unreadable"
+    if not expected:
+        return f"{folder}: {MANIFEST} names no file"
     for name, size, digest in expected:
         path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != size:
-            return f"{path} has {path.stat().st_size} bytes instead of {size}"
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            return f"{folder}: {MANIFEST} names {name!r}, which is outside of the checkpoint"
         try:
-            with path.open("rb") as file:
+            with foreign.open_regular(path) as file:
+                found_size = os.fstat(file.fileno()).st_size
+                if found_size != size:
+                    return f"{path} has {found_size} bytes instead of {size}"
                 found = hashlib.file_digest(file, "sha256").hexdigest()
+        except UserError as error:
+            return str(error)
         except OSError as error:
             return f"{path} cannot be read: {error.strerror}"
         if found != digest:

@@ -3,17 +3,17 @@ checkpoint a user means by a path."""
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.checkpoint import folder as folders
-from gipo_vla.telemetry.console import console
+from gipo_vla.telemetry.console import say
 
 POLICY_FILE = "policy.safetensors"
 STATISTICS_FILE = "dataset_statistics.json"
@@ -44,7 +44,7 @@ def _copy(tensor: Tensor) -> Tensor:
 def load_policy(policy: nn.Module, folder: Path) -> None:
     """Read a checkpoint's tensors into a policy of the same settings. Raises UserError: names or shapes
     differ; says which."""
-    stored = load_file(folder / POLICY_FILE)
+    stored = foreign.read_tensors(folder / POLICY_FILE)
     expected = policy_tensors(policy)
     for name in sorted(stored.keys() ^ expected.keys()):
         where = "the checkpoint has no" if name in expected else "this policy has no"
@@ -56,6 +56,8 @@ def load_policy(policy: nn.Module, folder: Path) -> None:
                 f"{folder / POLICY_FILE}: {name} has shape {tuple(tensor.shape)}, this policy's is "
                 f"{tuple(state[name].shape)}; was it written with another policy size?"
             )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{folder / POLICY_FILE}: {name} holds values that are no numbers")
         state[name].copy_(tensor)
 
 
@@ -63,14 +65,8 @@ def read_statistics(folder: Path) -> dict[str, Any] | None:
     """The statistics in a checkpoint, or in the newest of a folder of checkpoints that has some (they are the
     same throughout a run); None if there are none. Raises UserError: the file is damaged."""
     candidates = [folder / STATISTICS_FILE, *sorted(folder.glob(f"[0-9]*/{STATISTICS_FILE}"), reverse=True)]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        return None
-    try:
-        entries: dict[str, Any] = json.loads(found.read_text())
-    except ValueError as error:
-        raise UserError(f"{found} is damaged: {error}") from error
-    return entries
+    found = next((path for path in candidates if os.path.lexists(path)), None)
+    return None if found is None else foreign.read_json(found)
 
 
 def find_checkpoint(path: Path, setting: str = "checkpoint") -> Path:
@@ -85,6 +81,7 @@ def find_checkpoint(path: Path, setting: str = "checkpoint") -> Path:
     """
     if not path.is_dir():
         raise UserError(f"{setting}={path} is no folder: give a run folder or one of its checkpoints")
+    foreign.check_folder(path)
     if (path / POLICY_FILE).exists():
         if problem := folders.damage(path):
             raise UserError(f"{setting}={path} is damaged: {problem}")
@@ -95,5 +92,5 @@ def find_checkpoint(path: Path, setting: str = "checkpoint") -> Path:
         )
     found, problems = folders.newest_valid(path / "checkpoints")
     for problem in problems:
-        console.print(f"passed over a damaged checkpoint: {problem}")
+        say(f"passed over a damaged checkpoint: {problem}")
     return found

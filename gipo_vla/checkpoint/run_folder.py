@@ -19,11 +19,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.settings.schema import AnyRunSettings
 
 SPARE_BYTES = 64 * 2**20
 """Free disk below which a run is not begun: metrics, plots, a video, a small checkpoint need about this."""
+
+
+FILE_SUFFIXES = (".json", ".jsonl", ".yaml", ".html", ".png", ".tmp")
+HIDDEN_FILES = (".lock", ".sweep.lock", ".writable")
+FOLDERS = ("checkpoints", "videos", "graphs", "report", "wandb")
 
 
 class RunFolder:
@@ -42,6 +48,18 @@ class RunFolder:
         self.learning_curve = path / "learning_curve.png"
         self.finished = path / "finished.json"
         self.launch = path / "launch.json"
+
+    def check(self) -> None:
+        """Raise a UserError if the folder holds a link at any depth, a folder in a file's place, or the other
+        way round: a run writes to what it finds here by name."""
+        if not self.path.is_dir():
+            return
+        foreign.check_folder(self.path)
+        for path in self.path.iterdir():
+            for_file = path.name in HIDDEN_FILES or path.suffix in FILE_SUFFIXES
+            if path.is_dir() if for_file else path.name in FOLDERS and not path.is_dir():
+                wanted = "file" if for_file else "folder"
+                raise UserError(f"{path} is no {wanted}, as it is in the folder of a run: remove it")
 
     def holds_run(self) -> bool:
         return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
@@ -70,7 +88,7 @@ class RunFolder:
             UserError: another process has the folder.
         """
         deadline = time.monotonic() + patience
-        file = (self.path / ".lock").open("w")
+        file = foreign.text_stream(self.path / ".lock")
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,6 +130,7 @@ def create(settings: AnyRunSettings) -> RunFolder:
                 f"the disk of run_dir={folder.path} has {free / 2**20:.0f} MB free, this run needs at least "
                 f"{SPARE_BYTES / 2**20:.0f} MB: free some or choose another run_dir"
             )
+        folder.check()
         (folder.path / ".writable").touch()
         (folder.path / ".writable").unlink()
     except OSError as error:

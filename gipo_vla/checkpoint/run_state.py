@@ -21,18 +21,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gipo_vla.checkpoint import state_tree
+from gipo_vla import foreign
+from gipo_vla.checkpoint import state_tree, stored
 from gipo_vla.checkpoint.policy_files import (
     POLICY_FILE,
     STATISTICS_FILE,
@@ -43,8 +44,8 @@ from gipo_vla.checkpoint.policy_files import (
 from gipo_vla.checkpoint.writer import CheckpointWriter, Content, Write, fits_in_memory
 from gipo_vla.distributed import group
 from gipo_vla.policies.base import Policy
-from gipo_vla.replay.ring import SegmentRing, read
-from gipo_vla.replay.segment import Segment
+from gipo_vla.replay.ring import read
+from gipo_vla.replay.segment import Segment, SegmentBatch
 from gipo_vla.rollout.episodes import Role, generator, integer_seed
 from gipo_vla.rollout.records import EpisodeRecord
 from gipo_vla.settings.runs import to_yaml
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 STATE_FILE = "run.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
+ACTOR_FILE = "actor.safetensors"
 PLAIN_VALUES = ("iteration", "env_steps", "updates_done", "numerical_floor")
 """Attributes of a pipeline that run.json holds as they are."""
 
@@ -83,7 +85,7 @@ def begin(writer: CheckpointWriter, run: Pipeline, extra: dict[str, Any]) -> Non
     held = run.replay.held(copy=background)
     own = {
         "rank.json": text_writer(json.dumps(values)),
-        "actor.safetensors": _tensors_writer(arrays, save_arrays),
+        ACTOR_FILE: _tensors_writer(arrays, save_arrays),
         "random.safetensors": _tensors_writer(random),
         "credit.safetensors": _tensors_writer(scorers),
         "replay": held.save,
@@ -178,20 +180,28 @@ def load(folder: Path, run: Pipeline) -> Loaded:
     but actions are sampled from new streams: generators of CPU and GPU cannot take over each other's state.
 
     Raises:
-        UserError: it was written with another policy or segment length.
+        UserError: it was written with another policy or segment length, or holds what no run writes.
     """
     assert isinstance(run.policy, nn.Module) and isinstance(run.behaviour, nn.Module)
-    values: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
+    values = stored.read(folder / STATE_FILE, stored.TrainingRun)
+    stored.check_run(folder / STATE_FILE, values, run.plans.spec, run.config.learner.updates)
     load_policy(run.policy, folder)
-    run.learner.load_optimizer_tensors(load_file(folder / OPTIMIZER_FILE))
-    run.learner.load_counters(values["learner"])
-    behaviour = dict(run.behaviour.named_parameters())
-    for name, tensor in load_file(folder / "behaviour.safetensors").items():
+    behaviour_file = folder / "behaviour.safetensors"
+    tensors, behaviour = foreign.read_tensors(behaviour_file), dict(run.behaviour.named_parameters())
+    trainable = {name for name, parameter in run.policy.named_parameters() if parameter.requires_grad}
+    stored.check_tensors(behaviour_file, tensors, {name: behaviour[name] for name in trainable})
+    for name, tensor in tensors.items():
         behaviour[name].copy_(tensor)
-    for name in PLAIN_VALUES:
-        setattr(run, name, values[name])
-    run.recent.extend(EpisodeRecord(**record) for record in values["recent"])
-    run.tasks.load_state(values["tasks"])
+    optimizer = foreign.read_tensors(folder / OPTIMIZER_FILE)
+    stored.check_finite(folder / OPTIMIZER_FILE, optimizer)
+    with foreign.understood(folder / OPTIMIZER_FILE):
+        run.learner.load_optimizer_tensors(optimizer)
+    with foreign.understood(folder / STATE_FILE):
+        run.learner.load_counters(values["learner"])
+        for name in PLAIN_VALUES:
+            setattr(run, name, values[name])
+        run.recent.extend(EpisodeRecord(**record) for record in values["recent"])
+        run.tasks.load_state(values["tasks"])
     before = (values["world_size"], values["environments_per_rank"])
     moved = moved_between_devices(values, run.device)
     if before != (group.world_size(), run.actor.pool.envs):
@@ -214,34 +224,52 @@ def moved_between_devices(values: dict[str, Any], device: torch.device) -> tuple
 
 
 def _load_rank(folder: Path, rank: int, run: Pipeline, new_streams: bool) -> None:
-    own = folder / _rank_name(rank)
-    values = json.loads((own / "rank.json").read_text())
-    run.replay.load(own / "replay")
-    run.replay_rng.bit_generator.state = values["replay_rng"]
-    arrays = load_arrays(own / "actor.safetensors")
+    own, envs = folder / _rank_name(rank), run.actor.pool.envs
+    values = stored.read(own / "rank.json", stored.Rank)
+    run.replay.load(own / "replay", partial(_check_segments, run))
+    arrays = foreign.read_arrays(own / ACTOR_FILE)
+    ids, layout = range(rank * envs, (rank + 1) * envs), run.plans.layout
+    stored.check_actor(own / ACTOR_FILE, arrays, values, layout, run.plans.spec, ids)
+    for part in ("open", "closed", "waiting"):
+        batch = SegmentBatch.from_arrays({name: arrays[f"{part}/{name}"] for name in layout.fields})
+        _check_segments(run, own / ACTOR_FILE, batch, under_way=part == "open")
     if new_streams:
         stream = (rank, group.world_size(), run.learner.attempted)
         run.actor.generator.manual_seed(integer_seed(run.config.seed, Role.ACTION, *stream))
         arrays["generator"] = run.actor.generator.get_state().numpy()
-    run.actor.load_state(arrays, values)
-    run.episodes.load_state(values["group_tasks"])
+    with foreign.understood(own / "rank.json"):
+        run.replay_rng.bit_generator.state = values["replay_rng"]
+        run.episodes.load_state(values["group_tasks"])
+    with foreign.understood(own / ACTOR_FILE, RuntimeError):
+        torch.Generator(run.device).set_state(torch.from_numpy(arrays["generator"]))  # before simulators move
+    with foreign.understood(own):
+        run.actor.load_state(arrays, values)
     _load_credit(own, values, run)
-    states = load_file(own / "random.safetensors")
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and run.device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], run.device)
+    states = foreign.read_tensors(own / "random.safetensors")
+    with foreign.understood(own / "random.safetensors", RuntimeError):
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and run.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], run.device)
+
+
+def _check_segments(run: Pipeline, path: Path, batch: SegmentBatch, under_way: bool = False) -> None:
+    spec, layout = run.plans.spec, run.plans.layout
+    stored.check_segments(path, batch, layout, run.policy.bins, len(spec.tasks), under_way)
 
 
 def _load_credit(own: Path, values: dict[str, Any], run: Pipeline) -> None:
-    run.credit.load_state_dict(state_tree.join(values["credit"], load_file(own / "credit.safetensors")))
+    tensors = foreign.read_tensors(own / "credit.safetensors")
+    stored.check_finite(own / "credit.safetensors", tensors)
+    with foreign.understood(own / "credit.safetensors", RuntimeError):
+        run.credit.load_state_dict(state_tree.join(values["credit"], tensors))
 
 
 def _deal_out(folder: Path, world_before: int, envs_before: int, run: Pipeline) -> list[str]:
     """Share out the state of another number of ranks or environments; says what changed."""
     rank, world, envs = group.rank(), group.world_size(), run.actor.pool.envs
     folders = [folder / _rank_name(number) for number in range(world_before)]
-    before = [json.loads((own / "rank.json").read_text()) for own in folders]
-    stored = _deal_segments(folders, run.replay)
+    before = [stored.read(own / "rank.json", stored.Rank) for own in folders]
+    found = _deal_segments(folders, run)
     _load_credit(folders[rank % world_before], before[rank % world_before], run)
     actor, learner = run.actor, run.learner
     # The totals of the run continue on the first rank.
@@ -261,18 +289,22 @@ def _deal_out(folder: Path, world_before: int, envs_before: int, run: Pipeline) 
     return [
         f"ranks: {world_before} -> {world}, environments a rank: {envs_before} -> {envs}",
         "parameters, optimizer, statistics and counters: exactly as they were",
-        f"replay: {kept} of {stored} segments kept, dealt out to {world} rank(s)",
+        f"replay: {kept} of {found} segments kept, dealt out to {world} rank(s)",
         f"simulators: all begin episode number {played + 1}; the unfinished episodes and segments of "
         f"{world_before * envs_before} environments are dropped",
         "random streams of actions and batches: new ones",
     ]
 
 
-def _deal_segments(folders: Sequence[Path], replay: SegmentRing) -> int:
+def _deal_segments(folders: Sequence[Path], run: Pipeline) -> int:
     """Fill this rank's ring with its share of all ranks' segments; returns how many there are."""
     # Oldest first over all ranks, so that the ring's order stays that of age. A group stays on one rank and
     # together: it is as old as its oldest segment.
-    segments = [segment for own in folders for segment in read(own / "replay", replay.layout)]
+    replay, segments = run.replay, []
+    for own in folders:
+        batch = read(own / "replay", replay.layout)
+        _check_segments(run, own / "replay", batch)
+        segments += list(batch)
     ages: dict[int, int] = {}
     for segment in segments:
         oldest = segment.oldest_version

@@ -8,6 +8,8 @@ run that is continued elsewhere still has them.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gipo_envs import EnvironmentSpec
+from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.evaluation.episodes import EpisodeResult
 from gipo_vla.evaluation.video import HEIGHT, Projector, captioned, mp4, outcome
 from gipo_vla.rollout.episodes import EpisodePlan, evaluation_plans
@@ -27,6 +31,9 @@ VIDEO_FILE = "before_and_after.mp4"
 SHEET_FILE = "before_and_after.png"
 SHEET_FRAMES = 4
 """Of each of the two episodes of a row of the contact sheet, evenly spread in time."""
+
+LARGEST = 2**28
+"""Bytes of the file, and of what it unpacks to."""
 
 DIVIDER = np.full((HEIGHT, 16, 3), 255, np.uint8)
 
@@ -50,16 +57,28 @@ def save(path: Path, results: Sequence[EpisodeResult]) -> None:
 
 
 def load(path: Path) -> list[EpisodeResult]:
-    """What ``save`` kept."""
-    with np.load(path, allow_pickle=False) as stored:
-        return [
-            EpisodeResult(
-                EpisodePlan(**{key: value for key, value in told.items() if key != "outcome"}),
-                actions=[stored[f"actions_{index}"]],
-                **told["outcome"],
-            )
-            for index, told in enumerate(json.loads(str(stored["episodes"])))
-        ]
+    """What ``save`` kept. Raises UserError: the file holds something else, or more than episodes can take."""
+    with (
+        foreign.open_regular(path, LARGEST) as file,
+        foreign.understood(path, zipfile.BadZipFile, zlib.error),
+    ):
+        with zipfile.ZipFile(file) as parts:
+            unpacked = sum(part.file_size for part in parts.infolist())
+        if unpacked > LARGEST:
+            raise UserError(f"{path} unpacks to {unpacked:,} bytes: episodes take at most {LARGEST:,}")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as stored:
+            told = foreign.parse_json(json.dumps(json.loads(str(stored["episodes"]))))
+            return [_episode(one, stored[f"actions_{index}"]) for index, one in enumerate(told)]
+
+
+def _episode(told: dict[str, Any], actions: NDArray[Any]) -> EpisodeResult:
+    if actions.dtype != np.float32 or actions.ndim != 2 or not np.isfinite(actions).all():
+        raise ValueError(
+            f"its actions are {actions.dtype} {actions.shape}, not (steps, dimensions) of float32"
+        )
+    plan = EpisodePlan(**{key: value for key, value in told.items() if key != "outcome"})
+    return EpisodeResult(plan, actions=[actions], success_once=bool(told["outcome"]["success_once"]))
 
 
 def write(
@@ -69,7 +88,14 @@ def write(
     same plans. Returns the files; none if no plan is in both.
     """
     trained = {result.plan: result for result in after}
-    pairs = [(own, trained[own.plan]) for own in before if own.plan in trained]
+    spec = projector.pool.spec
+    pairs = [
+        (own, trained[own.plan])
+        for own in before
+        if own.plan in trained
+        and own.actions[0].shape[1] == spec.action_size
+        and 1 <= len(own.actions[0]) <= spec.actions_limit
+    ]
     if not pairs:
         return []
     video, sheet = folder / VIDEO_FILE, folder / SHEET_FILE

@@ -136,18 +136,34 @@ def optimizer_tensors(policy: Policy, optimizer: GroupClippedAdamW) -> dict[str,
 def load_optimizer_tensors(
     policy: Policy, optimizer: GroupClippedAdamW, tensors: Mapping[str, Tensor], device: torch.device
 ) -> None:
-    """Take back ``optimizer_tensors``, at any number of ranks."""
+    """Take back ``optimizer_tensors``, at any number of ranks.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: a tensor has another shape.
+    """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     for name, parameter in _named_parameters(policy):
+        for kind in ("weight", "exp_avg", "exp_avg_sq"):
+            if tensors[f"{kind}/{name}"].shape != parameter.shape:
+                raise ValueError(
+                    f"{kind}/{name} has shape {tuple(tensors[f'{kind}/{name}'].shape)}, the parameter "
+                    f"{tuple(parameter.shape)}"
+                )
+        if (tensors[f"exp_avg_sq/{name}"] < 0).any():
+            raise ValueError(f"exp_avg_sq/{name} has negative squares")
         weight = tensors[f"weight/{name}"].to(device)
         parameter.copy_(weight)
         safe_set_full_fp32_param(parameter, weight)
         for moment in ("exp_avg", "exp_avg_sq"):
             safe_set_full_optimizer_state(parameter, tensors[f"{moment}/{name}"].to(device), moment)
     for param_group in optimizer.param_groups:
+        step = tensors[f"step/{param_group['name']}"]
+        if step.shape != () or not 0 <= step.item() < 2**53:
+            raise ValueError(f"step/{param_group['name']} is no count")
         for parameter in param_group["params"]:
-            optimizer.state[parameter]["step"].copy_(tensors[f"step/{param_group['name']}"])
+            optimizer.state[parameter]["step"].copy_(step)
 
 
 def _named_parameters(policy: Policy) -> Iterator[tuple[str, nn.Parameter]]:

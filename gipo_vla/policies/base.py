@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from gipo_envs import EnvironmentSpec
+from gipo_envs.errors import UserError
 from gipo_vla.policies.memory import Arithmetic, DtypeName, PolicyMemory, TokenShape, Work
 from gipo_vla.policies.normalization import RunningNormalizer
 from gipo_vla.settings.registry import policies
@@ -177,9 +178,18 @@ class ReadsInstructions(Protocol):
 
 
 def sample_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Sample ids (...) from logits (..., bins) that the temperature already divides."""
+    """Sample ids (...) from logits (..., bins) that the temperature already divides. Raises UserError: they
+    are no numbers."""
     probabilities = torch.softmax(logits.float(), dim=-1)
-    flat = torch.multinomial(probabilities.reshape(-1, logits.shape[-1]), 1, generator=generator)
+    try:
+        flat = torch.multinomial(probabilities.reshape(-1, logits.shape[-1]), 1, generator=generator)
+    except RuntimeError as error:
+        if bool(probabilities.isfinite().all()):
+            raise
+        raise UserError(
+            "the policy's logits are no numbers, so nothing can be sampled: its weights have grown beyond "
+            "all measure; go back to an earlier checkpoint, or lower the learning rate"
+        ) from error
     return flat.reshape(logits.shape[:-1])
 
 

@@ -42,6 +42,9 @@ from gipo_vla.policies.memory import (
 from gipo_vla.policies.normalization import VECTORS, RunningNormalizer
 from gipo_vla.settings.registry import check
 
+MOST_BINS = 2**16
+"""Tokens are stored in 16 bits."""
+MOST_ACTIONS, WIDEST, DEEPEST = 10_000, 8192, 32
 LOGITS_KEPT = 6
 """Arrays of the size of the logits that autograd keeps: the network's, those divided by the temperature, and
 for the log-probs of the tokens and the entropies the log-softmax, its exponential and their product."""
@@ -74,8 +77,13 @@ class MlpSettings(PolicySettings):
 
     def __post_init__(self) -> None:
         check(self.bins >= 2, "policy.bins", self.bins, "be at least 2")
+        check(self.bins <= MOST_BINS, "policy.bins", self.bins, f"be at most {MOST_BINS}")
         check(self.chunk >= 1, "policy.chunk", self.chunk, "be at least 1")
-        check(min(self.hidden, default=0) >= 1, "policy.hidden", list(self.hidden), "name positive widths")
+        check(self.chunk <= MOST_ACTIONS, "policy.chunk", self.chunk, f"be at most {MOST_ACTIONS}")
+        hidden = list(self.hidden[: DEEPEST + 1])
+        check(min(hidden, default=0) >= 1, "policy.hidden", hidden, "name positive widths")
+        fits = len(hidden) <= DEEPEST and max(hidden) <= WIDEST
+        check(fits, "policy.hidden", hidden, f"name at most {DEEPEST} widths up to {WIDEST}")
         inputs = [None] if self.inputs is None else list(self.inputs)
         once = 0 < len(inputs) == len(set(inputs))
         check(once, "policy.inputs", inputs, "name at least one vector, and none twice")

@@ -11,7 +11,9 @@ at once, although there are slots for the worst case (every segment one transiti
 from __future__ import annotations
 
 import json
+import operator
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.replay.samplers import Sampler
 from gipo_vla.replay.segment import Segment, SegmentBatch, SegmentLayout
 
@@ -128,8 +131,11 @@ class SegmentRing:
             segments, slots = self.contents(), np.arange(len(slots))
         return HeldSegments(segments, slots, self.transitions, self.added)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, check: Callable[[Path, SegmentBatch], None] | None = None) -> None:
         """Replace the contents by what ``save`` wrote; the limits stay this ring's own.
+
+        Args:
+            check: is asked about the segments before any of them is taken.
 
         Raises:
             UserError: see ``read``.
@@ -137,9 +143,13 @@ class SegmentRing:
         self._order.clear()
         self._free = list(range(self.slots - 1, -1, -1))
         self.transitions = 0
-        for segment in read(folder, self.layout):
+        segments = read(folder, self.layout)
+        if check is not None:
+            check(folder, segments)
+        for segment in segments:
             self.add(segment)
-        self.added = json.loads((folder / "replay.json").read_text())["added"]
+        with foreign.understood(folder / "replay.json"):
+            self.added = operator.index(foreign.read_json(folder / "replay.json")["added"])
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,7 @@ def read(folder: Path, layout: SegmentLayout) -> SegmentBatch:
     stored = {}
     for name, field in layout.fields.items():
         path = folder / f"{name.replace('/', '.')}.npy"
-        stored[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        stored[name] = foreign.read_npy(path)
         if stored[name].shape[1:] != field.shape or stored[name].dtype != field.dtype:
             raise UserError(
                 f"{path} holds {stored[name].dtype} {stored[name].shape[1:]} a segment, this run "

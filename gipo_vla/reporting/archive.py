@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
+from gipo_vla.reporting import checks
 from gipo_vla.telemetry.metrics import read_json_lines, replace_file
 
 Record = dict[str, Any]
@@ -56,15 +56,19 @@ def read(path: Path) -> list[Record]:
     Raises:
         UserError: the file is damaged, no archive, or larger than any archive.
     """
+    packed = foreign.read_bytes(path, LARGEST_TEXT)
     try:
         decoder = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=DECODER_MEMORY)
-        text = decoder.decompress(path.read_bytes(), max_length=LARGEST_TEXT)
+        text = decoder.decompress(packed, max_length=LARGEST_TEXT)
         if not decoder.eof:
             raise ValueError(f"it is cut short, or holds more than {LARGEST_TEXT:,} bytes")
-        records: list[Record] = [json.loads(line) for line in text.splitlines()]
-        if not all(isinstance(record, dict) and {"name", "metrics"} <= record.keys() for record in records):
-            raise ValueError("a line of it is no run")
-    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+        records: list[Record] = [foreign.parse_json(line) for line in text.splitlines()]
+        for number, one in enumerate(records, start=1):
+            if not isinstance(one, dict) or not {"name", "metrics"} <= one.keys():
+                raise ValueError(f"line {number} of it is no run")
+            if (told := checks.problem(one)) is not None:
+                raise ValueError(f"line {number} of it is no run: {told}")
+    except (EOFError, ValueError, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return records
 
@@ -80,26 +84,32 @@ def read_mapping(path: Path) -> Record | None:
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no settings: expected key: value lines")
+    return foreign.read_json(path) if path.suffix == ".json" else foreign.read_yaml(path)
+
+
+def read_part(run: Path, part: str) -> Record | None:
+    """``evaluation`` or ``finished`` of a run folder; None if it has none. Raises UserError: no run wrote
+    it."""
+    values = read_mapping(run / f"{part}.json")
+    if (told := checks.problem_of(part, values)) is not None:
+        raise UserError(f"{run / part}.json {told}: it is not a run's")
     return values
+
+
+def read_sweep(path: Path) -> Record | None:
+    """A sweep's list of jobs; None if there is none. Raises UserError: it cannot be read, or is none."""
+    listed = read_mapping(path)
+    if listed is not None and (told := checks.sweep_problem(listed)) is not None:
+        raise UserError(f"{path} cannot be read as a sweep's list of jobs: it {told}")
+    return listed
 
 
 def overrides_of(sweep: Path) -> dict[str, list[str]]:
     """What a sweep.json says that each job was started with, by the digest at the end of the job's name."""
-    listed = read_mapping(sweep)
-    try:
-        jobs = [] if listed is None else listed["jobs"]
-        return {job["name"].rpartition("-")[2]: job["overrides"] for job in jobs}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{sweep} cannot be read as a sweep's list of jobs: {error!r}") from error
+    jobs = (read_sweep(sweep) or {"jobs": []})["jobs"]
+    return {job["name"].rpartition("-")[2]: job["overrides"] for job in jobs}
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[Record]:
@@ -127,8 +137,9 @@ def record(run: Path, name: str, rows: int | None = None, overrides: Sequence[st
         overrides: what the run was started with, where a sweep started it.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, holds what no run writes, or is a link.
     """
+    foreign.check_folder(run)
     metrics = read_json_lines(run / "metrics.jsonl")
     kept: Record = {
         "name": name,
@@ -139,11 +150,16 @@ def record(run: Path, name: str, rows: int | None = None, overrides: Sequence[st
         "evaluation": read_mapping(run / "evaluation.json"),
         "finished": read_mapping(run / "finished.json"),
     }
-    return {key: value for key, value in kept.items() if value is not None}
+    kept = {key: value for key, value in kept.items() if value is not None}
+    if (told := checks.problem(kept)) is not None:
+        raise UserError(f"{run} is no run's folder: {told}")
+    return kept
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for row in rows for name in row)
+    if len(names) * len(rows) > checks.MOST_CELLS:
+        raise UserError(f"a run has {len(names):,} metrics in {len(rows):,} rows: no run has so many")
     return {name: [row.get(name) for row in rows] for name in names}
 
 
@@ -180,6 +196,7 @@ def pack(folder: Path, sweep: Path | None = None) -> int:
     Args:
         sweep: the sweep.json with the jobs' overrides; None: the one in ``folder``, if there is one.
     """
+    foreign.check_folder(folder)
     overrides = overrides_of(sweep or folder / "sweep.json")
     runs = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
     add(folder, [record(run, run.name, overrides=overrides.get(run.name.rpartition("-")[2])) for run in runs])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Collection, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.reporting import (
     curve_figures,
     curves,
@@ -120,6 +123,8 @@ def write_report(
     parts = destination or folders[0] / "report"
     alone = destination is None and len(folders) == 1 and (folders[0] / "metrics.jsonl").exists()
     page = (folders[0] if alone else parts) / "report.html"
+    if destination is None and os.path.lexists(parts):
+        foreign.check_folder(parts.parent)
     try:
         parts.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(style.SETTINGS):
@@ -185,7 +190,9 @@ class _Sections:
             if figure is not None:
                 path = self.folder / f"{name}.png"
                 # Without the date and version that matplotlib would write: same runs, same bytes.
-                figure.savefig(path, metadata={"Software": None})
+                drawn = io.BytesIO()
+                figure.savefig(drawn, metadata={"Software": None})
+                replace_file(path, drawn.getvalue())
                 images.append(Image(path, self.captions.get(name, "")))
         return images
 

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gipo_vla import foreign
 from gipo_vla.reporting.table import Table, to_html
+
+LARGEST_IMAGE = 2**26
+"""Bytes of a figure, or of the contact sheet that a run made."""
 
 STYLE = """
 :root { color-scheme: light; }
@@ -91,7 +95,7 @@ def _section(section: Section) -> str:
         parts.append(f"<p>{html.escape(section.text)}</p>")
     parts += [f'<p><a href="{html.escape(link)}">{html.escape(link)}</a></p>' for link in section.links]
     for image in section.images:
-        data = base64.b64encode(image.path.read_bytes()).decode("ascii")
+        data = base64.b64encode(foreign.read_bytes(image.path, LARGEST_IMAGE)).decode("ascii")
         name, caption = html.escape(image.path.stem.replace("_", " ")), html.escape(image.caption)
         picture = f'<img alt="{name}" src="data:image/png;base64,{data}">'
         parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")

@@ -160,8 +160,8 @@ def evaluation(run: Run) -> Table | None:
                 {
                     "task": name,
                     "mode": mode,
-                    "episodes": values["episodes"],
-                    "success_once": values["success_once"],
+                    "episodes": values.get("episodes"),
+                    "success_once": values.get("success_once"),
                     "low_95": low,
                     "high_95": high,
                     "success_at_end": values.get("success_at_end"),

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from gipo_envs.errors import UserError
-from gipo_vla.reporting import archive
+from gipo_vla.reporting import archive, checks
 from gipo_vla.telemetry.graphs import newest_graph
 
 Row = dict[str, Any]
@@ -158,12 +158,12 @@ def read_run(folder: Path, name: str | None = None, overrides: Sequence[str] | N
     """
     name = name or folder.resolve().name
     record = archive.record(folder, name, overrides=overrides)
-    if record["metrics"] and not {"iteration", "env_steps"} <= record["metrics"].keys():
-        raise UserError(f"{folder / 'metrics.jsonl'} has no iteration and env_steps: it is not a run's")
     return _from_record(record, name, newest_graph(folder))
 
 
 def _from_record(record: Row, name: str, graph: Row | None = None) -> Run | None:
+    if (told := checks.rows_problem(record["metrics"])) is not None:
+        raise UserError(f"metrics.jsonl of {name} {told}: it is not a run's")
     rows = archive.rows_of(record["metrics"])
     if not rows:
         return None

@@ -34,6 +34,7 @@ SETTINGS: Any = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "text.parse_math": False,  # names of runs are text, whatever they hold
 }
 
 

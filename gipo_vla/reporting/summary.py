@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from gipo_envs.errors import UserError
-from gipo_vla.reporting.archive import read_mapping
+from gipo_vla.reporting.archive import read_sweep
 from gipo_vla.reporting.runs import Run
 
 STALE_LAG_ITERATIONS = 20.0
@@ -38,7 +38,7 @@ def recorded_score(folder: Path) -> HeldOutScore | None:
         UserError: it names no score, or cannot be read.
     """
     sweep = folder / "sweep.json"
-    listed = read_mapping(sweep)
+    listed = read_sweep(sweep)
     score: HeldOutScore | None = None if listed is None else listed.get("score", "success_once")
     if score not in (None, *HELD_OUT_SCORES):
         raise UserError(f"{sweep} has score {score!r}: expected one of {', '.join(HELD_OUT_SCORES)}")

@@ -12,8 +12,10 @@ from pathlib import Path
 import rich.box
 import rich.table
 from rich.console import Console
+from rich.markup import escape
 
 from gipo_vla.telemetry.console import console
+from gipo_vla.telemetry.metrics import replace_file
 
 PIPE_WIDTH = 140
 
@@ -46,7 +48,7 @@ def write_csv(table: Table, folder: Path) -> Path:
     writer.writerow(table.columns)
     writer.writerows([f"{c:.6g}" if isinstance(c, float) else c for c in row] for row in table.rows)
     path = folder / f"{table.name}.csv"
-    path.write_text(text.getvalue(), encoding="utf-8")
+    replace_file(path, text.getvalue())
     return path
 
 
@@ -73,11 +75,11 @@ def to_html(table: Table) -> str:
 
 def show(table: Table) -> None:
     """Print it for people; into a file or a pipe, which have no width, as wide as it needs."""
-    view = rich.table.Table(title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    view = rich.table.Table(title=escape(table.title), title_justify="left", box=rich.box.SIMPLE_HEAD)
     for index, column in enumerate(table.columns):
         text = any(isinstance(row[index], str) for row in table.rows)
-        view.add_column(column.replace("_", " "), justify="left" if text else "right", no_wrap=True)
+        view.add_column(escape(column.replace("_", " ")), justify="left" if text else "right", no_wrap=True)
     for row in table.rows:
-        view.add_row(*map(_readable, row))
+        view.add_row(*(escape(_readable(cell)) for cell in row))
     place = console if console.is_terminal else Console(stderr=True, highlight=False, width=PIPE_WIDTH)
     place.print(view)

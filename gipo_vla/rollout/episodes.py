@@ -13,6 +13,7 @@ from enum import IntEnum
 import numpy as np
 
 from gipo_envs import EnvironmentSpec
+from gipo_envs.errors import UserError
 from gipo_vla.rollout.task_sampler import TaskSampler
 
 
@@ -140,9 +141,14 @@ class TrainingEpisodes:
 
 
 def evaluation_plans(spec: EnvironmentSpec, episodes_per_task: int) -> list[EpisodePlan]:
-    """The same held-out initial states for every policy and every seed: the first keys of each task."""
+    """The same held-out initial states for every policy and every seed: the first keys of each task. Raises
+    UserError: there are not so many."""
     first, stop = spec.evaluation_keys
-    assert episodes_per_task <= stop - first
+    if episodes_per_task > stop - first:
+        raise UserError(
+            f"eval.episodes_per_task is {episodes_per_task}: this environment has {stop - first} held-out "
+            "initial states a task; lower it"
+        )
     return [
         EpisodePlan(
             task, first + index, index, spec.step_limit, spec.evaluation_ends_on_success, episode=index

@@ -6,7 +6,6 @@ a training run's, with demonstrations/ and loss_curve.png.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import nn
 
 from gipo_envs import EnvironmentSpec
+from gipo_vla import foreign
 from gipo_vla.assembly import build_policy
-from gipo_vla.checkpoint import run_state
+from gipo_vla.checkpoint import run_state, stored
 from gipo_vla.checkpoint.policy_files import load_policy
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.checkpoint.run_state import OPTIMIZER_FILE, STATE_FILE, Loaded
@@ -182,10 +181,13 @@ class Cloning:
         writer.begin(*self.state, content, background=False)
 
     def _load(self, checkpoint: Path) -> Loaded:
-        values = json.loads((checkpoint / STATE_FILE).read_text())
+        values = stored.read(checkpoint / STATE_FILE, stored.ClonedRun)
         assert isinstance(self.policy, nn.Module)
         load_policy(self.policy, checkpoint)
-        self.cloner.load(load_file(checkpoint / OPTIMIZER_FILE), values["learner"])
+        optimizer = foreign.read_tensors(checkpoint / OPTIMIZER_FILE)
+        stored.check_finite(checkpoint / OPTIMIZER_FILE, optimizer)
+        with foreign.understood(checkpoint):
+            self.cloner.load(optimizer, values["learner"])
         self.iteration, self.held_losses = values["iteration"], values["held_losses"]
         self.updates_done = values["updates_done"]
         return Loaded(values, run_state.moved_between_devices(values, self.device))

@@ -229,8 +229,12 @@ class Lifecycle:
             shown = results[: self.settings.eval.video_episodes]
             video.write(self.folder.videos / "evaluation.mp4", projector, shown)
             if self._before.exists():
-                before = before_and_after.load(self._before)
-                before_and_after.write(self.folder.videos, projector, before, results)
+                try:
+                    before = before_and_after.load(self._before)
+                except UserError as error:
+                    say(f"no comparison with the policy as it started: {error}")
+                else:
+                    before_and_after.write(self.folder.videos, projector, before, results)
         return True
 
     def _evaluate_if_due(self, env_steps_before: int) -> None:

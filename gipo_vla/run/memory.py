@@ -132,7 +132,7 @@ def plan_memory(
     work = Work(
         micro_batch_samples(settings, world),
         rollout.envs,
-        _dtype(settings, device),
+        dtype_of(settings, device),
         ranks=world,
         zero_stage=stage if learner.zero_stage == "auto" else learner.zero_stage,
         cuda=not on_cpu,
@@ -158,7 +158,7 @@ def _draws_with_egl(device: torch.device) -> bool:
     return device.type == "cuda" and os.environ.get("MUJOCO_GL", "").strip().lower() in ("", "egl")
 
 
-def _dtype(settings: RunSettings, device: torch.device) -> DtypeName:
+def dtype_of(settings: RunSettings, device: torch.device) -> DtypeName:
     return "bfloat16" if network_dtype(settings.learner.precision, device) == torch.bfloat16 else "float32"
 
 
@@ -183,13 +183,23 @@ class Limits:
     """Of one GPU; None on a CPU."""
     ranks: int = 1
     """Ranks on this machine, which share the host's."""
+    handles: int = 2**20
+    """Files and sockets that a process may have open."""
+    processes: int = 2**22
+    """Processes and threads that the user may have."""
 
 
 def machine_limits(device: torch.device) -> Limits:
     """What this machine or container has."""
     host = min(psutil.virtual_memory().total, container_limit() or 2**62)
     own = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return Limits(host, own, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    handles, processes = (_soft(resource.RLIMIT_NOFILE), _soft(resource.RLIMIT_NPROC))
+    return Limits(host, own, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), handles, processes)
+
+
+def _soft(limit: int) -> int:
+    soft, _ = resource.getrlimit(limit)
+    return 2**62 if soft == resource.RLIM_INFINITY else soft
 
 
 V1_FILE = "memory.limit_in_bytes"
@@ -238,7 +248,7 @@ def _for_the_device(settings: RunSettings, memory: RankMemory, limit: int) -> st
     """The setting that helps most."""
     if memory.policy.total <= limit:
         return f"lower rollout.workers ({settings.rollout.workers}), or draw on the CPU with MUJOCO_GL=osmesa"
-    remedy = settings.policy.remedy(memory.policy, _dtype(settings, torch.device("cuda")))
+    remedy = settings.policy.remedy(memory.policy, dtype_of(settings, torch.device("cuda")))
     return remedy or _smaller_micro_batch(settings)
 
 

@@ -38,6 +38,7 @@ from gipo_vla.run.memory import (
     plan_replay,
     problem,
 )
+from gipo_vla.run.refusals import check_countable, check_sizes, too_many
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.settings.runs import RunSettings
 from gipo_vla.settings.schema import TrainingSettings
@@ -91,7 +92,8 @@ class RunPlan:
 
     def problem(self, limits: Limits) -> str | None:
         """What does not fit into a machine, in one line; None if all does."""
-        return problem(self.settings, self.memory, limits)
+        slots = self.replay.slots if self.replay else 0
+        return too_many(self.settings, slots, limits) or problem(self.settings, self.memory, limits)
 
     def memory_table(self, limits: Limits) -> Table:
         """The memory of a rank beside what the machine has."""
@@ -174,6 +176,7 @@ def plan_run(settings: RunSettings, spec: EnvironmentSpec, world: int, device: t
         episode.
     """
     device = torch.device(device)
+    check_sizes(settings, spec)
     cost = families.get(settings.env.family).worker_cost
     tokens = settings.policy.token_shape(spec)
     if isinstance(settings, SftSettings):
@@ -199,6 +202,9 @@ def plan_run(settings: RunSettings, spec: EnvironmentSpec, world: int, device: t
         (settings.iterations + first_rounds) * new,
     )
     _check_drawable(settings, replay, world)
+    check_countable("rollout.env_steps", settings.rollout.env_steps, collection.steps, "vector steps")
+    held = int(replay.transitions / new)
+    check_countable("replay.capacity", settings.replay.capacity, held, "iterations of experience")
     flow = Flow(
         decisions,
         settings.replay.segment_length,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import operator
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import psutil
 
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.checkpoint.folder import MANIFEST
 from gipo_vla.checkpoint.run_folder import RunFolder, runs_root
 from gipo_vla.settings import plugins, registry, runs
@@ -68,6 +69,7 @@ def resolve(kind: type[Settings], overrides: Sequence[str]) -> Start[Settings]:
     folder = _run_without_a_name(settings)
     if folder is None or not folder.holds_run():
         return Start(settings)
+    folder.check()
     start = Start(replace(settings, run_dir=str(folder.path)), folder, by_itself=True)
     if not folder.config.is_file():
         return start
@@ -83,6 +85,7 @@ def resolve(kind: type[Settings], overrides: Sequence[str]) -> Start[Settings]:
 
 def _resume(kind: type[Settings], path: Path, overrides: Sequence[str]) -> Start[Settings]:
     folder = RunFolder(path)
+    folder.check()
     if (path / MANIFEST).is_file():
         raise UserError(f"resume={path} is one checkpoint: give its run folder, {path.parent.parent}")
     if not folder.config.is_file():
@@ -119,7 +122,8 @@ def _refusal(folder: RunFolder, base: RunSettings, settings: RunSettings) -> str
     if isinstance(settings, SftSettings):
         assert isinstance(base, SftSettings)
         return None if settings.sft != base.sft else "is finished: give a larger sft.steps to clone further"
-    done = int(json.loads(folder.finished.read_text())["iterations"])
+    with foreign.understood(folder.finished):
+        done = operator.index(foreign.read_json(folder.finished)["iterations"])
     if settings.iterations > done:
         return None
     return f"is finished ({done} iterations): give iterations above that to train it further"
@@ -135,8 +139,9 @@ def _run_without_a_name(settings: RunSettings) -> RunFolder | None:
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
         own = launch_record()
         for folder in named or _runs(settings):
-            if folder.launch.is_file() and json.loads(folder.launch.read_text()) == own:
-                return folder
+            with suppress(UserError):  # a damaged one is not this torchrun's
+                if folder.launch.is_file() and foreign.read_json(folder.launch) == own:
+                    return folder
     if settings.resume == "auto":
         wanted = runs.digest(settings)
         for folder in _runs(settings):

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from pydantic_core import to_jsonable_python
 
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.settings import plugins, registry
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.settings.composition import by_key, command_of, compose_yaml, is_group, repair, unknown
@@ -96,21 +97,10 @@ def to_yaml(settings: Any) -> str:
     return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True, width=110)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a run folder's config.yaml. Raises UserError: it cannot be read, or is none."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not values:
-        raise UserError(f"{path} holds no settings: expected key: value lines")
-    return values
-
-
 def read_run(path: Path) -> RunSettings:
     """Read a config.yaml, whichever command wrote it. Raises UserError: it cannot be read, or names a plugin
     that nobody has asked for."""
-    values = read_yaml(path)
+    values = foreign.read_yaml(path)
     named = values.get("plugins") or []
     if not isinstance(named, list):
         raise UserError(f"{path}: plugins is {named!r}: expected a list of module names")

@@ -89,7 +89,7 @@ class SimulationSettings:
     """Environments of each worker; one that records demonstrations plays a single episode at a time."""
     temperature: PositiveFloat = 1.0
     """Divides the logits when actions are sampled; training stores it with every transition."""
-    worker_timeout_s: PositiveFloat = 120.0
+    worker_timeout_s: Annotated[float, Field(gt=0, le=1e6)] = 120.0
     """A worker that answers nothing for this long counts as hung, and is replaced."""
 
     @property
@@ -165,9 +165,9 @@ class OptimizerSettings:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What a vision-language-action network computes in; auto: bfloat16 on GPU, float32 on CPU. Heads,
     log-probs and small policies are float32 always."""
-    threads: Positive = 1
+    threads: Annotated[int, Field(gt=0, le=1024)] = 1
     """Torch's CPU threads a rank. More than one beside busy simulator workers is slower, not faster."""
-    collective_timeout_s: PositiveFloat = 1800.0
+    collective_timeout_s: Annotated[float, Field(gt=0, le=1e6)] = 1800.0
     """Seconds that a rank waits for the others before it counts them as lost and the run ends. More than
     the slowest rank may need for its rollout."""
     deterministic: bool = False

@@ -23,13 +23,14 @@ from statistics import median
 from typing import IO, Any
 
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting import archive
 from gipo_vla.reporting.summary import HeldOutScore, recorded_score
 from gipo_vla.run.resume import differences
 from gipo_vla.settings import runs
 from gipo_vla.sweeping.jobs import DIGEST_LENGTH, Job, JobList
-from gipo_vla.telemetry.metrics import read_json_lines, replace_file
+from gipo_vla.telemetry.metrics import replace_file
 
 KEPT_DATA = Path("docs/results/data")
 """Where small data of finished sweeps is looked for, below the current folder."""
@@ -51,6 +52,8 @@ class SweepFolder:
 
     def __init__(self, path: Path, kept: Sequence[Path] = (), score: HeldOutScore | None = None) -> None:
         self.path = path
+        if path.is_dir():
+            foreign.check_folder(path)
         recorded = next((known for place in (path, *kept) if (known := recorded_score(place))), None)
         if recorded and score not in (None, recorded):
             raise UserError(
@@ -91,7 +94,7 @@ class SweepFolder:
         """
         done, record = self.finished(job), self.record_of(job)
         if record is None:
-            return (archive.read_mapping(done / f"{part}.json") if done else None) or {}
+            return (archive.read_part(done, part) if done else None) or {}
         values: dict[str, Any] = record.get(part, {})
         return values
 
@@ -110,7 +113,8 @@ class SweepFolder:
                 continue
             folder = RunFolder(self.finished(job) or self.run(job).path)
             recorded = (self.record_of(job) or {}).get("config") or archive.read_mapping(folder.config)
-            changes = differences(recorded, job.settings, added=False) if recorded else {}
+            with foreign.understood(folder.config):
+                changes = differences(recorded, job.settings, added=False) if recorded else {}
             if changes:
                 raise UserError(
                     f"{folder.path} is of other settings than this job has now "
@@ -132,7 +136,7 @@ class SweepFolder:
             {"name": job.name, "overrides": job.arguments, "factors": job.factors} for job in listed.jobs
         ]
         new = {job.digest for job in listed.jobs}
-        for row in (archive.read_mapping(file) or {}).get("jobs", []):
+        for row in (archive.read_sweep(file) or {"jobs": []})["jobs"]:
             there = place != self.path or (place / row["name"]).is_dir()
             if there and row["name"][-DIGEST_LENGTH:] not in new:
                 jobs.append(row)
@@ -154,7 +158,7 @@ class SweepFolder:
     def record(self, job: Job, event: str, **facts: Any) -> None:
         """Append a line to launches.jsonl."""
         row = {"at": round(time.time(), 3), "job": job.name, "event": event, **facts}
-        with (self.path / "launches.jsonl").open("a") as file:
+        with open(self.path / "launches.jsonl", "a", opener=foreign.without_links) as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -171,7 +175,7 @@ def try_to_lock(folder: RunFolder) -> IO[str] | None:
     A run that outlives a sweep that was killed keeps its folder while it saves, and counts as another one.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
-    file = (folder.path / _LOCK).open("w")
+    file = foreign.text_stream(folder.path / _LOCK)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         folder.lock().close()
@@ -238,8 +242,9 @@ def estimate(
         seconds_per_job: the hint that counts while none is finished.
     """
     spent: defaultdict[str, float] = defaultdict(float)
-    for row in read_json_lines(folder.path / "launches.jsonl"):
-        spent[str(row["job"])[-DIGEST_LENGTH:]] += row.get("seconds", 0.0)
+    for row in foreign.json_lines(folder.path / "launches.jsonl"):
+        with foreign.understood(folder.path / "launches.jsonl"):
+            spent[row["job"][-DIGEST_LENGTH:]] += max(0.0, float(row.get("seconds", 0.0)))
     rates = []
     for job in every:
         finished = folder.result(job, "finished")

@@ -24,11 +24,14 @@ import psutil
 import torch
 
 from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.sweeping.folders import LOG
 from gipo_vla.sweeping.jobs import Job
 from gipo_vla.sweeping.settings import SweepSettings
 
+MOST_OF_A_LOG = 2**20
+"""Bytes at the end of a log in which the reason of a failure is looked for."""
 _ERROR_LINE = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 _RANK = re.compile(r"^\[rank\d+\]: ?")
 
@@ -202,7 +205,9 @@ class JobProcess:
         if status < 0:
             name = signal.Signals(-status).name
             return f"killed by {name}" + (" (out of memory?)" if -status == signal.SIGKILL else "")
-        text = self._log.read_bytes()[self._log_begins :].decode(errors="replace")
+        with foreign.open_regular(self._log) as log:
+            log.seek(max(self._log_begins, log.seek(0, os.SEEK_END) - MOST_OF_A_LOG))
+            text = log.read().decode(errors="replace")
         return telling_line(text) or f"exit status {status}, and nothing in {self._log}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter, deque
@@ -13,6 +12,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from gipo_vla import foreign
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting.table import Table, show
 from gipo_vla.run.duration import in_words
@@ -21,6 +21,7 @@ from gipo_vla.sweeping.jobs import Job, JobList
 from gipo_vla.sweeping.process import JobProcess
 from gipo_vla.sweeping.runner import Listener, Outcome, Status
 from gipo_vla.telemetry.console import console, settings_table
+from gipo_vla.telemetry.metrics import is_row
 
 CLUSTER = 100
 """Slots of the cluster in the printed estimate."""
@@ -128,9 +129,9 @@ class ProgressLines(Listener):
 
 def last_row(path: Path) -> dict[str, Any]:
     """Return the last row of a metrics.jsonl that is being written; empty if it is not there as a whole."""
-    with suppress(OSError, ValueError, IndexError), path.open() as file:
-        row = json.loads(deque(file, maxlen=1)[0])
-        return row if isinstance(row, dict) else {}
+    with suppress(OSError, ValueError, IndexError), foreign.open_regular(path, foreign.LARGEST_LINES) as file:
+        row = foreign.parse_json(deque(file, maxlen=1)[0])
+        return row if is_row(row, ("iteration",)) else {}
     return {}
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Self, cast
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -39,11 +40,11 @@ console = Console(file=cast(IO[str], _Stderr()), highlight=False)
 
 def settings_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Print a two-column table of what is active."""
-    view = Table(title=title, show_header=False, title_justify="left")
+    view = Table(title=escape(title), show_header=False, title_justify="left")
     view.add_column(style="bold")
     view.add_column(overflow="fold")
     for row in rows:
-        view.add_row(*row)
+        view.add_row(*map(escape, row))
     console.print(view)
 
 
@@ -73,7 +74,7 @@ def figures_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[st
 def say(line: str) -> None:
     """Print a line, once for all ranks."""
     if int(os.environ.get("RANK", 0)) == 0:
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def number(value: float | int | None, digits: int) -> str:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gipo_envs.errors import UserError
+from gipo_vla import foreign
 from gipo_vla.telemetry.console import console
 
 Metrics = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 class JsonLines:
@@ -35,7 +38,8 @@ class JsonLines:
         self._pending = b""
         self._warned = False
         # Unbuffered, and written at a known place: half a line that a full disk left is written over.
-        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        mode = "r+b" if path.exists() else "w+b"
+        self._file = open(path, mode, buffering=0, opener=foreign.without_links)  # noqa: SIM115
         self._size = _bytes_until(path, last_iteration)
         self._file.truncate(self._size)
 
@@ -76,16 +80,54 @@ class JsonLines:
 def _bytes_until(path: Path, last_iteration: int) -> int:
     """Length of the part of a file that holds whole lines of iterations up to this one."""
     size = 0
-    with path.open("rb") as file:
+    with foreign.open_regular(path, foreign.LARGEST_LINES) as file:
         for line in file:
-            try:
-                wanted = line.endswith(b"\n") and json.loads(line)["iteration"] <= last_iteration
-            except (ValueError, KeyError, TypeError):
-                wanted = False
-            if not wanted:
+            row = _row(line, path) if line.endswith(b"\n") else None
+            if row is None or row.get("iteration", math.inf) > last_iteration:
                 break
             size += len(line)
     return size
+
+
+_REQUIRED = {
+    "metrics": ("iteration", "env_steps"),
+    "timings": ("iteration", "seconds"),
+    "evaluations": ("env_steps", "success_once"),
+}
+"""What those who read the rows of a run's files rely on, by the stem of the file's name."""
+
+
+def _row(line: bytes, path: Path) -> Row | None:
+    """A row of one of a run's files; None where the line is none."""
+    try:
+        row = foreign.parse_json(line)
+    except ValueError:
+        return None
+    return row if is_row(row, _REQUIRED[path.stem]) else None
+
+
+def is_row(row: Any, required: Sequence[str]) -> bool:
+    """Whether a value is a row of a run's file: finite numbers by name, or None where there is none; text
+    only under ``mode``, and two numbers under ``..._interval_95``.
+
+    Args:
+        required: names that must be there, with a value.
+    """
+    if not isinstance(row, dict) or any(row.get(name) is None for name in required):
+        return False
+    counts = [row[name] for name in ("iteration", "env_steps") if name in row]
+    whole = all(type(count) is int and 0 <= count < 2**53 for count in counts)
+    return whole and all(_fits(name, value) for name, value in row.items())
+
+
+def _fits(name: str, value: Any) -> bool:
+    if value is None:
+        return True
+    if name == "mode":
+        return isinstance(value, str)
+    if name.endswith("_interval_95"):
+        return isinstance(value, list) and len(value) == 2 and all(map(foreign.is_number, value))
+    return isinstance(value, bool) or foreign.is_number(value)
 
 
 def _line(row: Metrics) -> str:
@@ -97,20 +139,26 @@ def _line(row: Metrics) -> str:
 def replace_file(path: Path, data: str | bytes) -> None:
     """Write a file as a whole: no reader ever sees half of it, whoever else writes it at the same time."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    with open(temporary, "wb", opener=foreign.without_links) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
     temporary.replace(path)
 
 
-def read_json_lines(path: Path) -> list[dict[str, float]]:
-    """The rows of a file, without a last line that was cut short; none if there is no file."""
-    if not path.exists():
-        return []
+def read_json_lines(path: Path) -> list[Row]:
+    """The rows of a run's file, without a last line that was cut short; none if there is no file.
+
+    Raises:
+        UserError: the file cannot be read, or a line of it is no row (see ``is_row``).
+    """
+    required = _REQUIRED[path.stem]
     rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for number, row in enumerate(foreign.json_lines(path), start=1):
+        if not is_row(row, required):
+            raise UserError(
+                f"{path}: line {number} has no {' and '.join(required[:2])}, or something else than numbers: "
+                "it is not a run's"
+            )
+        rows.append(row)
     return rows
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Row = dict[str, Any]
+INTERVAL = "success_once_interval_95"
 
 
 def learning_curve(
@@ -32,10 +33,10 @@ def learning_curve(
     figure = Figure(figsize=(7, 6), layout="constrained")
     success, staleness = figure.subplots(2, 1, sharex=True)
     line(success, "success_once_recent", "tab:gray", "training episodes, sampled (last 100)")
-    points = [*evaluations, *([final] if final else [])]
+    points = [row for row in (*evaluations, *([final] if final else [])) if row.get(INTERVAL)]
     if points:
         rates = np.array([row["success_once"] for row in points])
-        low, high = np.array([row["success_once_interval_95"] for row in points]).T
+        low, high = np.array([row[INTERVAL] for row in points]).T
         success.errorbar(
             [row["env_steps"] for row in points],
             rates,
@@ -44,7 +45,7 @@ def learning_curve(
             fmt="o-",
             capsize=3,
             color="tab:blue",
-            label=f"held-out initial states, {points[-1]['mode']} (95 %)",
+            label=f"held-out initial states, {points[-1].get('mode')} (95 %)",
         )
     success.set(ylabel="success once", ylim=(-0.03, 1.03))
     success.legend(loc="best", fontsize=8)

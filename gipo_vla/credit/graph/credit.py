@@ -318,4 +318,4 @@ class GraphCredit(CreditAssigner):
         return {"sums": dict(self._sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sums = dict(state["sums"])
+        self._sums = {name: float(state["sums"].get(name, 0.0)) for name in self._sums}

@@ -274,5 +274,6 @@ class InformationGain(CreditAssigner):
         return {"iterations": self._iterations, "sums": self._sums, "scorer": self.scorer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._iterations, self._sums = int(state["iterations"]), dict(state["sums"])
+        self._iterations = int(state["iterations"])
+        self._sums = {name: float(state["sums"].get(name, 0.0)) for name in self._sums}
         self.scorer.load_state_dict(state["scorer"])
