@@ -16,11 +16,11 @@ import json
 import math
 import os
 import stat
-import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -62,7 +62,14 @@ _KINDS = {
 
 # What code that takes a state apart raises when it is of another shape. Not MemoryError, AssertionError or
 # anything of the system: those would be faults of the machine or of this project.
-_MISFITS = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
+_MISFITS: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+)
 
 
 @contextmanager
@@ -137,7 +144,7 @@ def check_file(path: Path, limit: int | None = None) -> int:
         return os.fstat(file.fileno()).st_size
 
 
-def open_regular(path: Path, limit: int | None = None) -> BinaryIO:
+def open_regular(path: Path, limit: int | None = None) -> BufferedReader:
     """Open a file for reading that is no link, pipe or device, and no larger than ``limit`` bytes. Raises
     UserError: it is not, or cannot be opened."""
     try:
@@ -260,7 +267,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it refers to another place in itself (an alias)")
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call,no-any-return]
+        return super().compose_node(parent, index)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -295,7 +302,7 @@ def read_npy(path: Path) -> NDArray[Any]:
         try:
             read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
             shape, by_columns, dtype = read[npy.read_magic(file)](file)
-        except (*_MISFITS, OSError, SyntaxError, MemoryError, tokenize.TokenError) as error:
+        except _BAD_HEADER as error:
             raise UserError(f"{path} cannot be read: it is no npy file, or its header is damaged") from error
         start = file.tell()
     if dtype.hasobject or by_columns or min(shape, default=0) < 0:
@@ -327,9 +334,10 @@ def _safetensors(path: Path, load: Any) -> Mapping[str, Any]:
     from safetensors import SafetensorError
 
     check_file(path)
+    damaged: tuple[type[Exception], ...] = (SafetensorError, OSError, *_MISFITS)
     try:
         found: Mapping[str, Any] = load(path)
-    except (SafetensorError, OSError, *_MISFITS) as error:
+    except damaged as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     return found
 
