@@ -16,6 +16,7 @@ import json
 import math
 import os
 import stat
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
