@@ -16,6 +16,7 @@ import json
 import math
 import os
 import stat
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
@@ -63,12 +64,12 @@ _KINDS = {
 # What code that takes a state apart raises when it is of another shape. Not MemoryError, AssertionError or
 # anything of the system: those would be faults of the machine or of this project.
 _MISFITS: tuple[type[Exception], ...] = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    ArithmeticError,
+    *(ValueError, TypeError, KeyError),
+    *(IndexError, AttributeError, ArithmeticError),
+)
+_BAD_HEADER: tuple[type[Exception], ...] = (
+    *_MISFITS,
+    *(OSError, SyntaxError, MemoryError, tokenize.TokenError),
 )
 
 

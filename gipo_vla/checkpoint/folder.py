@@ -142,8 +142,9 @@ def damage(folder: Path) -> str | None:
         return f"{folder}: {MANIFEST} names no file"
     for name, size, digest in expected:
         path = folder / name
-        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-            return f"{folder}: {MANIFEST} names {name!r}, which is outside of the checkpoint"
+        parts = PurePath(name).parts
+        if PurePath(name).is_absolute() or ".." in parts or "/".join(parts) != name:
+            return f"{folder}: {MANIFEST} names {name!r}, which is no file of the checkpoint"
         try:
             with foreign.open_regular(path) as file:
                 found_size = os.fstat(file.fileno()).st_size
