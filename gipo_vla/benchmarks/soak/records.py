@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
+from gipo_vla import foreign
 from gipo_vla.telemetry import console
-from gipo_vla.telemetry.metrics import read_json_lines
 
 Record = dict[str, Any]
 
@@ -27,7 +27,7 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.all: list[Record] = list(read_json_lines(path))
+        self.all: list[Record] = list(foreign.json_lines(path))
         self._lock = threading.Lock()
 
     def add(self, **record: Any) -> None:

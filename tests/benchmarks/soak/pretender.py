@@ -38,7 +38,7 @@ def main() -> None:
     while done < ITERATIONS:
         done += 1
         with metrics.open("a") as file:
-            file.write(json.dumps({"iteration": done, "rollout/worker_faults": 0}) + "\n")
+            file.write(json.dumps({"iteration": done, "env_steps": 0, "rollout/worker_faults": 0}) + "\n")
         name = folders.new_name(checkpoints, done, done)
         part = folders.prepare(checkpoints, name)
         (part / "state.json").write_text(json.dumps({"done": done}))

@@ -185,7 +185,9 @@ def make_run(tmp_path: Path) -> Make:
     def make(name: str, iterations: Any = (1, 2, 3), faults: int = 0, success: float = 0.5) -> Path:
         run = tmp_path / name
         run.mkdir()
-        rows = [{"iteration": number, "rollout/worker_faults": faults} for number in iterations]
+        rows = [
+            {"iteration": number, "env_steps": 0, "rollout/worker_faults": faults} for number in iterations
+        ]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (run / "evaluation.json").write_text(json.dumps({"success_once": success, "episodes": 32}))
         (run / "finished.json").write_text("{}")
