@@ -21,11 +21,12 @@ import scipy  # its parts load when first used
 
 from gipo_envs.errors import UserError
 from gipo_vla.benchmarks import Options
+from gipo_vla.run.reinforcement import Reinforcement
 from gipo_vla.run.resume import Start
 from gipo_vla.run.start import prepare_process
+from gipo_vla.run.start import run as run_to_the_end
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import figures_table
-from gipo_vla.train import train
 
 MIB = 2**20
 SHARED_MEMORY = Path("/dev/shm")
@@ -56,7 +57,7 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     folder = options.out / "run"
     samples: list[dict[str, float]] = []
     with _watching(folder, options.seconds, samples, settings.iterations):
-        train(Start(replace(settings, run_dir=str(folder))))
+        run_to_the_end(Start(replace(settings, run_dir=str(folder))), Reinforcement)
     (options.out / "resources.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     figures = slopes(samples)
     _show(figures)

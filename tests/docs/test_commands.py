@@ -242,7 +242,7 @@ def described(command: Command) -> str:
     return f"{command.page}: {command.text}"
 
 
-SLOW = r"report docs/results/data/paper_metaworld_small docs|^for part"
+SLOW = r"report docs/results/data/paper_metaworld_small docs|^for part|sweep=paper_metaworld |sweep_slurm"
 """Reports and sweeps of many runs, of which a smaller one runs by default."""
 DEFAULT = re.compile(r"^\./scripts/(train|test)\.sh$|torchrun|gipo_vla\.sft|resume=|benchmark rollout")
 """Commands of the README that run by default: the others differ from these in a setting."""

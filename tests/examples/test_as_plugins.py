@@ -83,6 +83,7 @@ def test_trained_resumed_evaluated_swept_and_reported(name: str, tmp_path: Path)
         assert value in row["configuration"].split()
 
 
+@pytest.mark.slow
 def test_every_setting_has_help_and_errors_name_the_nearest() -> None:
     """All examples at once: plugins do not get into each other's way."""
     named = f"plugins=[{','.join(f'examples.{name}' for name in PLUGINS)}]"

@@ -32,7 +32,7 @@ def test_killed_at_random_instants_of_a_save(launch: Callable[..., Any], tmp_pat
     assert max(result["complete"] for result in placed) >= 2, "and some came after complete ones"
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_training_run_killed_again_and_again_arrives(launch: Callable[..., Any], tmp_path: Path) -> None:
     """resume=auto, as a scheduler that requeues would start it, killed while it saves at every iteration."""
     settings = ("iterations=100000", "checkpoint.every_iterations=1", "telemetry.log_every=1000")

@@ -12,7 +12,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("sick_rank.py")
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_rank_restarts_from_the_last_good_checkpoint(
     launch: Callable[..., Any], tmp_path: Path, victim: int

@@ -76,7 +76,7 @@ def test_torchrun_told_to_stop_saves_on_all_ranks(
     assert run.rows() == straight.rows()
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_ranks_whose_torchrun_was_killed_save_and_leave(launch: Callable[..., Any]) -> None:
     run = launch("iterations=100000", "telemetry.log_every=1000", ranks=2)
     run.until_iteration(2)

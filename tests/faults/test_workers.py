@@ -74,7 +74,7 @@ def test_too_many_faults_in_a_window_stop_the_run_with_a_checkpoint(
     assert [row["iteration"] for row in continued.rows()] == list(range(1, done + 3))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_worker_that_cannot_be_kept_alive_stops_the_run_with_a_checkpoint(
     launch: Callable[..., Any],
 ) -> None:

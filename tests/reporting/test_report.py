@@ -118,6 +118,7 @@ def test_the_report_on_a_sweep_goes_by_the_sweeps_score(tmp_path: Path, make_run
         write_report([tmp_path / "a", tmp_path / "b"])
 
 
+@pytest.mark.slow
 def test_tables_depend_neither_on_the_order_nor_on_the_place_of_runs(sweep: Path, tmp_path: Path) -> None:
     first = write_report([sweep]).page.parent
     halves = [tmp_path / "halves" / name for name in ("y", "x")]

@@ -176,7 +176,7 @@ def test_a_sweep_killed_half_way_equals_an_unbroken_one(tmp_path: Path) -> None:
         assert one == other, name
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_an_interrupt_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     overrides = ("seed=0", "iterations=400", "jobs=1")

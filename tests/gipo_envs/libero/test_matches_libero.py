@@ -29,7 +29,7 @@ def _reference(tmp_path: Path, suite: str, number: int, hard_reset: bool) -> Any
     [
         pytest.param("libero_spatial", 0, True, marks=pytest.mark.slow),
         ("libero_goal", 7, False),
-        ("libero_10", 2, True),
+        pytest.param("libero_10", 2, True, marks=pytest.mark.slow),
     ],
 )
 def test_same_bits(
@@ -64,7 +64,7 @@ def test_same_bits(
     ours.close()
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_processes_agree(libero_assets: Path, pictures: None) -> None:
     """Whatever the order in which Python walks through sets."""
     digests = set()

@@ -20,19 +20,25 @@ def _megabytes() -> float:
 
 
 @pytest.mark.slow
-def test_200_resets(make_libero: MakeLibero) -> None:
-    environment = make_libero("libero_goal", (0, 7), ("images",))
+def test_300_resets_of_five_tasks(make_libero: MakeLibero) -> None:
+    tasks = (0, 2, 5, 7, 8)
+    environment = make_libero("libero_goal", tasks, ("images",))
     actions = np.zeros((2, 7), np.float32)
 
     def resets(keys: range) -> None:
         for key in keys:
-            environment.reset(key, 0, key % 2)
+            environment.reset(key, 0, key % len(tasks))
             environment.step_chunk(actions)
 
-    resets(range(20))
-    before = _megabytes()
-    resets(range(20, 220))
+    def held() -> tuple[int, int]:
+        return psutil.Process().num_fds(), psutil.Process().num_threads()
+
+    resets(range(50))
+    before, descriptors_and_threads = _megabytes(), held()
+    resets(range(50, 350))
+    print(f"{before:.1f} MB after 50 resets, {_megabytes():.1f} MB after 350")
     assert _megabytes() - before < 20
+    assert held() == descriptors_and_threads
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ def _digests_of_another_process(tasks: list[str]) -> dict[str, str]:
     return digests
 
 
+@pytest.mark.slow
 def test_another_process_and_another_history() -> None:
     """All 50 tasks, in opposite orders."""
     rollout_digests = runpy.run_path(str(PROGRAM))["rollout_digests"]
