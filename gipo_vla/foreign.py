@@ -39,7 +39,7 @@ LARGEST_YAML = 2**17
 LARGEST_JSON = 2**26
 """Bytes of a JSON file: the manifest of ten thousand ranks, or the list of ten thousand jobs."""
 LARGEST_LINES = 2**28
-"""Bytes of a file of JSON lines: a hundred thousand iterations."""
+"""Bytes of a file of JSON lines: seventy thousand iterations of a hundred metrics."""
 DEEPEST = 40
 """Levels of lists and mappings in each other."""
 LONGEST_TEXT = 4096

@@ -45,33 +45,32 @@ class _Learner:
     total_iterations: Annotated[int, Field(ge=1, lt=2**53)] = 1
 
 
-@dataclass(frozen=True)
-class ClonedRun:
-    """run.json of a cloning run."""
-
+@dataclass(frozen=True, kw_only=True)
+class _Run:
     iteration: Count
     updates_done: list[Numbers]
-    held_losses: list[float]
     learner: _Learner
     tracker_id: Annotated[str, Field(pattern=r"^[\w-]{1,128}$")] | None
     device: str = "cpu"
 
 
-@dataclass(frozen=True)
-class TrainingRun:
+@dataclass(frozen=True, kw_only=True)
+class ClonedRun(_Run):
+    """run.json of a cloning run."""
+
+    held_losses: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun(_Run):
     """run.json of a training run."""
 
-    iteration: Count
     env_steps: Count
-    updates_done: list[Numbers]
     numerical_floor: dict[str, float] | None
     recent: list[EpisodeRecord]
     tasks: _Tasks
     world_size: Annotated[int, Field(ge=1, le=2**20)]
     environments_per_rank: Annotated[int, Field(ge=1, le=2**31)]
-    learner: _Learner
-    tracker_id: Annotated[str, Field(pattern=r"^[\w-]{1,128}$")] | None
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)

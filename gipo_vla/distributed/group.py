@@ -38,6 +38,8 @@ _ALONE = {
     "MASTER_PORT": "0",
 }
 """What torchrun would have set for a single process (which needs no port)."""
+TORCHRUN_NAMES = tuple(_ALONE)
+"""Variables that make a process take itself for one of torchrun's ranks."""
 _set_by_start: list[str] = []
 
 

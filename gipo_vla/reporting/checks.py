@@ -11,12 +11,12 @@ from itertools import pairwise
 from typing import Any
 
 from gipo_vla import foreign
+from gipo_vla.telemetry.metrics import fits
 
 MOST_CELLS = 50_000_000
 """Values in the metrics of one run."""
 LONGEST_NAME = 300
 """Characters of a name that a figure or a table can show."""
-_NUMBERS = {int, float, bool, type(None)}
 
 
 def problem(record: Mapping[str, Any]) -> str | None:
@@ -111,14 +111,8 @@ def _columns(value: Any) -> str | None:
     for name, column in value.items():
         if not _is_name(name):
             return "has a name that cannot be shown"
-        if name == "mode":
-            good = all(one is None or _is_name(one) for one in column)
-        elif name.endswith("_interval_95"):
-            good = all(one is None or _is_interval(one) for one in column)
-        else:
-            known = [one for one in column if one is not None]
-            good = set(map(type, known)) <= _NUMBERS and all(map(_is_number, known))
-        if not good:
+        texts = name == "mode"
+        if not all(one is None or (_is_name(one) if texts else fits(name, one)) for one in column):
             return f"has a {name} that is no number"
     return None
 

@@ -117,10 +117,11 @@ def is_row(row: Any, required: Sequence[str]) -> bool:
         return False
     counts = [row[name] for name in ("iteration", "env_steps") if name in row]
     whole = all(type(count) is int and 0 <= count < 2**53 for count in counts)
-    return whole and all(_fits(name, value) for name, value in row.items())
+    return whole and all(fits(name, value) for name, value in row.items())
 
 
-def _fits(name: str, value: Any) -> bool:
+def fits(name: str, value: Any) -> bool:
+    """Whether a row may hold a value under a name; see ``is_row``."""
     if value is None:
         return True
     if name == "mode":

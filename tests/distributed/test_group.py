@@ -13,7 +13,6 @@ from gipo_envs.errors import UserError
 from gipo_vla.distributed import group
 
 CPU = torch.device("cpu")
-TORCHRUN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def test_starts_and_stops_as_often_as_one_likes() -> None:
@@ -26,7 +25,7 @@ def test_starts_and_stops_as_often_as_one_likes() -> None:
         group.stop()
         assert not dist.is_initialized()
         # A child process would take them for torchrun's.
-        assert not [name for name in TORCHRUN_NAMES if name in os.environ]
+        assert not [name for name in group.TORCHRUN_NAMES if name in os.environ]
 
 
 def test_reductions_of_one_rank_are_its_own_values(process_group: None) -> None:

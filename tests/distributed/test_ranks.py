@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gipo_vla.distributed import group
+
 SCRIPT = Path(__file__).with_name("updates_on_ranks.py")
-TORCHRUN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def torchrun(ranks: int, *arguments: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN_NAMES}
+    environment = {name: value for name, value in os.environ.items() if name not in group.TORCHRUN_NAMES}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),

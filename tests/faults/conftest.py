@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-MARK = "GIPO_VLA_TEST"
-"""In the environment of everything that a test starts, and so of everything that this starts."""
-TORCHRUN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+from gipo_vla.benchmarks.soak.processes import MARK, marked
+from gipo_vla.distributed.group import TORCHRUN_NAMES
+
 SHARED_MEMORY = Path("/dev/shm")
 PATIENCE = 120.0
 
@@ -107,18 +107,6 @@ def command_line(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    """Living processes that descend from one with this mark, wherever they hang in the tree now."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def shared_memory() -> set[str]:

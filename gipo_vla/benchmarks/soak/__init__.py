@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gipo_vla.benchmarks.soak.kinds import KINDS
 from gipo_vla.benchmarks.soak.processes import kill_all, until
 from gipo_vla.benchmarks.soak.records import Records, summary, table
 from gipo_vla.checkpoint.run_folder import RunFolder
+from gipo_vla.settings import runs
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console, say
 
@@ -36,7 +38,7 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     of all sessions in the folder; ``status`` is the exit status.
 
     Raises:
-        UserError: no folder, or a kind that there is not.
+        UserError: no folder, a kind that there is not, or settings that a soak does not take.
         RunStoppedError: an undisturbed run could not be made.
     """
     if options.out is None:
@@ -45,6 +47,10 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     for name in kinds:
         if name not in KINDS:
             raise UserError(f"kinds={options.kinds}: {name!r} is none; {nearest(name, KINDS)}")
+    if replace(settings, seed=0) != runs.load("train", ["seed=0"]):
+        raise UserError(
+            "the runs of a soak have settings of their own (docs/reliability.md): of a run's, give seed= only"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     with RunFolder(options.out).lock():
         mark, records = uuid.uuid4().hex, Records(options.out / "faults.jsonl")

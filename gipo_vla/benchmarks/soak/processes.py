@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from gipo_vla.distributed.group import TORCHRUN_NAMES
+
 MARK = "GIPO_VLA_SOAK"
 """In the environment of everything that a soak starts, and so of everything that this starts."""
 ROLES = {
@@ -19,7 +21,6 @@ ROLES = {
     "gipo_vla.train": "trainer",
 }
 """Roles by a word of the command line; the first that is found."""
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def until(happened: Callable[[], object], patience: float, pause: float = 0.02) -> bool:
@@ -89,7 +90,7 @@ class Launch:
     def __init__(self, command: Sequence[str], mark: str, log: Path) -> None:
         self.mark, self.log, self.began = mark, log, time.time()
         self.log_begins = log.stat().st_size if log.exists() else 0
-        environment = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
+        environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN_NAMES}
         environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", MARK: mark}
         environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # torchrun restarts its ranks
         with log.open("ab") as file:

@@ -326,6 +326,7 @@ def test_a_program_that_writes_a_line_twice_is_found_out(
     ("arguments", "message"),
     [
         (["soak"], "out is missing"),
+        (["soak", "out=x", "iterations=5"], "settings of their own"),
         (["soak", "out=x", "kinds=mlp,vlaa"], "'vlaa' is none; nearest: vla"),
     ],
 )
