@@ -313,6 +313,7 @@ def sigma_capacity(comparison: Comparison) -> Table:
                     "runs": len(one.runs),
                     **_estimate(comparison.estimate(one), comparison.score_column),
                     **_over_training(comparison, one),
+                    "lag_iterations": mean_over(one.runs, "staleness/lag_iterations_mean"),
                     "regime": regime_of(one.runs),
                 }
             )

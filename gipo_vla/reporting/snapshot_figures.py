@@ -100,6 +100,7 @@ def sigma_capacity(comparison: Comparison) -> Figure | None:
     rows, columns, cells = results.sigma_by_capacity(comparison)
     if not cells:
         return None
+    ticks = [_capacity_and_lag(column, cells) for column in columns]
     figure, grid = axes_grid(
         1, 2, width=1.5 + 1.0 * len(columns), height=1.3 + 0.5 * len(rows), sharey=True, sharex=True
     )
@@ -124,15 +125,21 @@ def sigma_capacity(comparison: Comparison) -> Figure | None:
         image = axes.imshow(values, vmin=0, vmax=top, cmap="YlGnBu", aspect="auto")
         if not comparison.is_rate:
             figure.colorbar(image, ax=axes, label=title)
-        axes.set_xticks(range(len(columns)), [f"{column:,.0f}" for column in columns])
+        axes.set_xticks(range(len(columns)), ticks)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_title(title)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-    figure.supxlabel("replay capacity (transitions)", fontsize=9)
+    figure.supxlabel("replay capacity (transitions) and mean lag (iterations)", fontsize=9)
     if comparison.is_rate:
         figure.colorbar(image, ax=grid, label="success (IQM)")
     return figure
+
+
+def _capacity_and_lag(capacity: float, cells: Mapping[tuple[str, float], Configuration]) -> str:
+    runs = [run for (_, column), one in cells.items() if column == capacity for run in one.runs]
+    lag = mean_over(runs, "staleness/lag_iterations_mean")
+    return f"{capacity:,.0f}" + ("" if lag is None else f"\nlag {lag:.1f}")
 
 
 # ----------------------------------------------------------------------------------------------- staleness

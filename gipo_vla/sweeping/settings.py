@@ -33,6 +33,9 @@ class SweepSettings:
     """Overrides of the ready-made sweep as written; ``overrides`` has what the command line left of them."""
     arms: tuple[tuple[str, ...], ...] = ()
     """Settings that go together: each arm is a list of overrides, and the grid is made once for each."""
+    changes: tuple[str, ...] = ()
+    """Overrides that take the place of those with the same key: how a file in configs/sweep/ that builds on
+    another one says what differs."""
     sweep: str | None = None
     """Ready-made sweep, a file in configs/sweep/. What the command line gives replaces what stands there."""
     sweep_dir: str | None = None
@@ -81,7 +84,8 @@ class SweepSettings:
         return slice((number - 1) * jobs // of, number * jobs // of)
 
 
-OWN_KEYS = tuple(field.name for field in fields(SweepSettings))[3:]
+_OF_RUNS = ("overrides", "ready_made", "arms", "changes")
+OWN_KEYS = tuple(field.name for field in fields(SweepSettings) if field.name not in _OF_RUNS)
 """What the command line may set: all but the overrides."""
 
 
@@ -122,8 +126,14 @@ def load(own: Mapping[str, str], overrides: Sequence[str]) -> SweepSettings:
             f"{', '.join(sorted(given & of_arms))}: set by the arms of this sweep, whose settings go "
             "together; copy its file in configs/sweep/ and change the arms there"
         )
-    left = [text for text in settings.overrides if key_of(text) not in given]
-    return replace(settings, overrides=(*left, *overrides), ready_made=settings.overrides)
+    written = _replaced(settings.overrides, settings.changes)
+    return replace(settings, overrides=_replaced(written, overrides), ready_made=written)
+
+
+def _replaced(overrides: Sequence[str], by: Sequence[str]) -> tuple[str, ...]:
+    """Return the overrides with those in ``by`` in place of the ones with the same key."""
+    keys = {key_of(text) for text in by}
+    return (*(text for text in overrides if key_of(text) not in keys), *by)
 
 
 def default_sweep_dir(experiment: str, varied: Sequence[str]) -> Path:

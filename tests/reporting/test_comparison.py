@@ -147,8 +147,8 @@ def test_sigma_by_capacity_has_a_row_for_objectives_without_sigma(tmp_path: Path
     for capacity in (1000, 20000):
         for sigma in (0.2, 1.0):
             changes = {"replay.capacity": capacity, "objective.sigma": sigma}
-            make_run(tmp_path / f"gipo{capacity}-{sigma}", changes=changes)
-        make_run(tmp_path / f"ppo{capacity}", "ppo", changes={"replay.capacity": capacity})
+            make_run(tmp_path / f"gipo{capacity}-{sigma}", changes=changes, lag=capacity / 1000)
+        make_run(tmp_path / f"ppo{capacity}", "ppo", changes={"replay.capacity": capacity}, lag=0.0)
     comparison = read(tmp_path)
     rows, columns, cells = results.sigma_by_capacity(comparison)
     assert rows == ["gipo, sigma 0.2", "gipo, sigma 1", "ppo"]
@@ -165,6 +165,8 @@ def test_sigma_by_capacity_has_a_row_for_objectives_without_sigma(tmp_path: Path
         [None, 1000],
         [None, 20000],
     ]
+    lags = [row[table.columns.index("lag_iterations")] for row in table.rows]
+    assert lags == pytest.approx([1, 20, 1, 20, 0, 0])
 
 
 def test_runs_are_compared_by_the_score_that_was_asked_for(tmp_path: Path, make_run: Maker) -> None:

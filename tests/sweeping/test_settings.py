@@ -50,6 +50,14 @@ def test_the_command_line_replaces_what_a_ready_made_sweep_has() -> None:
     assert settings.sweep_dir == "sweeps/paper_metaworld_small"
 
 
+def test_a_ready_made_sweep_changes_the_one_that_it_builds_on() -> None:
+    base, derived = (load({"sweep": name}, []) for name in ("old_data_claim", "old_data_untrained"))
+    changed = {"iterations=1", "learner.value_only_updates=12", "checkpoint.every_iterations=null"}
+    assert set(derived.overrides) - set(base.overrides) == changed
+    assert len(derived.overrides) == len(base.overrides), "each took the place of one"
+    assert "iterations=7" in load({"sweep": "old_data_untrained"}, ["iterations=7"]).overrides
+
+
 @pytest.mark.parametrize("count", [1, 5, 12, 72])
 def test_parts_share_out_every_job_once(count: int) -> None:
     parts = [SweepSettings(part=f"{number}/5").slice_of(count) for number in range(1, 6)]
