@@ -67,7 +67,7 @@ class RunFolder:
         """Remove temporary files of processes that were killed. Only for who has the lock."""
         (self.path / _PROBE).unlink(missing_ok=True)
         for path in [*self.path.glob(".*.tmp"), *self.graphs.glob(".*.tmp")]:
-            if not is_being_written(path):  # a report on the run may be
+            if path.is_file() and not is_being_written(path):  # a report on the run may be
                 path.unlink(missing_ok=True)
 
     def holds_run(self) -> bool:

@@ -150,7 +150,7 @@ def replace_file(path: Path, data: str | bytes) -> None:
 def is_being_written(temporary: Path) -> bool:
     """Whether a temporary file of ``replace_file`` is that of a process of this machine that still lives."""
     process = temporary.name.split(".")[-2]
-    return process.isdecimal() and psutil.pid_exists(int(process))
+    return process.isdecimal() and int(process) < 2**31 and psutil.pid_exists(int(process))
 
 
 def read_json_lines(path: Path) -> list[Row]:

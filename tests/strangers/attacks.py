@@ -122,6 +122,35 @@ def _kind(draw: Any, path: Path, folder: Path, outside: Path) -> None:
         path.symlink_to(path.name)
 
 
+BESIDE = (
+    *("config.yaml", "metrics.jsonl", "finished.json", "manifest.json", "sweep.json", "runs-01.jsonl.xz"),
+    *("latest", ".latest", ".lock", ".sweep.lock", ".writable", "wandb", "checkpoints", "report", "graphs"),
+    *(".partial-000009-0000018", ".removed-000001-0000002", "damaged-000009-0000018", "000009-0000018"),
+    *(".x.tmp", ".x.99999999999999999999.tmp", "adapter_config.json", "dataset_statistics.json"),
+)
+"""Names that mean something to a command."""
+
+
+def _beside(draw: Any, path: Path, outside: Path) -> None:
+    """Something more in a file's folder, or in another one's place."""
+    place = path.with_name(draw(st.sampled_from(BESIDE)))
+    kind = draw(st.sampled_from(["file", "folder", "full folder", "pipe", "link"]))
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    if kind == "file":
+        place.write_text("{}")
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "link":
+        (outside / "mine").write_text("mine")
+        place.symlink_to(outside / "mine")
+    else:
+        place.mkdir()
+        if kind == "full folder":
+            (place / "metrics.jsonl").write_text("[]")
+
+
 NASTY: list[Any] = [
     *(
         None,
@@ -265,7 +294,7 @@ def attack(draw: Any, folder: Path, name: str, outside: Path) -> None:
         outside: a folder of the user's, to which a link may lead.
     """
     path = folder / name
-    kinds = ["bytes", "kind"]
+    kinds = ["bytes", "kind", "beside"]
     if path.suffix in (".json", ".jsonl", ".yaml"):
         kinds += ["value"] * 4
     if path.suffix in (".npy", ".safetensors"):
@@ -277,6 +306,8 @@ def attack(draw: Any, folder: Path, name: str, outside: Path) -> None:
         _bytes(draw, path)
     elif kind == "kind":
         _kind(draw, path, folder, outside)
+    elif kind == "beside":
+        _beside(draw, path, outside)
     elif kind == "value":
         _value(draw, path)
     elif kind == "packed":
