@@ -6,6 +6,7 @@ a command writes, nothing outside is written, and nothing takes longer than ten 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -131,10 +132,21 @@ def _terabyte(path: Path) -> None:
     os.truncate(path, 2**40)
 
 
-def _renamed_tensor(run: Path) -> None:
-    tensors = load_file(run / POLICY)
-    first = sorted(tensors)[0]
-    save_file({f"{name}.x" if name == first else name: tensors[name] for name in tensors}, run / POLICY)
+def _renamed_tensor(file: str) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        tensors = load_file(run / file)
+        first = sorted(tensors)[0]
+        save_file({f"{name}.x" if name == first else name: tensors[name] for name in tensors}, run / file)
+
+    return change
+
+
+def _file_of_the_user(run: Path) -> None:
+    """The manifest names a file outside the folder, with its checksum."""
+    (run.parent / "mine").write_text("mine")
+    facts = {"sha256": hashlib.sha256(b"mine").hexdigest(), "bytes": 4}
+    manifest = run / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"../../../mine": facts}))
 
 
 def _oversized_tensor(run: Path) -> None:
@@ -158,20 +170,18 @@ ROW = {"iteration": 1, "env_steps": 160}
     ("command", "change", "told"),
     [
         ("resume", _write(MANIFEST, "{}"), "names no file"),
-        (
-            "resume",
-            _write(MANIFEST, '{"../../x": {"sha256": "", "bytes": 1}}'),
-            "no file of the checkpoint",
-        ),
+        ("resume", _file_of_the_user, "no file of the checkpoint"),
         ("evaluate", _replaced(MANIFEST, _terabyte), "missing or unreadable"),
         ("evaluate", _replaced(MANIFEST, os.mkfifo), "is a pipe"),
-        ("resume", _replaced("config.yaml", os.mkfifo), "is a pipe"),
+        ("report", _replaced("config.yaml", os.mkfifo), "is a pipe"),
         ("report", _replaced("metrics.jsonl", os.mkfifo), "is a pipe"),
         ("resume", _write(ARRAY, npy(HUGE, b"1234")), "its header says"),
         ("resume", _write(ARRAY, npy(PICKLED, b"12345678")), "not plain numbers"),
         ("resume", _write(ARRAY, npy("__import__('os').getcwd()\n", b"1234")), "its header is damaged"),
         ("evaluate", _write(POLICY, b"\x10\0\0\0\0\0\0\0not a header at all"), "cannot be read"),
-        ("evaluate", _renamed_tensor, "was it written with another policy"),
+        ("resume", _renamed_tensor(f"{CHECKPOINT}/optimizer.safetensors"), "optimizer.safetensors"),
+        ("resume", _renamed_tensor(f"{CHECKPOINT}/behaviour.safetensors"), "behaviour.safetensors"),
+        ("resume", _renamed_tensor(f"{CHECKPOINT}/rank-00000/actor.safetensors"), "actor.safetensors"),
         ("evaluate", _oversized_tensor, "cannot be read"),
         ("resume", _write("config.yaml", LAUGHS), "an alias"),
         ("resume", _write("config.yaml", "a: &a [*a]"), "an alias"),
@@ -185,14 +195,15 @@ ROW = {"iteration": 1, "env_steps": 160}
             "widths",
         ),
         ("resume", _set("config.yaml", "learner", "threads", to=10**6), "threads"),
-        ("resume", _set("config.yaml", "rollout", "workers", to=10**9), "rollout.workers"),
+        ("resume", _set("config.yaml", "policy", "bins", to=10**10), "policy.bins"),
+        ("evaluate", _set(SETTINGS, "rollout", "workers", to=3000), "rollout.workers"),
         (
             "resume",
             _all(
-                _set("config.yaml", "replay", "capacity", to=10**15),
-                _set("config.yaml", "replay", "memory_limit_gb", to=1e12),
+                _set("config.yaml", "replay", "capacity", to=10**30),
+                _set("config.yaml", "replay", "memory_limit_gb", to=1e300),
             ),
-            "replay.capacity",
+            "a number has 100 bits",
         ),
         ("resume", _set("config.yaml", "rollout", "env_steps", to=10**15), "rollout.env_steps"),
         ("resume", _set("config.yaml", "learner", "updates", to=10**15), "learner.updates"),
@@ -227,15 +238,23 @@ def test_what_no_run_writes_ends_with_one_line(
     assert told in (outcome(partial(COMMANDS[command], run)) or "it works")
 
 
+def test_a_graph_without_labels_is_left_out(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast_figures(monkeypatch)
+    shutil.copytree(base, tmp_path / "run")
+    _set("graphs/000001.json", "axes", to=[])(tmp_path / "run")
+    assert outcome(partial(COMMANDS["report"], tmp_path / "run")) is None
+
+
 def test_names_are_drawn_and_printed_as_they_are(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither as mathematics nor as markup; a graph without labels is left out."""
+    """Neither as mathematics nor as markup."""
     fast_figures(monkeypatch)
     for number, name in enumerate(("$\\frac{$", "[/bold]")):
         run = tmp_path / "runs" / f"{name}{number}"
         shutil.copytree(base, run)
         _set("config.yaml", "experiment", to=f"{name} {number}")(run)
         _set("config.yaml", "objective", "sigma", to=0.5 + number)(run)
-    _set(f"{name}{number}/graphs/000001.json", "axes", to=[])(tmp_path / "runs")
     assert outcome(partial(COMMANDS["report"], tmp_path / "runs")) is None
