@@ -68,6 +68,8 @@ def outcome(command: Callable[[], object]) -> str | None:
 def seal(folder: Path) -> None:
     """Make the checksums of every manifest fit what is there."""
     for manifest in folder.rglob("manifest.json"):
+        if manifest.is_symlink() or not manifest.is_file():
+            continue
         with_facts = {}
         for path in sorted(manifest.parent.rglob("*")):
             if path.is_symlink() or not path.is_file() or path == manifest:
