@@ -230,9 +230,9 @@ def is_number(value: Any) -> bool:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A plain value from JSON text. Raises ValueError: it is none."""
+    """A plain value from JSON text, in UTF-8. Raises ValueError: it is none."""
     try:
-        return plain(json.loads(text))
+        return plain(json.loads(text if isinstance(text, str) else text.decode()))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

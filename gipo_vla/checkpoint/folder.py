@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -65,11 +65,15 @@ def partial_folder(checkpoints: Path, name: str) -> Path:
 def prepare(checkpoints: Path, name: str) -> Path:
     """Create the folder to write into, without leftovers of a process that was killed."""
     checkpoints.mkdir(parents=True, exist_ok=True)
-    for leftover in itertools.chain(checkpoints.glob(f"{_PARTIAL}*"), checkpoints.glob(f"{_REMOVED}*")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _remove_leftovers(checkpoints)
     folder = partial_folder(checkpoints, name)
     folder.mkdir()
     return folder
+
+
+def _remove_leftovers(checkpoints: Path) -> None:
+    for leftover in itertools.chain(checkpoints.glob(f"{_PARTIAL}*"), checkpoints.glob(f"{_REMOVED}*")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def record(path: Path) -> FileRecord:
@@ -87,12 +91,18 @@ def seal(checkpoints: Path, name: str, manifest: Mapping[str, FileRecord]) -> No
     for folder in {(partial / file).parent for file in manifest} | {partial}:
         _sync_folder(folder)
     # Written before the folder gets its name: from there on nothing needs room on the disk.
-    temporary = checkpoints / f".{LATEST}"
-    write_synced(temporary, name + "\n")
+    temporary = _next_latest(checkpoints, name)
     partial.rename(checkpoints / name)
     _sync_folder(checkpoints)
     temporary.replace(checkpoints / LATEST)
     _sync_folder(checkpoints)
+
+
+def _next_latest(checkpoints: Path, name: str) -> Path:
+    """``latest``, written beside the one that is there."""
+    temporary = checkpoints / f".{LATEST}"
+    write_synced(temporary, name + "\n")
+    return temporary
 
 
 def prune(checkpoints: Path, keep: int, milestone: int | None = None) -> None:
@@ -101,16 +111,34 @@ def prune(checkpoints: Path, keep: int, milestone: int | None = None) -> None:
     Args:
         milestone: the first checkpoint of every iteration that is a multiple of this stays, too.
     """
+    _remove([*_surplus(checkpoints, keep, milestone), *checkpoints.glob(f"{_DAMAGED}*")])
+
+
+def settle(checkpoints: Path, keep: int, milestone: int | None = None) -> None:
+    """Complete what a process that was killed after its last checkpoint had its name left undone: ``latest``,
+    and removing old ones (``keep``, ``milestone``: see ``prune``). A run that goes on from its last
+    checkpoint may have no other to write.
+    """
+    _remove_leftovers(checkpoints)
+    _next_latest(checkpoints, names(checkpoints)[0]).replace(checkpoints / LATEST)
+    _remove(_surplus(checkpoints, keep, milestone))
+
+
+def _surplus(checkpoints: Path, keep: int, milestone: int | None) -> list[Path]:
+    """What ``prune`` removes of the complete ones."""
     every = names(checkpoints)
     kept = set(every[:keep])
     if milestone is not None:
         # Newest first: of one iteration the oldest, written last here, stays.
         first = {iteration: name for name in every for iteration, *_ in [_numbers(name) or (0,)]}
         kept |= {name for iteration, name in first.items() if iteration and iteration % milestone == 0}
-    doomed = [checkpoints / name for name in every if name not in kept]
-    for folder in [*doomed, *checkpoints.glob(f"{_DAMAGED}*")]:
+    return [checkpoints / name for name in every if name not in kept]
+
+
+def _remove(checkpoints: Iterable[Path]) -> None:
+    for folder in checkpoints:
         # Renamed first: half a checkpoint must not bear a checkpoint's name.
-        away = folder.rename(checkpoints / f"{_REMOVED}{folder.name}")
+        away = folder.rename(folder.with_name(f"{_REMOVED}{folder.name}"))
         shutil.rmtree(away, ignore_errors=True)
 
 

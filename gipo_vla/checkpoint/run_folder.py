@@ -22,13 +22,15 @@ from gipo_envs.errors import UserError
 from gipo_vla import foreign
 from gipo_vla.checkpoint import folder as folders
 from gipo_vla.settings.schema import AnyRunSettings
+from gipo_vla.telemetry.metrics import is_being_written
 
 SPARE_BYTES = 64 * 2**20
 """Free disk below which a run is not begun: metrics, plots, a video, a small checkpoint need about this."""
 
 
 FILE_SUFFIXES = (".json", ".jsonl", ".yaml", ".html", ".png", ".tmp")
-HIDDEN_FILES = (".lock", ".sweep.lock", ".writable")
+_PROBE = ".writable"
+HIDDEN_FILES = (".lock", ".sweep.lock", _PROBE)
 FOLDERS = ("checkpoints", "videos", "graphs", "report", "wandb")
 
 
@@ -60,6 +62,13 @@ class RunFolder:
             if path.is_dir() if for_file else path.name in FOLDERS and not path.is_dir():
                 wanted = "file" if for_file else "folder"
                 raise UserError(f"{path} is no {wanted}, as it is in the folder of a run: remove it")
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of processes that were killed. Only for who has the lock."""
+        (self.path / _PROBE).unlink(missing_ok=True)
+        for path in [*self.path.glob(".*.tmp"), *self.graphs.glob(".*.tmp")]:
+            if path.is_file() and not is_being_written(path):  # a report on the run may be
+                path.unlink(missing_ok=True)
 
     def holds_run(self) -> bool:
         return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
@@ -131,8 +140,8 @@ def create(settings: AnyRunSettings) -> RunFolder:
                 f"{SPARE_BYTES / 2**20:.0f} MB: free some or choose another run_dir"
             )
         folder.check()
-        (folder.path / ".writable").touch()
-        (folder.path / ".writable").unlink()
+        (folder.path / _PROBE).touch()
+        (folder.path / _PROBE).unlink()
     except OSError as error:
         raise UserError(
             f"run_dir={folder.path} cannot be written ({error.strerror}): choose another run_dir"

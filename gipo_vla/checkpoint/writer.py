@@ -116,6 +116,14 @@ class CheckpointWriter:
         """A checkpoint is being written (the same answer on every rank)."""
         return self._job is not None
 
+    def go_on_from(self, name: str) -> None:
+        """Take over a folder of which this is the newest checkpoint, from a process that may have been
+        killed."""
+        self.newest = name
+        if group.rank() == 0:
+            with suppress(OSError):
+                folders.settle(self.checkpoints, self.keep, self.milestone)
+
     def begin(self, iteration: int, updates: int, content: Content, background: bool = True) -> None:
         """Start to write a checkpoint, after the one that is being written.
 

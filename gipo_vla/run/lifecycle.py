@@ -79,7 +79,7 @@ class Lifecycle:
         self._lines: dict[str, JsonLines] = {}
         loaded = trainer.start(checkpoint)
         if checkpoint is not None and loaded is not None:
-            self.writer.newest = checkpoint.name
+            self.writer.go_on_from(checkpoint.name)
             if not loaded.changes:
                 self._saved = trainer.state
             for change in loaded.changes:

@@ -117,6 +117,7 @@ def _open_together(start: Start[Any], stack: ExitStack) -> RunFolder:
         stack.enter_context(folder.lock(LEAVING_SECONDS if start.by_itself else 0.0))
         if start.folder is None:
             refuse_taken(folder)  # again: another process may have had the lock in between
+        folder.remove_leftovers()
         return folder.path
 
     return RunFolder(group.on_first(choose))

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from gipo_envs.errors import UserError
 from gipo_vla import foreign
 from gipo_vla.telemetry.console import console
@@ -143,6 +145,12 @@ def replace_file(path: Path, data: str | bytes) -> None:
     with open(temporary, "wb", opener=foreign.without_links) as file:
         file.write(data.encode() if isinstance(data, str) else data)
     temporary.replace(path)
+
+
+def is_being_written(temporary: Path) -> bool:
+    """Whether a temporary file of ``replace_file`` is that of a process of this machine that still lives."""
+    process = temporary.name.split(".")[-2]
+    return process.isdecimal() and int(process) < 2**31 and psutil.pid_exists(int(process))
 
 
 def read_json_lines(path: Path) -> list[Row]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +99,51 @@ def test_damaged_ones_are_named_and_passed_over(tmp_path: Path) -> None:
     assert make(tmp_path, 3) == made[2], "its name is free again"
     folders.prune(tmp_path, 2)
     assert {path.name for path in tmp_path.iterdir()} == {made[2], made[1], "latest"}
+
+
+def killed_in(work: Callable[[], object], event: str, within: str) -> None:
+    """Do something in a process that dies at the first such event (``sys.addaudithook``) on such a file."""
+
+    def hook(name: str, arguments: tuple[Any, ...]) -> None:
+        if name == event and within in str(arguments[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.addaudithook(hook)
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it did not come to that"
+
+
+@pytest.mark.parametrize(
+    ("event", "within", "left"),
+    [
+        ("os.rename", ".latest", ".latest"),  # to latest: the newest has its name already
+        ("os.rename", "000001-0000002", None),  # the oldest is about to be removed
+        ("shutil.rmtree", ".removed-", ".removed-000001-0000002"),
+    ],
+)
+def test_who_goes_on_completes_what_a_killed_process_left_undone(
+    tmp_path: Path, event: str, within: str, left: str | None
+) -> None:
+    made = [make(tmp_path, 1), make(tmp_path, 2)]
+
+    def save_the_last() -> None:
+        make(tmp_path, 3)
+        folders.prune(tmp_path, 2)
+
+    killed_in(save_the_last, event, within)
+    newest = "000003-0000006"
+    before = {path.name for path in tmp_path.iterdir()}
+    assert newest in before and before != {made[1], newest, "latest"}
+    assert left is None or left in before
+    folders.settle(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {made[1], newest, "latest"}
+    assert (tmp_path / "latest").read_text().strip() == newest
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"run.json": 3}', '{"run.json": {"bytes": 1}}'])

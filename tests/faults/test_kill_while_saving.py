@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
+from gipo_vla.benchmarks.soak.judgement import leftovers
+from gipo_vla.train import resolve, train
+
 SAVER = Path(__file__).with_name("saver.py")
+DIES_REMOVING = Path(__file__).with_name("dies_removing.py")
 TRIALS = 48
 
 
@@ -30,6 +34,20 @@ def test_killed_at_random_instants_of_a_save(launch: Callable[..., Any], tmp_pat
     cut_short = sum(result["leftovers"] > 0 for result in placed)
     assert cut_short >= 20, f"only {cut_short} of {len(placed)} kills fell into a save"
     assert max(result["complete"] for result in placed) >= 2, "and some came after complete ones"
+
+
+@pytest.mark.medium
+def test_killed_between_the_last_checkpoint_and_removing_the_one_before(launch: Callable[..., Any]) -> None:
+    """The resumed run has nothing to save, and must tidy up all the same."""
+    keeping = ("checkpoint.every_iterations=1", "checkpoint.keep=1")
+    run = launch(*keeping, script=DIES_REMOVING, argument=".removed-000001-0000002")
+    run.wait(-signal.SIGKILL)
+    assert run.checkpoints == ["000002-0000004"], "the last one has its name"
+    assert leftovers(run.folder) == ["checkpoints/.removed-000001-0000002 was left behind"]
+    (run.folder / ".metrics.jsonl.tmp").touch()  # as one who was killed while he replaced a file
+    train(resolve([f"resume={run.folder}"]))
+    assert (run.folder / "finished.json").exists() and run.checkpoints == ["000002-0000004"]
+    assert leftovers(run.folder) == []
 
 
 @pytest.mark.slow

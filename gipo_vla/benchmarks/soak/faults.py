@@ -39,7 +39,8 @@ class Scene:
     """Whether the run, or every job of the sweep, is finished."""
 
     def victim(self, role: str) -> psutil.Process:
-        """A process in a role. Raises NoSuchProcess: there is none now."""
+        """A process in a role, when there is one. Raises NoSuchProcess: none came."""
+        until(lambda: self.launch.processes(role) or self.launch.status() is not None, PATIENCE, 0.2)
         return self.one_of(self.launch.processes(role))
 
     def one_of(self, processes: Sequence[psutil.Process]) -> psutil.Process:

@@ -70,7 +70,7 @@ KINDS = {
     "mlp": Kind(POINT_REACH, 40),
     "groups": Kind(POINT_REACH + GROUPS, 30),
     "vla": Kind(TINY_VLA, 10),
-    "metaworld": Kind(METAWORLD, 16),
+    "metaworld": Kind(METAWORLD, 40),
     "ranks": Kind(POINT_REACH, 24, "torchrun"),
     "sweep": Kind(POINT_REACH, 24, "sweep"),
 }

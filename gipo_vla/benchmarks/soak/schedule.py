@@ -12,7 +12,7 @@ from gipo_vla.benchmarks.soak.kinds import Kind
 
 EARLY = 0.2
 """Share of faults whose gap begins with the launch, so that many fall into imports and loading; the others
-wait until the run moves."""
+wait until the run moves, and so do all that wait for a moment of a run that moves."""
 FREEZE_SECONDS = 1.5
 """Mean time that a process is stopped for."""
 DAMAGES = ("flipped", "cut short", "torn")
@@ -100,7 +100,7 @@ def faults(seed: int, run: int, kind: Kind, own: Traits, every: float, clocks: b
             act,
             role,
             gap=float(random.exponential(every)),
-            early=bool(random.random() < EARLY),
+            early=bool(random.random() < EARLY) and not act.startswith("killed while"),
             seconds=min(float(random.exponential(FREEZE_SECONDS)), 5.0),
             signal=signals[random.integers(len(signals))],
             damage=DAMAGES[random.integers(len(DAMAGES))] if random.random() < 0.5 else None,

@@ -336,9 +336,9 @@ def test_mistakes(arguments: list[str], message: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_nothing_is_lost_in_a_short_soak(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gipo_vla.benchmark", "soak", f"out={tmp_path / 'soak'}", "minutes=1"]
+@pytest.mark.timeout(2400)
+def test_nothing_is_lost_in_three_minutes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gipo_vla.benchmark", "soak", f"out={tmp_path / 'soak'}", "minutes=3"]
     done = subprocess.run([*command, "kinds=mlp,ranks"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     figures = json.loads(done.stdout)
