@@ -261,8 +261,8 @@ def _smaller_micro_batch(settings: RunSettings) -> str:
 
 
 def _for_the_host(settings: RunSettings, memory: RankMemory, limits: Limits) -> str:
-    """Fewer ranks, where what each of them holds is too much whatever the batches are; else the setting of the
-    greatest item."""
+    """Fewer ranks, where what each of them holds is too much whatever the batches are; else the setting of
+    the greatest item."""
     policy, fit = memory.policy, limits.host // memory.host
     held = memory.process + (policy.total - policy.activations - policy.workspace if memory.on_host else 0)
     if 0 < fit < limits.ranks and limits.ranks * held > limits.host:

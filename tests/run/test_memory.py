@@ -110,8 +110,13 @@ def test_what_simulators_draw_with_is_on_the_device(
 
 
 def on_a_cpu(*overrides: str) -> TrainingSettings:
-    """The 7B network with random weights and one camera, on two cores: the least that it can be trained with."""
-    small = ("replay.capacity=64", "learner.batch_segments=1", "rollout.workers=1", "learner.precision=bfloat16")
+    """The 7B network with random weights and one camera: the least that it can be trained with."""
+    small = (
+        "replay.capacity=64",
+        "learner.batch_segments=1",
+        "rollout.workers=1",
+        "learner.precision=bfloat16",
+    )
     policy = ("policy=openvla_oft_7b", "policy.random_weights=true", "replay.segment_length=1")
     camera = ("env.observations=[images]", "env.camera.height=224", "env.camera.width=224")
     return runs.load("train", ["experiment=point_reach", *small, *policy, *camera, *overrides])
@@ -128,7 +133,7 @@ def test_7b_on_a_cpu_is_planned_as_it_was_measured(samples: int) -> None:
 
 
 def test_two_ranks_with_7b_do_not_fit_into_24_gib() -> None:
-    """Nor would smaller batches help, so it is the ranks that are to be fewer; in float32 not even one fits."""
+    """Smaller batches would not help: the ranks are to be fewer. In float32 not even one fits."""
     settings = on_a_cpu("learner.batch_segments=2")
     machine = Limits(24 * GIB, None, ranks=2)
     line = planned(settings, CPU, world=2).problem(machine)
