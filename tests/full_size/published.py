@@ -26,14 +26,13 @@ from gipo_vla.policies.openvla_oft.names import Layout, PublishedTensor, publish
 from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from gipo_vla.policies.openvla_oft.text import TOKENIZER_FILE, tiny_tokenizer
 
-SHARD_BYTES = 1_000_000_000
 POOL = 2**26
 """Normal numbers that all tensors are cut from, each at a place of its own: drawing every one of 7.5 billion
 would take minutes."""
 
 
 def write_random_checkpoint(
-    folder: Path, architecture: Architecture, action_size: int, shard_bytes: int = SHARD_BYTES, seed: int = 0
+    folder: Path, architecture: Architecture, action_size: int, shard_bytes: int, seed: int = 0
 ) -> str:
     """Write a bfloat16 checkpoint with one data set's statistics; returns the digest of what is used of it.
 
@@ -114,4 +113,4 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 if __name__ == "__main__":
-    print(write_random_checkpoint(Path(sys.argv[1]), Architecture(), action_size=2))
+    print(write_random_checkpoint(Path(sys.argv[1]), Architecture(), 2, 1_000_000_000))

@@ -24,8 +24,8 @@ def rounding_bound(size: Size) -> float:
     """Relative root mean square error of logits that bfloat16 allows two ways of the same sum.
 
     Merging rounds each weight once; the adapter beside its weight rounds what the weight gave once more. So
-    every matrix has two independent relative errors of at most a unit roundoff each, and over the matrices that
-    lie one behind the other errors add up like the root of their number.
+    every matrix has two independent relative errors of at most a unit roundoff each, and over the matrices
+    that lie one behind the other errors add up like the root of their number.
     """
     tower = max(size.architecture.dino.live_depth, size.architecture.siglip.live_depth)
     # A block has one matrix of q, k and v, one of the output, one up (or gate) and one down in a row.
