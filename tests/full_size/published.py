@@ -43,7 +43,8 @@ def write_random_checkpoint(
     folder.mkdir(parents=True)
     layout = published_layout(architecture)
     generator = torch.Generator().manual_seed(seed)
-    pool = torch.empty(POOL, dtype=torch.bfloat16).normal_(generator=generator)
+    largest = max(math.prod(entry.shape) for entry in layout.values())
+    pool = torch.empty(min(POOL, largest), dtype=torch.bfloat16).normal_(generator=generator)
     digest, weight_map = hashlib.sha256(), {}
     shards = list(_shards(layout, shard_bytes))
     for index, names in enumerate(shards, start=1):
@@ -97,9 +98,8 @@ def _random(
         return torch.zeros(shape, dtype=torch.bfloat16)
     if "norm" in name or "scale_factor" in name:
         return torch.ones(shape, dtype=torch.bfloat16)
-    start = int(torch.randint(POOL, (), generator=generator))
-    repeats = -(-(start + count) // POOL)
-    value = pool.repeat(repeats)[start : start + count] if repeats > 1 else pool[start : start + count]
+    start = int(torch.randint(len(pool), (), generator=generator))
+    value = pool.repeat(-(-(start + count) // len(pool)))[start : start + count]
     if "embed_tokens" in name or "token" in name or name.endswith(("pos_embed", "latent")):
         return (0.5 * value).view(shape)
     scale = 1 / math.sqrt(math.prod(shape[1:]))
