@@ -239,7 +239,7 @@ def problem(settings: RunSettings, memory: RankMemory, limits: Limits) -> str | 
             f"{ranks} {gib(needed)} of host memory and there are {gib(limits.host)} (a rank: replay "
             f"{gib(memory.replay)}, batches {gib(memory.batches)}, workers {gib(memory.workers)}, "
             f"{process} {gib(memory.resident - memory.replay - memory.batches)}): "
-            f"{_for_the_host(settings, memory)}"
+            f"{_for_the_host(settings, memory, limits)}"
         )
     return None
 
@@ -260,11 +260,17 @@ def _smaller_micro_batch(settings: RunSettings) -> str:
     return f"lower replay.segment_length ({settings.replay.segment_length})"
 
 
-def _for_the_host(settings: RunSettings, memory: RankMemory) -> str:
-    """The setting of the greatest item."""
+def _for_the_host(settings: RunSettings, memory: RankMemory, limits: Limits) -> str:
+    """Fewer ranks, where what each of them holds is too much whatever the batches are; else the setting of
+    the greatest item."""
+    policy, fit = memory.policy, limits.host // memory.host
+    held = memory.process + (policy.total - policy.activations - policy.workspace if memory.on_host else 0)
+    if 0 < fit < limits.ranks and limits.ranks * held > limits.host:
+        return f"start {fit} here (--nproc-per-node={fit}), since each holds the whole policy"
+    remedy = settings.policy.remedy(policy, dtype_of(settings, torch.device("cpu")))
     items = {
         f"lower rollout.workers ({settings.rollout.workers})": memory.workers,
-        _smaller_micro_batch(settings): memory.device * memory.on_host,
+        remedy or _smaller_micro_batch(settings): memory.device * memory.on_host,
     }
     if isinstance(settings, TrainingSettings):
         items[f"lower replay.capacity ({settings.replay.capacity})"] = memory.replay

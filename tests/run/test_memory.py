@@ -109,17 +109,40 @@ def test_what_simulators_draw_with_is_on_the_device(
     assert planned(settings).memory.drawing == 0
 
 
+def on_a_cpu(*overrides: str) -> TrainingSettings:
+    """The 7B network with random weights and one camera: the least that it can be trained with."""
+    small = (
+        "replay.capacity=64",
+        "learner.batch_segments=1",
+        "rollout.workers=1",
+        "learner.precision=bfloat16",
+    )
+    policy = ("policy=openvla_oft_7b", "policy.random_weights=true", "replay.segment_length=1")
+    camera = ("env.observations=[images]", "env.camera.height=224", "env.camera.width=224")
+    return runs.load("train", ["experiment=point_reach", *small, *policy, *camera, *overrides])
+
+
 @pytest.mark.parametrize("samples", [1, 2])
 def test_7b_on_a_cpu_is_planned_as_it_was_measured(samples: int) -> None:
     """One iteration with random weights, one camera and one update in bfloat16 took 17.05 GiB.
 
     How many decisions its micro-batch had was not recorded; they were few.
     """
-    small = (f"replay.segment_length={samples}", "learner.batch_segments=1", "rollout.workers=1")
-    policy = ("policy=openvla_oft_7b", "policy.random_weights=true", "learner.precision=bfloat16")
-    camera = ("env.observations=[images]", "env.camera.height=224", "env.camera.width=224")
-    settings = runs.load("train", ["experiment=point_reach", "replay.capacity=64", *small, *policy, *camera])
+    settings = on_a_cpu(f"replay.segment_length={samples}")
     assert planned(settings, CPU).memory.host / GIB == pytest.approx(17.05, rel=0.05)
+
+
+def test_two_ranks_with_7b_do_not_fit_into_24_gib() -> None:
+    """Smaller batches would not help: the ranks are to be fewer. In float32 not even one fits."""
+    settings = on_a_cpu("learner.batch_segments=2")
+    machine = Limits(24 * GIB, None, ranks=2)
+    line = planned(settings, CPU, world=2).problem(machine)
+    assert line is not None and "\n" not in line
+    for part in ("2 ranks need 33.39 GiB", "there are 24.00 GiB", "--nproc-per-node=1"):
+        assert part in line
+    assert planned(settings, CPU).problem(replace(machine, ranks=1)) is None
+    line = planned(changed(settings, "learner", precision="float32"), CPU).problem(replace(machine, ranks=1))
+    assert line is not None and line.endswith("set learner.precision=bfloat16")
 
 
 def test_states_are_not_drawn(make_config: MakeConfig) -> None:

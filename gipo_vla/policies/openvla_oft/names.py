@@ -80,7 +80,9 @@ def to_native(tensor: Tensor, entry: PublishedTensor) -> list[tuple[str, Tensor]
         tensor = tensor[slice(*entry.rows)]
     if entry.leading_axis:
         tensor = tensor.squeeze(0)
-    return list(zip(entry.native, tensor.chunk(len(entry.native)), strict=True))
+    # Undivided it stays the tensor that was read, which needs no copy (``chunk`` would make a view of it).
+    parts = (tensor,) if len(entry.native) == 1 else tensor.chunk(len(entry.native))
+    return list(zip(entry.native, parts, strict=True))
 
 
 def to_published(tensors: Sequence[Tensor], entry: PublishedTensor) -> Tensor:

@@ -33,7 +33,8 @@ from gipo_vla.policies.openvla_oft.reading import EXTRAS_FILE, OWN_SECTION, Chec
 from gipo_vla.policies.openvla_oft.settings import PADDING_ROWS
 from gipo_vla.policies.openvla_oft.text import TOKENIZER_FILE
 
-SHARD_BYTES = 5_000_000_000
+SHARD_BYTES = 2_000_000_000
+"""Weights a file: an export takes as much memory beside the policy."""
 COPIED_FILES = (
     "tokenizer.model",
     "tokenizer_config.json",
