@@ -116,7 +116,7 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """For the child, between fork and exec."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -157,7 +157,7 @@ class JobProcess:
                 env=environment,
                 start_new_session=True,
                 # Safe: this process has one thread of its own when it starts jobs.
-                preexec_fn=partial(_die_with, os.getpid()),
+                preexec_fn=partial(die_with, os.getpid()),
             )
         self._launcher = "torch.distributed.run" in command
 
