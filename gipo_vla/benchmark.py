@@ -23,7 +23,8 @@
                 anything was lost
     suite       all that one wants to know of a GPU, within a budget and without network: doctor, floor, speed
                 and memory of the 7B with random weights, resuming to the bit, two ranks; beside goals and
-                counts (out=FOLDER minutes=9; size=tiny: a dry run anywhere); exit status 1 if a part is missing
+                counts (out=FOLDER minutes=9; size=tiny: a dry run anywhere); exit status 1 if a part gave no
+                figures
 
 Prints a table for people and one line of JSON on stdout.
 """

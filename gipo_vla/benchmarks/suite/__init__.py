@@ -20,15 +20,15 @@ from typing import Any
 
 from gipo_envs.errors import UserError, nearest
 from gipo_vla.benchmarks import Options
-from gipo_vla.benchmarks.suite.process import Boxed
-from gipo_vla.benchmarks.suite.records import Records, outcomes
-from gipo_vla.benchmarks.suite.stages import PARTS, STAGES, Stage
+from gipo_vla.benchmarks.suite.records import Records
+from gipo_vla.benchmarks.suite.session import measure, missing
+from gipo_vla.benchmarks.suite.stages import PARTS
 from gipo_vla.benchmarks.suite.table import summary, table
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.distributed import group
 from gipo_vla.settings import runs
 from gipo_vla.settings.schema import TrainingSettings
-from gipo_vla.telemetry.console import console, say
+from gipo_vla.telemetry.console import console
 
 RESERVE_S = 3.0
 """For the table."""
@@ -84,12 +84,12 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
         records = Records(options.out / "suite.jsonl")
         previous = signal.signal(signal.SIGTERM, _leave)
         try:
-            _measure(records, wanted, deadline)
+            measure(records, wanted, deadline)
         finally:
             signal.signal(signal.SIGTERM, previous)
     lines, goals = records.read(), options.size == "7b"
-    console.print(table(lines, wanted, goals))
-    return {**summary(lines, wanted, goals), "status": int(bool(_missing(records, wanted)))}
+    console.print(table(lines, wanted, goals), width=max(console.width, 120))
+    return {**summary(lines, wanted, goals), "status": int(bool(missing(lines, wanted)))}
 
 
 def _keep(settings: TrainingSettings, path: Path) -> None:
@@ -97,54 +97,6 @@ def _keep(settings: TrainingSettings, path: Path) -> None:
     if path.exists() and runs.read_run(path) != settings:
         raise UserError(f"{path.parent} holds figures of other settings ({path.name}): take another folder")
     path.write_text(runs.to_yaml(settings))
-
-
-def _missing(records: Records, wanted: list[str]) -> list[str]:
-    measured = {part for part, one in outcomes(records.read()).items() if one["outcome"] == "measured"}
-    return [part for part in PARTS if part in wanted and part not in measured]
-
-
-def _measure(records: Records, wanted: list[str], deadline: float) -> None:
-    """One stage after the other; those that want no GPU run beside them."""
-    beside: list[tuple[Stage, Boxed, float]] = []
-    began = time.monotonic()
-    try:
-        for stage in STAGES:
-            parts = [part for part in _missing(records, wanted) if part in stage.parts]
-            left = deadline - time.monotonic()
-            if not parts:
-                continue
-            if left < stage.least:
-                reason = f"{max(left, 0):.0f} s were left of the budget, and it takes {stage.least:.0f} s"
-                _conclude(records, parts, "left out", reason, 0.0)
-                continue
-            seconds = min(stage.box, left)
-            smaller = f" (instead of {stage.box:.0f})" if seconds < stage.box else ""
-            say(f"{', '.join(parts)}: at most {seconds:.0f} s{smaller}")
-            process = Boxed(stage.name, records.path.parent, seconds, parts)
-            if stage.beside:
-                beside.append((stage, process, time.monotonic() + seconds))
-                continue
-            _end(records, stage, process, seconds)
-        for stage, process, ends in beside:
-            _end(records, stage, process, ends - time.monotonic())
-    finally:
-        for _, process, _ in beside:
-            process.kill()
-    say(f"{time.monotonic() - began:.0f} s; lines of figures: {records.path}")
-
-
-def _end(records: Records, stage: Stage, process: Boxed, seconds: float) -> None:
-    """Wait for a stage, and note what became of the parts that it has not closed itself."""
-    ending = process.wait(seconds)
-    left = [part for part in process.parts if part in _missing(records, process.parts)]
-    _conclude(records, left, *ending)
-
-
-def _conclude(records: Records, parts: list[str], outcome: str, reason: str, seconds: float) -> None:
-    for part in parts:
-        records.add(part, outcome=outcome, reason=reason, seconds=round(seconds, 1))
-        say(f"{part}: {outcome}: {reason}")
 
 
 def _leave(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""One stage of the suite, started by it: ``python -m gipo_vla.benchmarks.suite STAGE FOLDER SECONDS PARTS``."""
+"""One stage, as the suite starts it: ``python -m gipo_vla.benchmarks.suite STAGE FOLDER SECONDS PARTS``."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,10 +56,13 @@ def measure(job: Job) -> None:
         torch.manual_seed(settings.seed)
         rows = settings.learner.micro_batch_segments * settings.replay.segment_length
         trial = Trial(settings.policy, device, settings.rollout.envs, rows, settings.rollout.temperature, 7)
-        policy, seconds = timed(lambda: trial.build(network_dtype(settings.learner.precision, device)), device)
+        policy, seconds = timed(
+            lambda: trial.build(network_dtype(settings.learner.precision, device)), device
+        )
         network = Network(job, trial, policy)
-        network.floor(seconds)
-        job.close("floor")
+        if "floor" in job.parts:
+            network.floor(seconds)
+            job.close("floor")
         if "learner" in job.parts:
             network.learner_by_micro_batch()
             job.close("learner")
@@ -79,9 +83,18 @@ class Network:
         """Of |log rho| between the twin and a learner that the engine has had in its hands."""
         learner = self._learner(self.settings.learner.micro_batch_segments)
         found = self._floor_of(learner.policy)
-        about = {"device": device_name(self.device), "dtype": dtype_of(self.settings, self.device)}
-        about |= {"act_batch": self.trial.act_batch, "micro_batch": self.trial.micro_batch}
-        self.job.tell("floor", {**about, "build_seconds": round(seconds, 1), **found})
+        figures = {
+            "device": device_name(self.device),
+            "dtype": dtype_of(self.settings, self.device),
+            "act_batch": self.trial.act_batch,
+            "micro_batch": self.trial.micro_batch,
+            "build_seconds": round(seconds, 1),
+            **found,
+        }
+        if self.device.type == "cuda":
+            segments = torch.cuda.memory_snapshot()
+            figures["expandable_segments"] = any(own["is_expandable"] for own in segments)
+        self.job.tell("floor", figures)
 
     def learner_by_micro_batch(self) -> None:
         """The size of the settings first, then half of it, then twice and more as long as memory and time
@@ -92,12 +105,9 @@ class Network:
             # An update takes about in proportion to its rows; twice the last one's is on the safe side.
             if last and self.job.left - FOR_ACTING_S < 2 * last:
                 break
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
             rows = segments * self.settings.replay.segment_length
             try:
-                found, last = timed(lambda size=segments: self._updates(size), self.device)
+                found, last = timed(partial(self._updates, segments), self.device)
             except torch.OutOfMemoryError as error:
                 self.job.tell("learner", {"rows": rows, "out_of_memory": str(error).splitlines()[0]}, rows)
                 break
@@ -107,20 +117,20 @@ class Network:
         """Decisions a second of the twin for one environment, for those of a rank, and for more."""
         envs = self.trial.act_batch
         for batch in sorted({1, min(16, envs), envs, 2 * envs}):
+            self._start_afresh()
             observations = self.trial.observations(batch)
-            self._reset_peak()
-            times = rate(lambda seen=observations: self.twin.act(seen, self.trial.temperature), ACT_SECONDS)
+            times = rate(partial(self.twin.act, observations, self.trial.temperature), ACT_SECONDS)
             found = {"batch": batch, "of_the_run": batch == envs, "decisions_per_second": batch * times}
             self.job.tell("act", {**found, **self._memory(Work(0, batch), twins=1)}, batch)
 
     def _updates(self, segments: int) -> dict[str, Any]:
         """Figures of a learner with micro-batches of so many segments, and of its floor after its updates."""
-        self._reset_peak()
+        self._start_afresh()
         learner = self._learner(segments)
         rows = segments * self.settings.replay.segment_length
         batches = [self._made_up(MICRO_BATCHES * segments, seed) for seed in range(1 + UPDATES_TIMED)]
         _update(learner, batches[0])  # allocates, and compiles where the settings say so
-        times = [timed(lambda own=own: _update(learner, own), self.device) for own in batches[1:]]
+        times = [timed(partial(_update, learner, own), self.device) for own in batches[1:]]
         found = {
             "samples_per_second": MICRO_BATCHES * rows * UPDATES_TIMED / sum(seconds for _, seconds in times),
             "updates_skipped": learner.skipped,
@@ -174,8 +184,11 @@ class Network:
         made.length[:], made.executed[:], made.temperature[:] = length, policy.chunk, self.trial.temperature
         return made
 
-    def _reset_peak(self) -> None:
+    def _start_afresh(self) -> None:
+        """Let go of the last learner, and count the peak of memory anew."""
+        gc.collect()
         if self.device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def _memory(self, work: Work, twins: int) -> dict[str, int | None]:

@@ -13,20 +13,23 @@ from pathlib import Path
 
 import psutil
 
+from gipo_vla.distributed.children import die_with, telling_line
 from gipo_vla.distributed.group import TORCHRUN_NAMES
-from gipo_vla.sweeping.process import die_with, telling_line
+
+MOST_OF_A_LINE = 300
 
 
 class Boxed:
     """A stage under way in a process of its own.
 
     Args:
-        seconds: after which it will be killed, for it to plan with.
+        seconds: after which ``wait`` kills it; it is told, to plan with.
     """
 
     def __init__(self, stage: str, folder: Path, seconds: float, parts: Sequence[str]) -> None:
         self.parts = list(parts)
         self._began = time.monotonic()
+        self._ends = self._began + seconds
         self._log = folder / f"{stage}.log"
         words = [stage, str(folder), f"{seconds:.1f}", ",".join(parts)]
         with self._log.open("wb") as log:
@@ -40,20 +43,17 @@ class Boxed:
                 preexec_fn=partial(die_with, os.getpid()),
             )
 
-    def wait(self, seconds: float) -> tuple[str, str, float]:
-        """Wait for its end, and bring that about after so many seconds; returns outcome, reason and how long
-        it had been under way."""
-        outcome, reason = "failed", ""
+    def wait(self) -> tuple[str, str, float]:
+        """Wait for its end, and bring that about when its time is over; returns how it ended (failed, if it
+        has not measured everything, or stopped at its box), why, and for how long it was under way."""
         try:
-            status = self._process.wait(max(seconds, 0.0))
-        except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
+            status = self._process.wait(max(self._ends - time.monotonic(), 0.0))
+            outcome, reason = "failed", f"exit status {status}"
+        except psutil.TimeoutExpired:
             self.kill()
             outcome, reason = "stopped at its box", f"not done after {time.monotonic() - self._began:.0f} s"
-        else:
-            reason = f"exit status {status}"
-        text = self._log.read_text(errors="replace")
-        if line := telling_line(text):
-            reason += f"; last: {line[:300]}"
+        if line := telling_line(self._log.read_text(errors="replace")):
+            reason += f"; it said last: {line[:MOST_OF_A_LINE]}"
         return outcome, reason, time.monotonic() - self._began
 
     def kill(self) -> None:

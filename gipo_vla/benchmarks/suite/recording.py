@@ -29,28 +29,23 @@ def observed(settings: TrainingSettings, folder: Path) -> tuple[TrainingSettings
     except UserError as error:
         if env.family == "recorded" and env.assets is not None:
             raise
-        why = str(error).partition(":")[0]
+        why = "" if env.family == "recorded" else f" ({str(error).partition(':')[0]})"
     else:
         return settings, f"recorded observations in {env.assets}" if env.family == "recorded" else env.family
     write_random(settings, folder)
-    return _from_recording(settings, folder), f"random pixels ({why})"
-
-
-def _from_recording(settings: TrainingSettings, folder: Path) -> TrainingSettings:
-    names = tuple(path.stem for path in sorted(folder.glob("*.npy")))
-    return replace(
-        settings,
-        env=replace(
-            settings.env,
-            family="recorded",
-            task="all",
-            observations=names,
-            reward="sparse",
-            reward_scale=None,
-            step_limit=None,
-            assets=str(folder),
-        ),
+    policy = settings.policy
+    assert isinstance(policy, OpenVlaOftSettings)
+    stand_in = replace(
+        env,
+        family="recorded",
+        task="all",
+        observations=("images", "proprio") if policy.proprio else ("images",),
+        reward="sparse",
+        reward_scale=None,
+        step_limit=None,
+        assets=str(folder),
     )
+    return replace(settings, env=stand_in), f"random pixels{why}"
 
 
 def write_random(settings: TrainingSettings, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Figures, a line at a time on disk, so that a suite that is killed has still told.
 
-A line has ``part`` and either ``figures``, or ``outcome`` (measured, failed, stopped at its box, left out) with
-``reason`` and ``seconds``. Lines are appended by the suite and by the process of a part alike. A later line
-replaces an earlier one of the same part and ``key``.
+A line has ``part`` and either ``figures``, or ``outcome`` (measured, failed, stopped at its box, left out)
+with ``reason`` and ``seconds``. Lines are appended by the suite and by the process of a part alike. A later
+line replaces an earlier one of the same part and ``key``.
 """
 
 from __future__ import annotations

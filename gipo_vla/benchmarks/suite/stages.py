@@ -1,8 +1,9 @@
 """The parts of the suite in order of value, and the processes that measure them.
 
 The floor, the learner and acting need the same seven billion weights and nothing else of a run: they share a
-process, because to draw the weights and to start CUDA again would take a good part of the budget, and each
-writes its figures before the next begins. Whole iterations have one of their own, with the simulators in it.
+process, because imports, CUDA's start and drawing the weights measure nothing. Each writes its figures before
+the next begins, and what one that fails keeps from being measured is tried again without it. Whole iterations
+have a process of their own, with simulators' workers; and so has what needs no large network.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Stage:
 
 STAGES = (
     Stage("counted", ("counted",), box=240.0, least=30.0, beside=True),
-    Stage("installation", ("doctor",), box=75.0, least=15.0),
+    Stage("installation", ("doctor",), box=90.0, least=15.0),
     Stage("network", ("floor", "learner", "act"), box=190.0, least=40.0),
     Stage("whole", ("end_to_end", "copy"), box=140.0, least=60.0),
     Stage("resuming", ("resume",), box=90.0, least=40.0),

@@ -115,20 +115,23 @@ def _copy(found: dict[str, Any], counted: dict[str, Any] | None, goal: str) -> I
 
 
 def _resume(found: dict[str, Any], counted: dict[str, Any] | None, goal: str) -> Iterator[Row]:
-    for mode, one in found.items():
-        told = f"same bytes over {one['iterations']} iterations" if one["equal"] else _differing(one)
-        yield f"stopped and resumed, {mode}", told, "", ""
+    yield f"stopped and resumed, {found['mode']}", _compared(found), "", ""
 
 
-def _differing(one: dict[str, Any]) -> str:
+def _compared(one: dict[str, Any]) -> str:
+    if "failed" in one:
+        return f"failed: {one['failed']}"
+    if one["equal"]:
+        return f"same bytes over {one['iterations']} iterations"
     few = ", ".join(one["differing"][:3])
-    return f"differs from iteration {one['first_iteration']} on in {len(one['differing'])} values ({few}, ...)"
+    return (
+        f"differs from iteration {one['first_iteration']} on in {len(one['differing'])} values ({few}, ...)"
+    )
 
 
 def _ranks(found: dict[str, Any], counted: dict[str, Any] | None, goal: str) -> Iterator[Row]:
-    for way, one in found.items():
-        told = f"works, {one['updates']} updates" if one["works"] else one["answer"]
-        yield f"two ranks on one device, {way}", told, "", ""
+    told = f"works, {found['updates']} updates" if found["works"] else found["answer"]
+    yield f"two ranks on one device, {found['way']}", told, "", ""
 
 
 ROWS = {

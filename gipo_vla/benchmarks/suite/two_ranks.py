@@ -1,8 +1,8 @@
 """Two ranks on one device: NCCL where that is a GPU.
 
 NCCL refuses two ranks on one GPU of a host. It tells hosts apart by ``NCCL_HOSTID`` where that is set, and
-between two hosts it asks nothing about GPUs but talks over a socket; so what a run does with NCCL can be tried
-on a single GPU. To each rank it is as if it were alone on its node. Speed means nothing here.
+between two hosts it compares no GPUs and talks over a socket; so what a run does with NCCL can be tried on a
+single GPU. To each rank it is as if it were alone on its node. Speed means nothing here.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ def measure(job: Job) -> None:
     shutil.rmtree(base, ignore_errors=True)
     base.mkdir()
     device = job.settings.learner.device
-    own = [*settings_of(base / "recording", device), "iterations=2"]
+    own = [*settings_of(base / "recording", device), "stop_after=2"]
     ways = {"one host": False}
     if group.choose_device(device).type == "cuda":
         ways["as two hosts"] = True
     begun = {way: _begin(base / way.replace(" ", "_"), own, apart) for way, apart in ways.items()}
-    found = {}
     for way, ranks in begun.items():
         problems = [rank.ended(max(job.left - FOR_THE_REST_S, 1.0)) for rank in ranks]
         folder = base / way.replace(" ", "_") / "run"
-        found[way] = {"works": not any(problems), **_told(problems, folder)}
-    job.tell("ranks", found)
+        job.tell("ranks", {"way": way, "works": not any(problems), **_told(problems, folder)}, way)
     job.close("ranks")
 
 

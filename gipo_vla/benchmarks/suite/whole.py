@@ -23,21 +23,23 @@ def measure(job: Job) -> None:
     samples = settings.learner.updates * settings.learner.batch_segments * settings.replay.segment_length
     with training.prepared(settings) as (pipeline, memory):
         _, first = timed(pipeline.run_iteration, pipeline.device)
-        rounds = max(1, min(MOST_ROUNDS, int((job.left - FOR_THE_REST_S) / first)))
-        found = training.whole_iterations(pipeline, rounds, samples)
-        figures = {
-            "device": device_name(pipeline.device),
-            "observations": seen,
-            "uses_of_a_transition": uses(settings),
-            "updates_timed": rounds * settings.learner.updates,
-            **found,
-            **training.used_and_planned(pipeline, memory),
-            "numerical_floor": pipeline.numerical_floor,
-        }
-        job.tell("end_to_end", figures)
-        job.close("end_to_end")
-        job.tell("copy", training.copies_to_the_twin(pipeline))
-        job.close("copy")
+        if "end_to_end" in job.parts:
+            rounds = max(1, min(MOST_ROUNDS, int((job.left - FOR_THE_REST_S) / first)))
+            found = training.whole_iterations(pipeline, rounds, samples)
+            figures = {
+                "device": device_name(pipeline.device),
+                "observations": seen,
+                "uses_of_a_transition": uses(settings),
+                "updates_timed": rounds * settings.learner.updates,
+                **found,
+                **training.used_and_planned(pipeline, memory),
+                "numerical_floor": pipeline.numerical_floor,
+            }
+            job.tell("end_to_end", figures)
+            job.close("end_to_end")
+        if "copy" in job.parts:
+            job.tell("copy", training.copies_to_the_twin(pipeline))
+            job.close("copy")
 
 
 def uses(settings: TrainingSettings) -> float:
