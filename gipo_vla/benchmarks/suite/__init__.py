@@ -88,7 +88,7 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
         finally:
             signal.signal(signal.SIGTERM, previous)
     lines, goals = records.read(), options.size == "7b"
-    console.print(table(lines, wanted, goals), width=max(console.width, 120))
+    console.print(table(lines, wanted, goals))
     return {**summary(lines, wanted, goals), "status": int(bool(missing(lines, wanted)))}
 
 

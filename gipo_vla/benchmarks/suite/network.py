@@ -8,6 +8,8 @@ over the same frozen weights: what runs out of memory leaves nothing behind that
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -81,8 +83,8 @@ class Network:
 
     def floor(self, seconds: float) -> None:
         """Of |log rho| between the twin and a learner that the engine has had in its hands."""
-        learner = self._learner(self.settings.learner.micro_batch_segments)
-        found = self._floor_of(learner.policy)
+        with self._learner(self.settings.learner.micro_batch_segments) as learner:
+            found = self._floor_of(learner.policy)
         figures = {
             "device": device_name(self.device),
             "dtype": dtype_of(self.settings, self.device),
@@ -126,25 +128,26 @@ class Network:
     def _updates(self, segments: int) -> dict[str, Any]:
         """Figures of a learner with micro-batches of so many segments, and of its floor after its updates."""
         self._start_afresh()
-        learner = self._learner(segments)
         rows = segments * self.settings.replay.segment_length
         batches = [self._made_up(MICRO_BATCHES * segments, seed) for seed in range(1 + UPDATES_TIMED)]
-        _update(learner, batches[0])  # allocates, and compiles where the settings say so
-        times = [timed(partial(_update, learner, own), self.device) for own in batches[1:]]
-        found = {
-            "samples_per_second": MICRO_BATCHES * rows * UPDATES_TIMED / sum(seconds for _, seconds in times),
-            "updates_skipped": learner.skipped,
-            **self._memory(Work(rows, 0), twins=2),  # the twin, and the weights as they were drawn
-        }
-        return found | {"floor_after_updates": self._floor_of(learner.policy)}
+        with self._learner(segments) as learner:
+            _update(learner, batches[0])  # allocates, and compiles where the settings say so
+            seconds = sum(timed(partial(_update, learner, own), self.device)[1] for own in batches[1:])
+            return {
+                "samples_per_second": MICRO_BATCHES * rows * UPDATES_TIMED / seconds,
+                "updates_skipped": learner.skipped,
+                **self._memory(Work(rows, 0), twins=2),  # the twin, and the weights as they were drawn
+                "floor_after_updates": self._floor_of(learner.policy),
+            }
 
-    def _learner(self, segments: int) -> Learner:
+    @contextmanager
+    def _learner(self, segments: int) -> Iterator[Learner]:
         """A learner of its own weights, as drawn, with micro-batches of so many segments."""
         settings = self.settings
         policy = self.policy.twin()
         for own, drawn in zip(policy.parameters(), self.policy.parameters(), strict=True):
             own.requires_grad_(drawn.requires_grad)
-        return Learner(
+        learner = Learner(
             policy.train(),
             replace(
                 settings.learner,
@@ -163,6 +166,10 @@ class Network:
             reward_scale=1.0,
             proximal=self.twin,
         )
+        try:
+            yield learner
+        finally:
+            learner.engine.destroy()  # its hooks would hold it, and all of its tensors, for ever
 
     def _floor_of(self, policy: Policy) -> dict[str, float]:
         assert isinstance(policy, nn.Module)

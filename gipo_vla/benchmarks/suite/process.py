@@ -16,6 +16,7 @@ import psutil
 from gipo_vla.distributed.children import die_with, telling_line
 from gipo_vla.distributed.group import TORCHRUN_NAMES
 
+COMMAND = [sys.executable, "-m", "gipo_vla.benchmarks.suite"]
 MOST_OF_A_LINE = 300
 
 
@@ -34,7 +35,7 @@ class Boxed:
         words = [stage, str(folder), f"{seconds:.1f}", ",".join(parts)]
         with self._log.open("wb") as log:
             self._process = psutil.Popen(
-                [sys.executable, "-m", "gipo_vla.benchmarks.suite", *words],
+                [*COMMAND, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

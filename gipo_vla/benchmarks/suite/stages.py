@@ -28,10 +28,10 @@ class Stage:
 
 STAGES = (
     Stage("counted", ("counted",), box=240.0, least=30.0, beside=True),
-    Stage("installation", ("doctor",), box=90.0, least=15.0),
+    Stage("installation", ("doctor",), box=80.0, least=15.0),
     Stage("network", ("floor", "learner", "act"), box=190.0, least=40.0),
-    Stage("whole", ("end_to_end", "copy"), box=140.0, least=60.0),
-    Stage("resuming", ("resume",), box=90.0, least=40.0),
+    Stage("whole", ("end_to_end", "copy"), box=130.0, least=60.0),
+    Stage("resuming", ("resume",), box=85.0, least=40.0),
     Stage("two_ranks", ("ranks",), box=50.0, least=25.0),
 )
 PARTS = tuple(part for stage in STAGES for part in stage.parts)
