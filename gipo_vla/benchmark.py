@@ -21,6 +21,10 @@
     soak        small runs of every kind under faults, resumed until they are finished and compared with runs
                 that nobody disturbed: minutes=30 seed=0 out=FOLDER (docs/reliability.md); exit status 1 if
                 anything was lost
+    suite       all that one wants to know of a GPU, within a budget and without network: doctor, floor, speed
+                and memory of the 7B with random weights, resuming to the bit, two ranks; beside goals and
+                counts (out=FOLDER minutes=9; size=tiny: a dry run anywhere); exit status 1 if a part gave no
+                figures
 
 Prints a table for people and one line of JSON on stdout.
 """
@@ -56,11 +60,19 @@ def main(arguments: Sequence[str]) -> int:
         given = " ".join(names)
         raise UserError(f"which benchmark? {given!r} is none; {nearest(given, NAMES)}")
     # Imported by name, so that a measurement of simulators loads no transformers.
-    figures = import_module(f"gipo_vla.benchmarks.{names[0]}").run(_settings(overrides), own)
+    module = import_module(f"gipo_vla.benchmarks.{names[0]}")
+    presets = module.presets(own) if hasattr(module, "presets") else ()
+    figures = module.run(_settings(_with(presets, overrides)), own)
     status = int(figures.pop("status", 0))
     if rank() == 0:
         print(json.dumps({"benchmark": names[0], **figures}))
     return status
+
+
+def _with(presets: Sequence[str], overrides: list[str]) -> list[str]:
+    """A measurement's own settings, where the command says nothing of them."""
+    given = {text.partition("=")[0] for text in overrides}
+    return [*(text for text in presets if text.partition("=")[0] not in given), *overrides]
 
 
 def _settings(overrides: list[str]) -> TrainingSettings:

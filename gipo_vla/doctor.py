@@ -22,22 +22,23 @@ import sys
 import tempfile
 import time
 import timeit
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 import gipo_envs
 from gipo_envs.errors import UserError, nearest
 from gipo_vla import cli, options
 from gipo_vla.telemetry.console import console, table
 
-PROBE_TIMEOUT = 120.0
-"""Seconds after which something that is tried in a process of its own counts as hung."""
 GIB = 2**30
+ROOT = Path(__file__).parents[1]
+"""Of a source tree."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class Check:
     """One line of the table."""
 
     name: str
-    run: Callable[[], Finding]
+    run: Callable[..., Finding]
     needed: bool
     """Training on state observations does not work without it."""
+    apart: bool = False
+    """Tried in a process of its own, which is given ``timeout`` seconds."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Options:
     """Folder of LIBERO's assets. Default: the variable LIBERO_ASSETS."""
     probe: str | None = None
     """Try only this, in this process: deepspeed, opengl, or a simulator."""
+    timeout: PositiveFloat = 120.0
+    """Seconds after which something that is tried in a process of its own counts as hung."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -76,11 +81,11 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     own, rest = parsed
     if rest:
-        raise UserError(f"{rest[0]!r}: doctor takes env.assets=FOLDER and nothing else")
+        raise UserError(f"{rest[0]!r}: doctor takes env.assets=FOLDER and timeout=SECONDS only")
     if own.assets:
         os.environ["LIBERO_ASSETS"] = own.assets
     if own.probe is None:
-        return examine()
+        return examine(own.timeout)
     probes = PROBES | {name: probe.run for name, probe in SIMULATORS.items()}
     if own.probe not in probes:
         raise UserError(f"probe={own.probe}: there is no such probe; {nearest(own.probe, probes)}")
@@ -88,15 +93,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def examine() -> int:
-    """Run every check, print what they found, and return the exit status."""
+def examine(timeout: float = Options.timeout) -> int:
+    """Run every check, print what they found, and return the exit status; for ``timeout`` see ``Options``."""
     colours = {"ok": "green", "note": "yellow", "failed": "red"}
     found: dict[str, Any] = {}
     rows = []
     for check in CHECKS:
         began = time.perf_counter()
         try:
-            finding = check.run()
+            finding = check.run(timeout=timeout) if check.apart else check.run()
         except Exception as error:  # a broken installation may fail in any way
             finding = Finding("failed", f"{type(error).__name__}: {error}")
         seconds = time.perf_counter() - began
@@ -143,13 +148,16 @@ def _installed(name: str) -> str | None:
 
 def _required() -> list[str]:
     """Return the distributions that this one requires, without extras."""
-    lines = importlib.metadata.requires("gipo-vla") or []
+    try:
+        lines = importlib.metadata.requires("gipo-vla") or []
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+        lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     return [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line]
 
 
 def _pins() -> Iterator[tuple[str, str]]:
     """Yield tested versions; an installed wheel has no constraints.txt, and nothing is compared."""
-    path = Path(__file__).parents[1] / "constraints.txt"
+    path = ROOT / "constraints.txt"
     text = path.read_text() if path.is_file() else ""
     yield from re.findall(r"^([\w.-]+)\s*==\s*([^\s;]+)", text, re.MULTILINE)
 
@@ -229,15 +237,15 @@ def check_wandb() -> Finding:
 # ------------------------------------------------------------------------------ tried in a process of its own
 
 
-def _probe(name: str, remedy: str) -> Finding:
+def _probe(name: str, remedy: str, timeout: float) -> Finding:
     """Run a probe apart; the last line that it prints is what it found."""
     program = [sys.executable, "-m", "gipo_vla.doctor", f"probe={name}"]
     try:
         result = subprocess.run(
-            program, capture_output=True, text=True, timeout=PROBE_TIMEOUT, stdin=subprocess.DEVNULL
+            program, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
-        return Finding("failed", f"did not end within {PROBE_TIMEOUT:.0f} s", remedy)
+        return Finding("failed", f"did not end within {timeout:.0f} s", remedy)
     said = result.stderr if result.returncode else result.stdout
     last = (said.strip().splitlines() or [f"ended with status {result.returncode}"])[-1]
     if result.returncode or not result.stdout.strip():
@@ -304,6 +312,7 @@ PROBES: dict[str, Callable[[], str]] = {"deepspeed": probe_deepspeed, "opengl": 
 SIMULATORS = {one.probe.name: one.probe for one in gipo_envs.families().values() if one.probe is not None}
 """Probes of the families of environments by name; families may share one."""
 
+GL_REMEDY = "apt-get install libosmesa6, or set MUJOCO_GL"
 CHECKS = (
     Check("python", check_python, needed=True),
     Check("versions", check_versions, needed=True),
@@ -312,9 +321,12 @@ CHECKS = (
     Check("shared memory", check_shared_memory, needed=True),
     Check("torch", check_torch, needed=True),
     Check("GPUs", check_gpus, needed=False),
-    Check("deepspeed", partial(_probe, "deepspeed", "./scripts/setup.sh"), needed=True),
-    Check("OpenGL", partial(_probe, "opengl", "apt-get install libosmesa6, or set MUJOCO_GL"), needed=False),
-    *(Check(one.name, partial(_probe, one.name, one.install), one.needed) for one in SIMULATORS.values()),
+    Check("deepspeed", partial(_probe, "deepspeed", "./scripts/setup.sh"), needed=True, apart=True),
+    Check("OpenGL", partial(_probe, "opengl", GL_REMEDY), needed=False, apart=True),
+    *(
+        Check(one.name, partial(_probe, one.name, one.install), one.needed, True)
+        for one in SIMULATORS.values()
+    ),
     Check("wandb", check_wandb, needed=False),
 )
 

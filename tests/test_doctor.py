@@ -89,6 +89,15 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.detail == f"numpy {importlib.metadata.version('numpy')} (tested: 0.1)"
 
 
+def test_a_source_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    installed = doctor._required()
+    monkeypatch.setattr(importlib.metadata, "requires", nowhere)
+    assert set(doctor._required()) == set(installed) > {"torch", "deepspeed"}
+
+
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
@@ -100,13 +109,12 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert [free(size).state for size in (0.5, 5, 500)] == ["failed", "note", "ok"]
 
 
-def test_probes_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = doctor._probe("nothing-of-the-kind", "reinstall")
+def test_probes_that_fail() -> None:
+    finding = doctor._probe("nothing-of-the-kind", "reinstall", timeout=120.0)
     assert finding.state == "failed"
     assert "there is no such probe" in finding.detail  # a UserError's own line
     assert finding.remedy == ""
-    monkeypatch.setattr(doctor, "PROBE_TIMEOUT", 0.01)
-    finding = doctor._probe("metaworld", "reinstall")
+    finding = doctor._probe("metaworld", "reinstall", timeout=0.01)
     assert "did not end" in finding.detail
     assert finding.remedy == "reinstall"
 
@@ -116,7 +124,7 @@ def test_wrong_arguments() -> None:
         [sys.executable, "-m", "gipo_vla.doctor", "seed=1"], capture_output=True, text=True
     )
     assert result.returncode == 2
-    assert result.stderr == "error: unknown option 'seed'; available: env.assets, probe\n"
+    assert result.stderr == "error: unknown option 'seed'; available: env.assets, probe, timeout\n"
 
 
 def test_it_runs_where_an_installation_is_incomplete() -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from gipo_vla.settings.schema import Positive, PositiveFloat
 
-NAMES = ("rollout", "policy", "cost", "training", "record", "credit", "endurance", "soak")
+NAMES = ("rollout", "policy", "cost", "training", "record", "credit", "endurance", "soak", "suite")
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Options:
     frames: Positive = 128
     """record: observations."""
     out: Path | None = None
-    """record, endurance, soak: folder to write to. Required there."""
+    """record, endurance, soak, suite: folder to write to. Required there."""
     minutes: PositiveFloat = 30.0
-    """soak: for how long faults come; runs under way are then seen to their end."""
+    """soak: for how long faults come; runs under way are then seen to their end. suite: for all parts
+    together."""
     kinds: str | None = None
     """soak: sorts of runs, separated by commas: mlp, groups, vla, metaworld, ranks, sweep; all of them unless
     given."""
@@ -42,3 +43,8 @@ class Options:
     """soak: mean seconds between two faults of a run that moves."""
     jobs: Positive = 2
     """soak: runs side by side."""
+    size: Literal["7b", "tiny"] = "7b"
+    """suite: the network. tiny: a dry run on any machine."""
+    parts: str | None = None
+    """suite: which, separated by commas: counted, doctor, floor, learner, act, end_to_end, copy, resume,
+    ranks; all of them unless given."""

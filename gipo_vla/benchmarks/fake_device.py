@@ -89,6 +89,9 @@ class Engine:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
+    def destroy(self) -> None:
+        """There are no hooks to take away."""
+
 
 class HostWaits(TorchDispatchMode):
     """Counts the operations at which the host would wait for the device, by kind and place in the code.

@@ -9,6 +9,8 @@ was used is put beside what ``gipo_vla.run.plan`` planned.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +38,20 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     Raises:
         UserError: settings and machine do not go together, as in training.
     """
+    with prepared(settings) as (pipeline, memory):
+        figures = _measure(settings, pipeline, memory, options.rounds)
+        if group.rank() == 0:
+            _show(figures)
+    return figures
+
+
+@contextmanager
+def prepared(settings: TrainingSettings) -> Iterator[tuple[Pipeline, RankMemory]]:
+    """A run's pipeline before its first iteration, and the memory that is planned for a rank.
+
+    Raises:
+        UserError: see ``run``.
+    """
     torch.set_num_threads(settings.learner.threads)
     spec = environment_spec(settings)
     if needs_opengl(settings.env):
@@ -50,12 +66,9 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
         policy = build_policy(settings, spec, device, reinforced=True)
         pipeline = Pipeline(settings, policy, plan.collection, device)
         try:
-            figures = _measure(settings, pipeline, plan.memory, options.rounds)
+            yield pipeline, plan.memory
         finally:
             pipeline.close()
-        if group.rank() == 0:
-            _show(figures)
-    return figures
 
 
 def _measure(
@@ -70,32 +83,56 @@ def _measure(
         samples, seconds = timed(lambda: _updates_alone(pipeline, updates), device)
         learner_rates.append(samples / seconds)
     pipeline.synchronize()
-    steps_before, decisions_before = pipeline.actor.env_steps, pipeline.actor.decisions
-    _, seconds = timed(lambda: [pipeline.run_iteration() for _ in range(rounds)], device)
-    copies = [timed(pipeline.synchronize, device)[1] for _ in range(SYNCHRONIZATIONS)]
-    world = group.world_size()
-    used = measure_memory(device, pipeline.pool.process_ids)
-    held = pipeline.replay.held(copy=False).bytes
-    on_gpu = device.type == "cuda"
-    assert isinstance(pipeline.policy, torch.nn.Module)
-    trained = [p for p in pipeline.policy.parameters() if p.requires_grad]
-    # CUDA's own libraries are in no allocator's count.
-    planned = memory.policy.total - memory.policy.overhead if on_gpu else None
     return {
         "device": device_name(device),
-        "ranks": world,
+        "ranks": group.world_size(),
         "task": pipeline.plans.spec.tasks[0],
         "updates_timed": rounds * updates,
         "samples_per_update": samples / updates,
         # Updates alone: forward, backward, reduction, optimiser step.
         "learner_samples_per_second": statistics.median(learner_rates),
-        # End to end: while the simulators step and the twin acts.
+        **whole_iterations(pipeline, rounds, samples),
+        **copies_to_the_twin(pipeline),
+        **used_and_planned(pipeline, memory),
+        "numerical_floor": pipeline.numerical_floor or {},
+    }
+
+
+def whole_iterations(pipeline: Pipeline, rounds: int, samples: int) -> dict[str, float]:
+    """Rates end to end, while the simulators step and the twin acts.
+
+    Args:
+        samples: that an iteration trains on, over all ranks.
+    """
+    world, actor = group.world_size(), pipeline.actor
+    steps, decisions = actor.env_steps, actor.decisions
+    _, seconds = timed(lambda: [pipeline.run_iteration() for _ in range(rounds)], pipeline.device)
+    return {
         "samples_per_second": rounds * samples / seconds,
-        "env_steps_per_second": world * (pipeline.actor.env_steps - steps_before) / seconds,
-        "decisions_per_second": world * (pipeline.actor.decisions - decisions_before) / seconds,
-        # Copying the trained tensors to the behaviour twin.
+        "env_steps_per_second": world * (actor.env_steps - steps) / seconds,
+        "decisions_per_second": world * (actor.decisions - decisions) / seconds,
+    }
+
+
+def copies_to_the_twin(pipeline: Pipeline) -> dict[str, float]:
+    """How long the copy of the trained tensors to the behaviour twin takes, and what it copies."""
+    assert isinstance(pipeline.policy, torch.nn.Module)
+    copies = [timed(pipeline.synchronize, pipeline.device)[1] for _ in range(SYNCHRONIZATIONS)]
+    trained = [p for p in pipeline.policy.parameters() if p.requires_grad]
+    return {
         "synchronize_seconds": statistics.median(copies),
         "synchronized_bytes": sum(p.numel() * p.element_size() for p in trained),
+    }
+
+
+def used_and_planned(pipeline: Pipeline, memory: RankMemory) -> dict[str, int | None]:
+    """The memory of the run so far beside its plan."""
+    device = pipeline.device
+    used = measure_memory(device, pipeline.pool.process_ids)
+    held = pipeline.replay.held(copy=False).bytes
+    # CUDA's own libraries are in no allocator's count.
+    planned = memory.policy.total - memory.policy.overhead if device.type == "cuda" else None
+    return {
         "device_bytes": used["device_bytes"],
         "device_bytes_planned": planned,
         # On a CPU this process holds the policy too.
@@ -104,7 +141,6 @@ def _measure(
         # Of all workers of a rank, without what they share.
         "worker_bytes": used["worker_bytes"] or 0,
         "worker_bytes_planned": memory.workers,
-        "numerical_floor": pipeline.numerical_floor or {},
     }
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import imageio
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -54,6 +53,8 @@ def write(path: Path, projector: Projector, results: Sequence[EpisodeResult]) ->
 
 def mp4(path: Path) -> Any:
     """A context that takes the frames of a video (``append_data``)."""
+    import imageio  # only where a video is written, which a machine for measurements never does
+
     return imageio.get_writer(
         path, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=16, ffmpeg_log_level="error"
     )

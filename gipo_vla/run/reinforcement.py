@@ -23,7 +23,6 @@ from gipo_vla.rollout.pool import WorkerPool
 from gipo_vla.run.plan import RunPlan
 from gipo_vla.run.trainer import Row, ShouldStop, trainable_parameters
 from gipo_vla.settings.schema import TrainingSettings
-from gipo_vla.telemetry import plots
 from gipo_vla.telemetry.console import Position, number, say
 from gipo_vla.telemetry.graphs import GraphFiles
 from gipo_vla.telemetry.metrics import read_json_lines
@@ -129,6 +128,8 @@ class Reinforcement:
         }
 
     def plot(self, folder: RunFolder, evaluation: Mapping[str, Any]) -> Path:
+        from gipo_vla.telemetry import plots  # matplotlib, at the end only
+
         settings, tasks = self.settings, ", ".join(self.spec.tasks[:3])
         more = " ..." if len(self.spec.tasks) > 3 else ""
         plots.learning_curve(

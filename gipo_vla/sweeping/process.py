@@ -7,9 +7,7 @@ sweep die without a word, Linux sends its jobs a SIGTERM: they save and leave, a
 
 from __future__ import annotations
 
-import ctypes
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,6 +23,7 @@ import torch
 
 from gipo_envs.errors import UserError
 from gipo_vla import foreign
+from gipo_vla.distributed.children import die_with, telling_line
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.sweeping.folders import LOG
 from gipo_vla.sweeping.jobs import Job
@@ -32,8 +31,6 @@ from gipo_vla.sweeping.settings import SweepSettings
 
 MOST_OF_A_LOG = 2**20
 """Bytes at the end of a log in which the reason of a failure is looked for."""
-_ERROR_LINE = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
-_RANK = re.compile(r"^\[rank\d+\]: ?")
 
 Command = Callable[[Job, Path], list[str]]
 """The command line of a job in a run folder."""
@@ -111,19 +108,6 @@ def environment(threads: int, gpus: Sequence[str]) -> dict[str, str]:
     return defaults | dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
 
 
-# Looked up before any fork: the child must not load libraries.
-_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
-
-
-def _die_with(parent: int) -> None:
-    """For the child, between fork and exec."""
-    if _prctl is not None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-
 class JobProcess:
     """A running job.
 
@@ -157,7 +141,7 @@ class JobProcess:
                 env=environment,
                 start_new_session=True,
                 # Safe: this process has one thread of its own when it starts jobs.
-                preexec_fn=partial(_die_with, os.getpid()),
+                preexec_fn=partial(die_with, os.getpid()),
             )
         self._launcher = "torch.distributed.run" in command
 
@@ -209,10 +193,3 @@ class JobProcess:
             log.seek(max(self._log_begins, log.seek(0, os.SEEK_END) - MOST_OF_A_LOG))
             text = log.read().decode(errors="replace")
         return telling_line(text) or f"exit status {status}, and nothing in {self._log}"
-
-
-def telling_line(log: str) -> str:
-    """The last line that names an error (torchrun writes a page after it), else the last line of all."""
-    lines = [line for text in log.splitlines() if (line := _RANK.sub("", text).strip())]
-    errors = [line for line in lines if _ERROR_LINE.match(line) and "ChildFailedError" not in line]
-    return (errors or lines or [""])[-1]

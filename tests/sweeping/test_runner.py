@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gipo_vla.distributed.children import telling_line
 from gipo_vla.sweeping import folders
-from gipo_vla.sweeping.process import JobProcess, telling_line, train_command
+from gipo_vla.sweeping.process import JobProcess, train_command
 from gipo_vla.sweeping.runner import Listener, Outcome, Runner, Status
 from tests.sweeping.conftest import MakeSweep, fake_command
 
