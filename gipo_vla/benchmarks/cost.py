@@ -35,6 +35,7 @@ from gipo_vla.learner import learner as learners
 from gipo_vla.learner.learner import Learner
 from gipo_vla.policies.base import network_dtype
 from gipo_vla.policies.memory import CUDA_OVERHEAD, MOST_IN_A_BUCKET
+from gipo_vla.policies.openvla_oft import llama
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.replay.segment import SegmentBatch, layout
 from gipo_vla.settings.schema import TrainingSettings
@@ -88,6 +89,7 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
         mock.patch.object(learners, "staleness_metrics", lambda packed: {}),
         mock.patch.object(functional, "scaled_dot_product_attention", roofline.attention),
         mock.patch.object(functional, "rms_norm", roofline.rms_norm),
+        mock.patch.object(llama, "silu_backward", roofline.silu_backward),
         fake_device() as device,
         Roofline(card) as counter,
         HostWaits() as waits,

@@ -178,13 +178,12 @@ class OpenVlaOftPolicy(nn.Module, Policy):
     def states(self, observations: Observations) -> Tensor:
         """The states (B, N, E) that the actions are read from."""
         task, scaling = observations["task"], self.proprio_scaling
-        hidden = self.network(
+        return self.network(
             self.prompt_ids[task],
             self.prompt_mask[task] if self.pads_prompts else None,
             self.pixels(observations["images"]),
             None if scaling is None else scaling(observations["proprio"]),
         )
-        return self.network.action_states(hidden)
 
     @property
     def feature_size(self) -> int:
