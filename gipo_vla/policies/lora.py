@@ -134,8 +134,8 @@ def _layers(dtype: Literal["auto", "float32", "bfloat16"]) -> dict[type[nn.Modul
 
 
 def project(x: Tensor, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """What linear maps of one input (..., E) give, each (..., outputs): with adapters, in fewer passes over it
-    than one by one."""
+    """What linear maps of one input (..., E) give, each (..., outputs): with adapters, in fewer passes over
+    it than one by one."""
     scales = {own.scaling[ADAPTER] for own in modules if _fuses(own)}  # type: ignore[union-attr, index]
     if len(scales) != 1 or not all(map(_fuses, modules)):
         return tuple(own(x) for own in modules)
