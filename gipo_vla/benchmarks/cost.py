@@ -13,6 +13,7 @@ the settings use each transition.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gipo_envs import ArraySpec
 from gipo_envs.errors import UserError
 from gipo_vla.benchmarks import Options, roofline
 from gipo_vla.benchmarks.fake_device import Engine, HostWaits, fake_device
@@ -34,7 +36,7 @@ from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.learner import engine as engines
 from gipo_vla.learner import learner as learners
 from gipo_vla.learner.learner import Learner
-from gipo_vla.policies.base import network_dtype
+from gipo_vla.policies.base import PATCH_FEATURES, network_dtype
 from gipo_vla.policies.memory import CUDA_OVERHEAD, MOST_IN_A_BUCKET
 from gipo_vla.policies.openvla_oft import llama
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
@@ -142,9 +144,23 @@ def count(
             result = call(*arguments)
             return result, counter.cost().since(before), waits.count
 
+        caches = settings.replay.cache_features
         observations = trial.observations(decisions)
-        _, act, _ = counted(twin.act, observations, settings.rollout.temperature)
-        segments = _segments(trial, 2 * micro_batch_segments, length, policy_settings.chunk)
+
+        def decide() -> None:
+            if caches:  # for the decision, and for the last observation of each segment
+                observations[PATCH_FEATURES] = twin.patch_features(observations)
+                few = math.ceil(decisions / length)
+                twin.patch_features(
+                    {name: own[:few] for name, own in observations.items() if name == "images"}
+                )
+            twin.act(observations, settings.rollout.temperature)
+
+        _, act, _ = counted(decide)
+        features = None
+        if caches:
+            features = policy_settings.patch_features(trial.spec, str(dtype)[6:])  # type: ignore[arg-type]
+        segments = _segments(trial, 2 * micro_batch_segments, length, policy_settings.chunk, features)
         counter.peak = counter.live
         update, bootstrap, begun = counted(learner.begin, segments, 1)
         saved = _Saved(held_by=[*policy.parameters(), *policy.buffers()])
@@ -184,9 +200,11 @@ class _Saved:
         return tensor
 
 
-def _segments(trial: Trial, count: int, length: int, chunk: int) -> SegmentBatch:
+def _segments(trial: Trial, count: int, length: int, chunk: int, features: ArraySpec | None) -> SegmentBatch:
     """Whole segments within their episodes."""
-    fields = layout(trial.spec, length, chunk, ACTION_SIZE, 256).fields
+    kept = {} if features is None else {PATCH_FEATURES: features}
+    spec = replace(trial.spec, observation={**trial.spec.observation, **kept})
+    fields = layout(spec, length, chunk, ACTION_SIZE, 256).fields
     made = {name: np.zeros((count, *field.shape), field.dtype) for name, field in fields.items()}
     made["length"][:], made["executed"][:], made["temperature"][:] = length, chunk, 1.0
     return SegmentBatch.from_arrays(made)

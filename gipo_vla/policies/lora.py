@@ -136,22 +136,18 @@ def _layers(dtype: Literal["auto", "float32", "bfloat16"]) -> dict[type[nn.Modul
 def project(x: Tensor, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     """What linear maps of one input (..., E) give, each (..., outputs): with adapters, in fewer passes over
     it than one by one."""
-    scales = {own.scaling[ADAPTER] for own in modules if _fuses(own)}  # type: ignore[union-attr, index]
-    if len(scales) != 1 or not all(map(_fuses, modules)):
+    adapted: list[Any] = [own for own in modules if getattr(own, "fuses", False)]
+    scales = {own.scaling[ADAPTER] for own in adapted if not own.disable_adapters}
+    if len(adapted) != len(modules) or len(scales) != 1:
         return tuple(own(x) for own in modules)
-    bases = [own.base_layer for own in modules]
     return AdaptedProducts.apply(
         x,
         scales.pop(),
-        *(base.weight for base in bases),
-        *(base.bias for base in bases),
-        *(own.lora_A[ADAPTER].weight for own in modules),  # type: ignore[union-attr, index]
-        *(own.lora_B[ADAPTER].weight for own in modules),  # type: ignore[union-attr, index]
+        *(own.base_layer.weight for own in adapted),
+        *(own.base_layer.bias for own in adapted),
+        *(own.lora_A[ADAPTER].weight for own in adapted),
+        *(own.lora_B[ADAPTER].weight for own in adapted),
     )
-
-
-def _fuses(module: nn.Module) -> bool:
-    return getattr(module, "fuses", False) and not module.disable_adapters
 
 
 class AdaptedProducts(torch.autograd.Function):

@@ -87,7 +87,7 @@ class GatedSilu(torch.autograd.Function):
 class FusedBlock(LlamaDecoderLayer):
     """Attention of all tokens to all, but for what the mask leaves out, and the MLP."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
@@ -130,7 +130,7 @@ class FusedBlock(LlamaDecoderLayer):
 class FusedLlama(LlamaModel):
     """Embedded tokens to hidden states, in one pass without a cache."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         embeddings: Tensor,
         position_ids: Tensor,

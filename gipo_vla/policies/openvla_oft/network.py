@@ -279,9 +279,13 @@ class OpenVlaOftNetwork(nn.Module):
         if settings.action_queries == "learned":
             self.action_queries = nn.Parameter(torch.zeros(action_positions, architecture.hidden))
 
+    def patch_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, 6C, H, H) to both towers' features (B, C*P, vision width)."""
+        return self.vision(pixel_values.to(self.dtype))
+
     def project_images(self, pixel_values: Tensor) -> Tensor:
         """(B, 6C, H, H) to patch tokens (B, C*P, E)."""
-        return self.projector(self.vision(pixel_values.to(self.dtype)))
+        return self.projector(self.patch_features(pixel_values))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -292,7 +296,7 @@ class OpenVlaOftNetwork(nn.Module):
         self,
         prompt_ids: Tensor,
         prompt_mask: Tensor | None,
-        pixel_values: Tensor,
+        features: Tensor,
         proprio: Tensor | None = None,
     ) -> Tensor:
         """The states (B, N, E) that the N actions are read from, after the final norm; the first is the
@@ -301,10 +305,10 @@ class OpenVlaOftNetwork(nn.Module):
         Args:
             prompt_ids: int64 (B, L), ``<s>`` first and the prompt's last token last; padding in between.
             prompt_mask: bool (B, L), False on padding; None where no row has any.
-            pixel_values: (B, 6C, H, H) normalised.
+            features: (B, C*P, vision width), of ``patch_features``.
             proprio: (B, R) normalised, or None.
         """
-        inputs = self._inputs(prompt_ids, prompt_mask, pixel_values, proprio)
+        inputs = self._inputs(prompt_ids, prompt_mask, features, proprio)
         start = inputs[0].shape[1] - int(self.stop_token) - self.action_positions - 1
         return self.language_model(*inputs, read=slice(start, start + self.action_positions))
 
@@ -312,23 +316,23 @@ class OpenVlaOftNetwork(nn.Module):
         self,
         prompt_ids: Tensor,
         prompt_mask: Tensor | None,
-        pixel_values: Tensor,
+        features: Tensor,
         proprio: Tensor | None = None,
     ) -> Tensor:
         """Those (B, T, E) of every token; see ``forward``."""
-        return self.language_model(*self._inputs(prompt_ids, prompt_mask, pixel_values, proprio))
+        return self.language_model(*self._inputs(prompt_ids, prompt_mask, features, proprio))
 
     def _inputs(
         self,
         prompt_ids: Tensor,
         prompt_mask: Tensor | None,
-        pixel_values: Tensor,
+        features: Tensor,
         proprio: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Embeddings (B, T, E), positions (B, T) and mask (B, 1, 1, T), as the Llama reads them."""
         batch, device = prompt_ids.shape[0], prompt_ids.device
         text = self.language_model.embed_tokens(prompt_ids)
-        parts = [text[:, :1], self.project_images(pixel_values)]
+        parts = [text[:, :1], self.projector(features)]
         if proprio is not None:
             assert self.proprio_projector is not None, "this network has no proprio projector"
             parts.append(self.proprio_projector(proprio.to(self.dtype)).unsqueeze(1))

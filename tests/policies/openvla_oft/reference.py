@@ -64,7 +64,7 @@ def action_states(
         stop_token = not (last_kept and not attention_mask.all())
     with mock.patch.object(policy.network, "stop_token", stop_token):
         ids, mask = _prompts(policy, input_ids, attention_mask.bool())
-        return policy.network(ids, mask, pixel_values, proprio)
+        return policy.network(ids, mask, policy.network.patch_features(pixel_values), proprio)
 
 
 def training_loss(
@@ -81,7 +81,7 @@ def training_loss(
     network = policy.network
     assert network.full_vocabulary and network.stop_token
     ids, mask = _prompts(policy, input_ids, attention_mask.bool())
-    hidden = network.hidden_states(ids, mask, pixel_values)
+    hidden = network.hidden_states(ids, mask, network.patch_features(pixel_values))
     # The state behind the last action's predicts the stop token.
     logits = network.action_head(hidden[:, -network.action_positions - 2 : -1]).float()
     targets = torch.stack([row[row != IGNORED_LABEL] for row in labels])  # (B, N + 1)
