@@ -86,6 +86,7 @@ def count(
         settings.learner,
         batch_segments=2 * micro_batch_segments,
         micro_batch_segments=micro_batch_segments,
+        micro_batch_rows=None,
         value_only_updates=int(value_only),
         policy_every=1,
     )
@@ -225,7 +226,7 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     policy = replace(settings.policy, checkpoint=None, random_weights=True, unnorm_key=None, compile=False)
     settings = replace(settings, policy=policy)
     card = CARDS[options.card]
-    size = settings.learner.micro_batch_segments
+    size = settings.micro_batch_segments
     counted, larger = count(settings, card, size), count(settings, card, 2 * size)
     found = Sample(settings, counted, Peak.of(counted, larger))
     _show(options.card, found, Sample(settings, count(settings, card, size, value_only=True), found.peak))

@@ -168,7 +168,7 @@ class _Iteration:
         for episodes in self.groups:
             for segment in (segment for episode in episodes for segment in episode):
                 replay.add(segment)
-        sizes = micro_batch_sizes(settings.learner.batch_segments, settings.learner.micro_batch_segments)
+        sizes = micro_batch_sizes(settings.learner.batch_segments, settings.micro_batch_segments)
         self.batches = settings.learner.updates * len(sizes)
         self.batch = _batch(plans, sizes[0])
         self.refresh_every = getattr(own, "refresh_every", 1)
