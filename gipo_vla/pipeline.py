@@ -15,6 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class Pipeline:
         stored_values = config.credit.uses_stored_values
         self.learner = Learner(
             policy,
-            config.learner,
+            replace(config.learner, micro_batch_segments=config.micro_batch_segments),
             config.objective,
             config.regularizers,
             self.credit,

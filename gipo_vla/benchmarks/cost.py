@@ -5,7 +5,7 @@ seen with its shapes and dtypes, none is computed. So the figures are exact, the
 need no GPU; CI keeps them from getting worse. A roofline turns them into time: an operation takes as long as
 its arithmetic at the card's usual rate, as its bytes at the card's bandwidth, or as its launch, whichever is
 longest. Real kernels are slower by 20 to 30 %, the host's own work and DeepSpeed's buckets are not counted,
-and fused graphs of ``policy.compile`` are not either.
+and fused graphs of ``policy.compile`` are not either: what is counted is what runs without it.
 
 A *sample* is a transition that trains once. End to end adds the decision that made it, divided by how often
 the settings use each transition.
@@ -13,9 +13,11 @@ the settings use each transition.
 
 from __future__ import annotations
 
+import math
 import weakref
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gipo_envs import ArraySpec
 from gipo_envs.errors import UserError
 from gipo_vla.benchmarks import Options, roofline
 from gipo_vla.benchmarks.fake_device import Engine, HostWaits, fake_device
@@ -33,14 +36,18 @@ from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.learner import engine as engines
 from gipo_vla.learner import learner as learners
 from gipo_vla.learner.learner import Learner
-from gipo_vla.policies.base import network_dtype
+from gipo_vla.policies.base import PATCH_FEATURES, network_dtype
 from gipo_vla.policies.memory import CUDA_OVERHEAD, MOST_IN_A_BUCKET
+from gipo_vla.policies.openvla_oft import llama
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.replay.segment import SegmentBatch, layout
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console, figures_table
 
 ACTION_SIZE = 7
+GIB = 2**30
+PEAKS = (8, 16, 32, 48, 64, 96)
+"""Rows for which the peak is shown."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,9 @@ class Counted:
     """Of a micro-batch."""
     bootstrap: Cost
     """Of what follows one segment in each row's segment, for all micro-batches together."""
-    micro_batch: Cost
-    """Forward, loss and backward."""
+    forward: Cost
+    """Forward and loss of a micro-batch, and the sums that describe it."""
+    backward: Cost
     optimizer: Cost
     act: Cost
     waits_per_micro_batch: int
@@ -63,8 +71,14 @@ class Counted:
     """Of everything, with what DeepSpeed holds besides."""
 
 
-def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> Counted:
-    """Count an update of two micro-batches of so many segments, and one decision of all environments."""
+def count(
+    settings: TrainingSettings, card: Card, micro_batch_segments: int, value_only: bool = False
+) -> Counted:
+    """Count an update of two micro-batches of so many segments, and one decision of all environments.
+
+    Args:
+        value_only: the update trains the value alone.
+    """
     policy_settings = settings.policy
     assert isinstance(policy_settings, OpenVlaOftSettings)
     length = settings.replay.segment_length
@@ -72,15 +86,26 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
         settings.learner,
         batch_segments=2 * micro_batch_segments,
         micro_batch_segments=micro_batch_segments,
-        value_only_updates=0,
+        micro_batch_rows=None,
+        value_only_updates=int(value_only),
         policy_every=1,
     )
     rows = micro_batch_segments * length
     decisions = settings.rollout.workers * settings.rollout.envs_per_worker
     dtype = network_dtype(settings.learner.precision, torch.device("cuda"))
 
+    marks: list[Cost] = []
+
+    class Marking(Engine):
+        """Notes what was done before and after each backward pass."""
+
+        def backward(self, loss: Tensor) -> None:
+            marks.append(counter.cost())
+            super().backward(loss)
+            marks.append(counter.cost())
+
     def engine(policy: Any, optimizer: Any, settings: Any, device: Any, size: int, count: int) -> Engine:
-        return Engine(policy, optimizer, count)
+        return Marking(policy, optimizer, count)
 
     with (
         mock.patch.object(engines, "build_engine", engine),
@@ -88,6 +113,7 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
         mock.patch.object(learners, "staleness_metrics", lambda packed: {}),
         mock.patch.object(functional, "scaled_dot_product_attention", roofline.attention),
         mock.patch.object(functional, "rms_norm", roofline.rms_norm),
+        mock.patch.object(llama, "silu_backward", roofline.silu_backward),
         fake_device() as device,
         Roofline(card) as counter,
         HostWaits() as waits,
@@ -119,9 +145,23 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
             result = call(*arguments)
             return result, counter.cost().since(before), waits.count
 
+        caches = settings.replay.cache_features
         observations = trial.observations(decisions)
-        _, act, _ = counted(twin.act, observations, settings.rollout.temperature)
-        segments = _segments(trial, 2 * micro_batch_segments, length, policy_settings.chunk)
+
+        def decide() -> None:
+            if caches:  # for the decision, and for the last observation of each segment
+                observations[PATCH_FEATURES] = twin.patch_features(observations)
+                few = math.ceil(decisions / length)
+                twin.patch_features(
+                    {name: own[:few] for name, own in observations.items() if name == "images"}
+                )
+            twin.act(observations, settings.rollout.temperature)
+
+        _, act, _ = counted(decide)
+        features = None
+        if caches:
+            features = policy_settings.patch_features(trial.spec, str(dtype)[6:])  # type: ignore[arg-type]
+        segments = _segments(trial, 2 * micro_batch_segments, length, policy_settings.chunk, features)
         counter.peak = counter.live
         update, bootstrap, begun = counted(learner.begin, segments, 1)
         saved = _Saved(held_by=[*policy.parameters(), *policy.buffers()])
@@ -129,11 +169,13 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
             _, micro_batch, inside = counted(learner.micro_step, update, 0)
         _, whole, stepped = counted(learner.micro_step, update, 1)
         _, _, ended = counted(learner.end, update)
+    backward = marks[1].since(marks[0])
     masters, bucket = 4 * trained, 4 * min(trained, MOST_IN_A_BUCKET)
     return Counted(
         rows,
         bootstrap,
-        micro_batch,
+        micro_batch.since(backward),
+        backward,
         whole.since(micro_batch),
         act,
         inside,
@@ -159,9 +201,11 @@ class _Saved:
         return tensor
 
 
-def _segments(trial: Trial, count: int, length: int, chunk: int) -> SegmentBatch:
+def _segments(trial: Trial, count: int, length: int, chunk: int, features: ArraySpec | None) -> SegmentBatch:
     """Whole segments within their episodes."""
-    fields = layout(trial.spec, length, chunk, ACTION_SIZE, 256).fields
+    kept = {} if features is None else {PATCH_FEATURES: features}
+    spec = replace(trial.spec, observation={**trial.spec.observation, **kept})
+    fields = layout(spec, length, chunk, ACTION_SIZE, 256).fields
     made = {name: np.zeros((count, *field.shape), field.dtype) for name, field in fields.items()}
     made["length"][:], made["executed"][:], made["temperature"][:] = length, chunk, 1.0
     return SegmentBatch.from_arrays(made)
@@ -182,74 +226,141 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     policy = replace(settings.policy, checkpoint=None, random_weights=True, unnorm_key=None, compile=False)
     settings = replace(settings, policy=policy)
     card = CARDS[options.card]
-    size = settings.learner.micro_batch_segments
-    counted = count(settings, card, size)
-    other = count(settings, card, 2 * size)
-    figures = summarize(settings, card, counted, other)
-    _show(options.card, counted, figures)
-    return figures
+    size = settings.micro_batch_segments
+    counted, larger = count(settings, card, size), count(settings, card, 2 * size)
+    found = Sample(settings, counted, Peak.of(counted, larger))
+    _show(options.card, found, Sample(settings, count(settings, card, size, value_only=True), found.peak))
+    return found.figures(card)
 
 
-def summarize(settings: TrainingSettings, card: Card, counted: Counted, other: Counted) -> dict[str, Any]:
-    """Figures of a sample, and the peak by size of the micro-batch from two sizes (it is linear)."""
-    learner, rollout, rows = settings.learner, settings.rollout, counted.rows
-    samples = learner.updates * learner.batch_segments * settings.replay.segment_length
-    decisions = rollout.env_steps / settings.policy.chunk
-    uses = samples / decisions
-    per_update = learner.batch_segments * settings.replay.segment_length
-    parts = {
-        "forward, loss and backward": (counted.micro_batch, rows),
-        "bootstrap": (counted.bootstrap, 2 * rows),
-        "optimizer": (counted.optimizer, per_update),
-    }
-    in_learner = sum(cost.seconds / count for cost, count in parts.values())
-    act = counted.act.seconds / (rollout.workers * rollout.envs_per_worker)
-    by_row = (other.peak_bytes - counted.peak_bytes) / (other.rows - rows)
-    fixed = counted.peak_bytes - rows * by_row
-    return {
-        "learner_ms_per_sample": round(1e3 * in_learner, 3),
-        "end_to_end_ms_per_sample": round(1e3 * (in_learner + act / uses), 3),
-        "host_waits_per_micro_batch": counted.waits_per_micro_batch,
-        "host_waits_per_update": counted.waits_per_update,
-        "teraflop_per_sample": round(sum(cost.flops / count for cost, count in parts.values()) / 1e12, 3),
-        "saved_bytes_per_sample": counted.saved_bytes // rows,
-        "largest_micro_batch": max(int((card.memory - fixed) // by_row), 0),
-        "micro_batch": rows,
-        "uses_of_a_transition": round(uses, 2),
-        "act_ms_per_decision": round(1e3 * act, 3),
-        "gigabytes_moved_per_sample": round(sum(c.bytes / n for c, n in parts.values()) / 1e9, 2),
-        "kernels_per_micro_batch": counted.micro_batch.kernels,
-        "forwards_per_sample": {
-            "training": 1,
-            "bootstrap": 1 / settings.replay.segment_length,
-            "act": 1 / uses,
-        },
-        "parts_ms_per_sample": {name: round(1e3 * c.seconds / n, 3) for name, (c, n) in parts.items()},
-        "kinds_ms_per_sample": {
-            kind: round(1e3 * seconds / rows, 3)
-            for kind, seconds in sorted(counted.micro_batch.by_kind.items(), key=lambda item: -item[1])
-        },
-        "peak_gib_by_micro_batch": {
-            str(size): round((fixed + size * by_row) / 2**30, 1) for size in (8, 16, 32, 48, 64, 96)
-        },
-    }
+@dataclass(frozen=True)
+class Peak:
+    """Bytes on the device by rows of a micro-batch: a line through two counts."""
+
+    fixed: float
+    by_row: float
+
+    @classmethod
+    def of(cls, counted: Counted, other: Counted) -> Peak:
+        by_row = (other.peak_bytes - counted.peak_bytes) / (other.rows - counted.rows)
+        return cls(counted.peak_bytes - counted.rows * by_row, by_row)
+
+    def at(self, rows: int) -> float:
+        return self.fixed + rows * self.by_row
+
+    def most(self, memory: int) -> int:
+        """Rows that fit."""
+        return max(int((memory - self.fixed) // self.by_row), 0)
 
 
-def _show(card: str, counted: Counted, figures: dict[str, Any]) -> None:
-    end_to_end = f"end to end, each transition used {figures['uses_of_a_transition']:g} times"
-    times = {
-        **figures["parts_ms_per_sample"],
-        **{f"  of the first: {name}": own for name, own in figures["kinds_ms_per_sample"].items()},
-        "learner": figures["learner_ms_per_sample"],
-        end_to_end: figures["end_to_end_ms_per_sample"],
+@dataclass(frozen=True)
+class Part:
+    """A share of what a trained sample takes."""
+
+    forwards: float
+    """Of the whole network."""
+    teraflop: float
+    gigabytes: float
+    kernels: float
+    milliseconds: float
+
+    def __add__(self, other: Part) -> Part:
+        return Part(*(own + others for own, others in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a counted update and decision come to for one trained sample of a run."""
+
+    settings: TrainingSettings
+    counted: Counted
+    peak: Peak
+
+    @property
+    def uses(self) -> float:
+        """How often a transition trains."""
+        learner, rollout = self.settings.learner, self.settings.rollout
+        samples = learner.updates * learner.batch_segments * self.settings.replay.segment_length
+        return samples * self.settings.policy.chunk / rollout.env_steps
+
+    def parts(self) -> dict[str, Part]:
+        """Those of the learner, by name."""
+        counted, length = self.counted, self.settings.replay.segment_length
+        per_update = self.settings.learner.batch_segments * length
+        return {
+            "forward and loss": _part(counted.forward, counted.rows, forwards=1.0),
+            "backward": _part(counted.backward, counted.rows),
+            "bootstrap": _part(counted.bootstrap, 2 * counted.rows, forwards=1 / length),
+            "optimizer": _part(counted.optimizer, per_update),
+        }
+
+    def learner(self) -> Part:
+        first, *others = self.parts().values()
+        return sum(others, first)
+
+    def act(self) -> Part:
+        """The decision that made the sample, shared among its uses."""
+        return _part(self.counted.act, self.settings.rollout.envs * self.uses, forwards=1 / self.uses)
+
+    def figures(self, card: Card) -> dict[str, Any]:
+        """Those for programs."""
+        learner = self.learner()
+        return {
+            "learner_ms_per_sample": round(learner.milliseconds, 3),
+            "end_to_end_ms_per_sample": round((learner + self.act()).milliseconds, 3),
+            "host_waits_per_micro_batch": self.counted.waits_per_micro_batch,
+            "host_waits_per_update": self.counted.waits_per_update,
+            "teraflop_per_sample": round(learner.teraflop, 3),
+            "saved_bytes_per_sample": self.counted.saved_bytes // self.counted.rows,
+            "largest_micro_batch": self.peak.most(card.memory),
+        }
+
+
+def _part(cost: Cost, samples: float, forwards: float = 0.0) -> Part:
+    """A cost that is shared among so many samples."""
+    sizes = (cost.flops / 1e12, cost.bytes / 1e9, float(cost.kernels), 1e3 * cost.seconds)
+    return Part(forwards, *(size / samples for size in sizes))
+
+
+def _show(card: str, sample: Sample, value_only: Sample) -> None:
+    counted, peak, uses = sample.counted, sample.peak, sample.uses
+    learner = sample.learner()
+    rows = {
+        **sample.parts(),
+        "learner": learner,
+        "act": sample.act(),
+        f"end to end, each transition used {uses:g} times": learner + sample.act(),
+        "learner while only the value trains": value_only.learner(),
     }
     title = f"a trained sample on {card}, counted; {counted.rows} rows a micro-batch"
-    figures_table(title, ["ms"], [(name, f"{own:.2f}") for name, own in times.items()])
+    cells = [
+        (
+            name,
+            f"{own.forwards:.3g}",
+            f"{own.teraflop:.3f}",
+            f"{own.gigabytes:.2f}",
+            f"{own.kernels:.0f}",
+            f"{own.milliseconds:.2f}",
+        )
+        for name, own in rows.items()
+    ]
+    figures_table(title, ["forwards", "TFLOP", "GB moved", "kernels", "ms"], cells)
+    kinds: Counter[str] = Counter(counted.forward.by_kind)
+    kinds.update(counted.backward.by_kind)
+    figures_table(
+        "of forward, loss and backward, by kind of work",
+        ["ms"],
+        [(kind, f"{1e3 * seconds / counted.rows:.2f}") for kind, seconds in kinds.most_common()],
+    )
+    sizes = sorted({counted.rows, *PEAKS})
+    figures_table(
+        "peak by rows of a micro-batch",
+        ["GiB"],
+        [(str(size), f"{peak.at(size) / GIB:.1f}") for size in sizes],
+    )
     console.print(
-        f"{figures['teraflop_per_sample']:.2f} TFLOP, {figures['gigabytes_moved_per_sample']:.1f} GB moved, "
-        f"{figures['kernels_per_micro_batch']} kernels a micro-batch, "
-        f"{figures['saved_bytes_per_sample'] / 2**30:.3f} GiB kept for the backward pass of a sample; host "
-        f"waits: {counted.waits_per_micro_batch} a micro-batch, {counted.waits_per_update} an update; peak "
-        f"in GiB by rows of a micro-batch {figures['peak_gib_by_micro_batch']}, at most "
-        f"{figures['largest_micro_batch']} rows"
+        f"{counted.forward.kernels + counted.backward.kernels} kernels a micro-batch; "
+        f"{counted.saved_bytes / counted.rows / GIB:.3f} GiB kept for the backward pass of a sample; host "
+        f"waits: {counted.waits_per_micro_batch} a micro-batch, {counted.waits_per_update} an update; at "
+        f"most {peak.most(CARDS[card].memory)} rows a micro-batch"  # type: ignore[index]
     )

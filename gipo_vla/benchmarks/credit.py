@@ -78,7 +78,7 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     spec = environment_spec(settings)
     policy = build_policy(settings, spec, device)
     asking = replace(settings, credit=GraphSettings(), rollout=replace(settings.rollout, group_size=8))
-    plans = plan_collection(asking, spec, 1)
+    plans = plan_collection(asking, spec, 1, device)
     cases = {
         (name, grouping): _Iteration(CREDITS[name], settings, plans, policy, GROUPINGS[grouping])
         for name, grouping in itertools.product(CREDITS, GROUPINGS)
@@ -122,7 +122,7 @@ def _iteration_seconds(settings: TrainingSettings, repeats: int, device: torch.d
     rollout = replace(settings.rollout, env_steps=env_steps)
     replay = replace(settings.replay, capacity=max(settings.replay.capacity, ROLLOUTS * CHUNKS))
     settings = replace(settings, rollout=rollout, replay=replay)
-    plans = plan_collection(settings, environment_spec(settings), 1)
+    plans = plan_collection(settings, environment_spec(settings), 1, device)
     pipeline = Pipeline(settings, policy, plans, device)
     measured = []
     try:
@@ -168,7 +168,7 @@ class _Iteration:
         for episodes in self.groups:
             for segment in (segment for episode in episodes for segment in episode):
                 replay.add(segment)
-        sizes = micro_batch_sizes(settings.learner.batch_segments, settings.learner.micro_batch_segments)
+        sizes = micro_batch_sizes(settings.learner.batch_segments, settings.micro_batch_segments)
         self.batches = settings.learner.updates * len(sizes)
         self.batch = _batch(plans, sizes[0])
         self.refresh_every = getattr(own, "refresh_every", 1)

@@ -31,7 +31,7 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     device = choose_device(settings.learner.device)
     rollout, spec = settings.rollout, environment_spec(settings)
     policy = build_policy(settings, spec, device)
-    plans = plan_collection(settings, spec, 1)
+    plans = plan_collection(settings, spec, 1, device)
     spec = plans.spec
     # What there is to compare with depends on whether the simulator draws in every step that it makes.
     draws = "images" in spec.observation and settings.env.family.startswith("libero_")

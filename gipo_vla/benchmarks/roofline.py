@@ -50,6 +50,10 @@ FREE = {
 """Operations without a kernel, beside views."""
 
 
+ADDS_TO_A_COPY = (aten.addmm.default, aten.baddbmm.default)
+"""Products that add to a matrix, but not in its place: CUDA copies it first."""
+
+
 class Roofline(TorchDispatchMode):
     """Counts the operations within, and the storages that are alive on the device."""
 
@@ -81,7 +85,13 @@ class Roofline(TorchDispatchMode):
         if not any(tensor.device.type == KIND for tensor in tensors):
             return result
         moved = sum(map(_bytes, tensors))
-        counted = flop_registry.get(func.overloadpacket)  # a multiply-add as two
+        if func in ADDS_TO_A_COPY and args[0].dim() > 1:  # of what it adds to; a bias is added in passing
+            copied = 2.0 * _bytes(outputs[0])
+            self.seconds["elementwise"] += max(copied / self.card.bandwidth, self.card.launch)
+            self.bytes += copied
+            self.kernels += 1
+        # A multiply-add as two. What is done in place is as much work as what is not.
+        counted = flop_registry.get(getattr(aten, name.removesuffix("_"), None))
         flops = float(counted(*args, **(kwargs or {}), out_val=result)) if counted else 0.0
         floats = next((tensor.dtype for tensor in outputs if tensor.is_floating_point()), torch.int64)
         card, narrow = self.card, floats == torch.bfloat16
@@ -158,12 +168,19 @@ def attention(
     if query.dtype == torch.bfloat16 and attn_mask is None:
         flash = aten._scaled_dot_product_flash_attention
         return flash(query, key, value, 0.0, is_causal, False, scale=scale)[0]
-    if attn_mask is not None:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
         shape = (*query.shape[:3], key.shape[2])
         attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(query.dtype).expand(shape)
+    elif attn_mask is not None:
+        attn_mask = attn_mask.expand(-1, query.shape[1], -1, -1)
     trains = torch.is_grad_enabled() and query.requires_grad
     efficient = aten._scaled_dot_product_efficient_attention
     return efficient(query, key, value, attn_mask, trains, 0.0, is_causal, scale=scale)[0]
+
+
+def silu_backward(gradient: Tensor, gate: Tensor) -> Tensor:
+    """CUDA's one kernel, for another of the same tensors: torch takes it apart for devices of others."""
+    return gradient * gate
 
 
 class _RmsNorm(torch.autograd.Function):

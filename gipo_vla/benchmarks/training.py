@@ -22,7 +22,7 @@ from gipo_vla.benchmarks.timing import device_name, timed
 from gipo_vla.distributed import group
 from gipo_vla.distributed.determinism import deterministic
 from gipo_vla.pipeline import Pipeline
-from gipo_vla.run.memory import RankMemory, machine_limits, measure_memory
+from gipo_vla.run.memory import RankMemory, machine_limits, measure_memory, with_micro_batch
 from gipo_vla.run.plan import plan_run
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console, figures_table
@@ -58,7 +58,9 @@ def prepared(settings: TrainingSettings) -> Iterator[tuple[Pipeline, RankMemory]
         gl.choose()
     device = group.choose_device(settings.learner.device)
     with deterministic(settings.learner.deterministic, device), group.joined(device):
-        plan, limits = plan_run(settings, spec, group.world_size(), device), machine_limits(device)
+        world, limits = group.world_size(), machine_limits(device)
+        settings = with_micro_batch(settings, spec, world, device, limits.device)
+        plan = plan_run(settings, spec, world, device)
         plan.refuse(limits)
         assert plan.collection is not None
         if group.rank() == 0:

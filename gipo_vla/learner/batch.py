@@ -71,6 +71,17 @@ class MicroBatch:
         return grid.flatten()[self.places]
 
 
+def in_reverse(segments: SegmentBatch) -> tuple[SegmentBatch, np.ndarray]:
+    """The segments with later ones of an episode before earlier ones, and int64 (N,) where the next one of
+    each one's episode stands; -1 where it is not among them."""
+    ordered = segments.rows(np.argsort(-segments.start, kind="stable"))
+    keys = zip(ordered.env.tolist(), ordered.episode.tolist(), ordered.start.tolist(), strict=True)
+    places = {key: place for place, key in enumerate(keys)}
+    ends = (ordered.start + ordered.length).tolist()
+    following = zip(ordered.env.tolist(), ordered.episode.tolist(), ends, strict=True)
+    return ordered, np.array([places.get(key, -1) for key in following], np.int64)
+
+
 def count_valid(segments: SegmentBatch) -> tuple[int, int]:
     """Valid transitions and valid tokens of drawn segments."""
     length, _, dims = segments.tokens.shape[1:4]

@@ -19,6 +19,7 @@ over them), counted, and makes no new version.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,8 @@ from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
 from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
 from gipo_vla.distributed import group
 from gipo_vla.learner import engine as engines
-from gipo_vla.learner.batch import MicroBatch, count_valid, following_observations, split, to_device
-from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
+from gipo_vla.learner.batch import count_valid, following_observations, in_reverse, split, to_device
+from gipo_vla.learner.micro_batches import even_cut, micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
 from gipo_vla.learner.update import SUMS, Update, metrics_of_sums
 from gipo_vla.learner.value_scale import ValueScale
@@ -129,27 +130,39 @@ class Learner:
 
     def begin(self, segments: SegmentBatch, iteration: int) -> Update:
         """Take a drawn batch (this rank's share): count it over ranks, move it, make the normaliser ready."""
-        sizes, device = self.micro_batch_sizes, self.device
+        sizes, device, following = self.micro_batch_sizes, self.device, None
+        if self.settings.reuse_values and self.credit.needs_values and not self.stored_values:
+            segments, following = in_reverse(segments)
+        if self.settings.micro_batch_rows is not None:
+            sizes = even_cut(segments.length.tolist(), self.micro_batches)
         parts = split(segments, sizes, device, self.reward_scale, self.version, iteration)
         update = Update(
             list(parts),
-            self._bootstrap_values(segments).split(sizes),
+            self._bootstrap_values(segments, following).split(sizes),
             group.sum_over_ranks(to_device(np.array(count_valid(segments)), device)),
             torch.zeros(len(SUMS), dtype=torch.float64, device=device),
             torch.zeros(3, dtype=torch.float64, device=device),
             torch.zeros((), device=device),
+            (0, *accumulate(sizes)),
         )
+        if following is not None:
+            update.following = to_device(following, device)
+            update.first_values = torch.zeros(len(segments), device=device)
         of_moments = self.normalizer.mode == "exact" or not self.normalizer.ready
         if of_moments or isinstance(self.objective, BatchObjective):
             self._extra_pass(update, of_moments)
         return update
 
     @torch.no_grad()
-    def _bootstrap_values(self, segments: SegmentBatch) -> Tensor:
+    def _bootstrap_values(self, segments: SegmentBatch, following: np.ndarray | None) -> Tensor:
+        """float32 (N,): of what follows the segments; 0 where nothing does, or where another one goes on."""
         values = torch.zeros(len(segments), device=self.device)
         if not self.credit.needs_values or self.stored_values:
             return values
-        going_on = np.flatnonzero(~segments.terminated)
+        alone = ~segments.terminated
+        if following is not None:
+            alone &= following < 0
+        going_on = np.flatnonzero(alone)
         most = self.micro_batch_sizes[0] * segments.tokens.shape[1]  # rows of the largest forward
         for start in range(0, len(going_on), most):
             chosen = going_on[start : start + most]
@@ -162,9 +175,9 @@ class Learner:
         """A forward over the whole update, for what must be known of all of it before its first backward."""
         moments = torch.zeros(3, dtype=torch.float64, device=self.device)
         advantages, log_ratios = [], []
-        for batch, after in zip(update.micro_batches, update.bootstrap_values):
+        for index, batch in enumerate(update.micro_batches):
             evaluation = self.policy.evaluate(batch.observations, batch.tokens, batch.temperature)
-            advantages.append(self._credit(batch, evaluation, after).advantages)
+            advantages.append(self._credit(update, index, evaluation).advantages)
             log_ratios.append(evaluation.log_probs.float() - batch.behaviour_log_probs)
             moments += advantage_moments(advantages[-1], batch.mask)
         if of_moments:
@@ -181,14 +194,15 @@ class Learner:
         update.statistics = self.objective.batch_statistics(*packed.unbind(-1))
 
     @torch.no_grad()
-    def _credit(self, batch: MicroBatch, evaluation: Evaluation, bootstrap_values: Tensor) -> CreditOutput:
-        values = bootstrap = None
+    def _credit(self, update: Update, index: int, evaluation: Evaluation) -> CreditOutput:
+        batch, values, bootstrap = update.micro_batches[index], None, None
         if self.credit.needs_values:
             if self.stored_values:
                 values, bootstrap = batch.stored_values, batch.stored_bootstrap_values
             else:
                 now = evaluation.values.detach().float() * self.value_scale.now
-                values, bootstrap = batch.grid(now), bootstrap_values
+                values = batch.grid(now)
+                bootstrap = update.after(index, values[:, 0])
         log_ratios = torch.where(
             batch.token_mask, evaluation.log_probs.detach().float() - batch.behaviour_log_probs, 0.0
         )
@@ -209,7 +223,7 @@ class Learner:
         """Forward and backward of one micro-batch; the last one of the update also steps the optimizer."""
         batch = update.micro_batches[index]
         evaluation: Evaluation = self.engine(batch.observations, batch.tokens, batch.temperature)
-        credit = self._credit(batch, evaluation, update.bootstrap_values[index])
+        credit = self._credit(update, index, evaluation)
         update.moments += advantage_moments(credit.advantages, batch.mask)
         advantages = batch.rows(self.normalizer.normalize(credit.advantages, update.known_moments))
         transitions, tokens = update.counts.unbind()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from gipo_vla.distributed import group
@@ -43,11 +44,32 @@ class Update:
     """Count, sum and sum of squares of the advantages before normalisation."""
     lag_max: Tensor
     """float32 (), in iterations."""
+    bounds: Sequence[int] = ()
+    """Where each micro-batch begins among the segments, and where the last one ends."""
+    following: Tensor | None = None
+    """int64 (N,) over all micro-batches: the segment that goes on where one ends, no later in this order; -1:
+    none. None: values are taken from no other segment."""
+    first_values: Tensor | None = None
+    """float32 (N,): of each segment's first observation, once its micro-batch had its forward."""
     known_moments: Tensor | None = None
     """The moments over all ranks, from an extra pass before the first micro-batch."""
     statistics: Tensor | None = None
     """The objective's ``batch_statistics``, from such a pass."""
     diagnostics: StalenessDiagnostics = field(default_factory=StalenessDiagnostics)
+
+    def after(self, index: int, first_values: Tensor) -> Tensor:
+        """float32 (N,) of a micro-batch: the values of what follows its segments.
+
+        Args:
+            first_values: (N,), of their own first observations, which others may need.
+        """
+        known = self.bootstrap_values[index]
+        if self.following is None or self.first_values is None:
+            return known
+        own = slice(self.bounds[index], self.bounds[index + 1])
+        self.first_values[own] = first_values
+        following = self.following[own]
+        return torch.where(following >= 0, self.first_values[following.clamp_min(0)], known)
 
     def of_all_ranks(self, packed: Tensor) -> Tensor:
         """(T, columns) of the tokens of all ranks, from those of this one; padded with zeros."""

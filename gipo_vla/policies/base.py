@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gipo_envs import EnvironmentSpec
+from gipo_envs import ArraySpec, EnvironmentSpec
 from gipo_envs.errors import UserError
 from gipo_vla.policies.memory import Arithmetic, DtypeName, PolicyMemory, TokenShape, Work
 from gipo_vla.policies.normalization import RunningNormalizer
@@ -32,7 +32,9 @@ from gipo_vla.settings.registry import policies
 
 Observations = dict[str, Tensor]
 """A batch of observations: ``images`` uint8 (B, C, H, W, 3), ``proprio`` float32 (B, P), ``state`` float32
-(B, S), ``landmarks`` float32 (B, F), ``task`` int64 (B,); those that the environment gives."""
+(B, S), ``landmarks`` float32 (B, F), ``task`` int64 (B,); those that the environment gives. With
+``replay.cache_features`` also ``patch_features``, see ``HasFrozenVision``."""
+PATCH_FEATURES = "patch_features"
 
 
 class Decision(NamedTuple):
@@ -159,6 +161,16 @@ class HasFeatures(Protocol):
 
 
 @runtime_checkable
+class HasFrozenVision(Protocol):
+    """A policy whose vision never trains, so that what it makes of an image can be kept beside the image."""
+
+    def patch_features(self, observations: Observations) -> Tensor:
+        """(B, patches, F), without gradient: what ``act``, ``evaluate`` and ``value`` take in place of images
+        where an observation has it. float32, or the bits of bfloat16 as int16 (numpy has no such type)."""
+        ...
+
+
+@runtime_checkable
 class ReadsInstructions(Protocol):
     """A policy made from a vision-language model that can still speak."""
 
@@ -275,6 +287,13 @@ class PolicySettings(Protocol):
     def arithmetic(self, work: Work, spec: EnvironmentSpec) -> Arithmetic:
         """The operations of one sample."""
         ...
+
+    def patch_features(self, spec: EnvironmentSpec, dtype: DtypeName) -> ArraySpec:
+        """One observation's, of a policy that ``HasFrozenVision``. Raises UserError: it has none."""
+        raise UserError(
+            f"replay.cache_features keeps what frozen vision makes of images, and policy={self.name} has "
+            "none: set it to false"
+        )
 
     def remedy(self, memory: PolicyMemory, dtype: DtypeName) -> str | None:
         """The setting that saves most where the device's memory is too small, as an advice that begins with a

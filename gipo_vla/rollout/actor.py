@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gipo_vla.policies.base import Decision, Observations, Policy
+from gipo_vla.policies.base import PATCH_FEATURES, Decision, HasFrozenVision, Observations, Policy
 from gipo_vla.replay.segment import Arrays, Segment, SegmentBatch, SegmentLayout
 from gipo_vla.rollout.episodes import EpisodePlan
 from gipo_vla.rollout.groups import EpisodeGroups
@@ -95,10 +95,17 @@ class Actor:
             self._receive(ready=False)
 
     def _observations(self, slots: NDArray[np.int64], prefix: str) -> Observations:
-        return {
+        """What these environments show, on the device, and what frozen vision makes of it if that is kept."""
+        names = self.layout.observation_names
+        observations = {
             name: torch.from_numpy(self.pool.arrays[f"{prefix}/{name}"][slots]).to(self.device)
-            for name in self.layout.observation_names
+            for name in names
+            if name != PATCH_FEATURES
         }
+        if PATCH_FEATURES in names:
+            assert isinstance(self.policy, HasFrozenVision)
+            observations[PATCH_FEATURES] = self.policy.patch_features(observations)
+        return observations
 
     def present_observations(self) -> Observations:
         """What every environment shows now; nothing may be under way."""
@@ -109,19 +116,19 @@ class Actor:
         slots = self._ready
         if not len(slots):
             return
-        decision = self.policy.act(self._observations(slots, "observation"), self.temperature, self.generator)
+        observations = self._observations(slots, "observation")
+        decision = self.policy.act(observations, self.temperature, self.generator)
         actions = self.policy.decode(decision.tokens)
-        self._remember(slots, decision)
+        self._remember(slots, observations, decision)
         self.pool.dispatch(actions.cpu().numpy(), slots)
         self.decisions += len(slots)
         self._ready = np.empty(0, np.int64)
         self._under_way = True
 
-    def _remember(self, slots: NDArray[np.int64], decision: Decision) -> None:
+    def _remember(self, slots: NDArray[np.int64], observations: Observations, decision: Decision) -> None:
         """Write the decision half of a transition: what was seen and chosen."""
         at, open_segments = (slots, self._position[slots]), self._open
-        for name, array in open_segments.observations.items():
-            array[at] = self.pool.arrays[f"observation/{name}"][slots]
+        self._write_observations(at, observations, "observation")
         open_segments.tokens[at] = decision.tokens.cpu().numpy()
         open_segments.log_probs[at] = decision.log_probs.cpu().numpy()
         open_segments.values[at] = decision.values.cpu().numpy()
@@ -169,11 +176,20 @@ class Actor:
         for slots, prefix in ((continuing, "observation"), (ended, "final")):
             if not len(slots):
                 continue
-            for name, array in self._open.observations.items():
-                array[slots, self._position[slots]] = self.pool.arrays[f"{prefix}/{name}"][slots]
+            seen: Observations = {}
+            if self.store_values or PATCH_FEATURES in self.layout.observation_names:
+                seen = self._observations(slots, prefix)
+            self._write_observations((slots, self._position[slots]), seen, prefix)
             if self.store_values:
-                values = self.policy.value(self._observations(slots, prefix))
-                self._open.bootstrap_value[slots] = values.cpu().numpy()
+                self._open.bootstrap_value[slots] = self.policy.value(seen).cpu().numpy()
+
+    def _write_observations(
+        self, at: tuple[NDArray[np.int64], NDArray[np.int64]], seen: Observations, prefix: str
+    ) -> None:
+        """Into the open segments, at (environments, positions); what was made of images is on the device."""
+        for name, array in self._open.observations.items():
+            made = name == PATCH_FEATURES
+            array[at] = seen[name].cpu().numpy() if made else self.pool.arrays[f"{prefix}/{name}"][at[0]]
 
     def _close_segment(self, slot: int) -> None:
         plan, length = self._plans[slot], int(self._position[slot])

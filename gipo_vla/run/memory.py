@@ -14,7 +14,7 @@ import os
 import resource
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Literal
 
@@ -24,6 +24,7 @@ from rich.table import Table
 
 from gipo_envs import EnvironmentSpec
 from gipo_envs import registry as families
+from gipo_envs.errors import UserError
 from gipo_vla.distributed import group
 from gipo_vla.policies.base import network_dtype
 from gipo_vla.policies.memory import DtypeName, PolicyMemory, Work
@@ -34,6 +35,8 @@ from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import table
 
 GIB, MIB = 2**30, 2**20
+SPARE = 0.95
+"""Of a GPU's memory is used where a run chooses the size itself."""
 PROCESS_BYTES = {"cpu": 515_000_000, "cuda": 3_000_000_000}
 """Resident in a training process beside policy and data: interpreter, torch, DeepSpeed and the console
 (measured on a CPU), and CUDA's libraries (estimated)."""
@@ -166,8 +169,36 @@ def micro_batch_samples(settings: RunSettings, world: int) -> int:
     """Samples in one forward and backward of one of ``world`` ranks."""
     if isinstance(settings, SftSettings):
         return min(settings.sft.micro_batch_size, settings.sft.batch_size // world)
-    segments = min(settings.learner.micro_batch_segments, settings.learner.batch_segments // world)
+    segments = min(settings.micro_batch_segments, settings.learner.batch_segments // world)
     return segments * settings.replay.segment_length
+
+
+def with_micro_batch(
+    settings: TrainingSettings, spec: EnvironmentSpec, world: int, device: torch.device, limit: int | None
+) -> TrainingSettings:
+    """The settings with ``learner.micro_batch_rows=auto`` as a number: the most whole segments for which the
+    GPU of every rank, this one's of ``limit`` bytes, has room by the plan, with a twentieth to spare. A
+    collective call if it is auto.
+
+    Raises:
+        UserError: there is no GPU to ask.
+    """
+    if settings.learner.micro_batch_rows != "auto":
+        return settings
+    least = min(group.gather(limit or 0))
+    if not least:
+        raise UserError(
+            "learner.micro_batch_rows=auto asks a GPU for its memory, and there is none: give a number"
+        )
+    length = settings.replay.segment_length
+
+    def of(segments: int) -> TrainingSettings:
+        return replace(settings, learner=replace(settings.learner, micro_batch_rows=segments * length))
+
+    most = settings.learner.batch_segments // world
+    sizes = range(max(most, 1), 1, -1)
+    fits = (n for n in sizes if plan_memory(of(n), spec, world, device).device <= SPARE * least)
+    return of(next(fits, 1))
 
 
 # ----------------------------------------------------------------------------------------------- machine
@@ -255,7 +286,9 @@ def _for_the_device(settings: RunSettings, memory: RankMemory, limit: int) -> st
 def _smaller_micro_batch(settings: RunSettings) -> str:
     if isinstance(settings, SftSettings):
         return f"lower sft.micro_batch_size ({settings.sft.micro_batch_size})"
-    if settings.learner.micro_batch_segments > 1:
+    if settings.learner.micro_batch_rows is not None and settings.micro_batch_segments > 1:
+        return f"lower learner.micro_batch_rows ({settings.learner.micro_batch_rows})"
+    if settings.micro_batch_segments > 1:
         return f"lower learner.micro_batch_segments ({settings.learner.micro_batch_segments})"
     return f"lower replay.segment_length ({settings.replay.segment_length})"
 

@@ -23,6 +23,7 @@ from gipo_envs import registry as families
 from gipo_envs.errors import UserError
 from gipo_vla.assembly import environment_spec, rollout_environment
 from gipo_vla.distributed import group
+from gipo_vla.policies.base import PATCH_FEATURES
 from gipo_vla.policies.memory import TokenShape
 from gipo_vla.replay.segment import layout
 from gipo_vla.rollout.collection import Collection
@@ -32,6 +33,7 @@ from gipo_vla.run.memory import (
     Limits,
     RankMemory,
     ReplayMemory,
+    dtype_of,
     in_one_unit,
     memory_table,
     plan_memory,
@@ -153,6 +155,7 @@ class RunPlan:
         return table("planned and measured", ("", "planned", "measured", "difference"), rows)
 
 
+CPU = torch.device("cpu")
 LABELS = {
     "mean_lag_iterations": "mean lag (iterations)",
     "mean_lag_updates": "mean lag (updates)",
@@ -190,7 +193,7 @@ def plan_run(settings: RunSettings, spec: EnvironmentSpec, world: int, device: t
             memory=plan_memory(settings, spec, world, device),
             duration=estimate_duration(settings, spec, world, device.type, cost, 0),
         )
-    collection = plan_collection(settings, spec, world)
+    collection = plan_collection(settings, spec, world, device)
     decisions = math.ceil(spec.actions_limit / tokens.chunk)
     new = collection.steps * settings.rollout.envs
     first_rounds = _first_rounds(settings, decisions, collection.steps, world)
@@ -234,8 +237,11 @@ def plan_run(settings: RunSettings, spec: EnvironmentSpec, world: int, device: t
     )
 
 
-def plan_collection(settings: TrainingSettings, spec: EnvironmentSpec, world: int) -> Collection:
-    """The sizes of an iteration's experience. Raises UserError: a segment is longer than an episode."""
+def plan_collection(
+    settings: TrainingSettings, spec: EnvironmentSpec, world: int, device: torch.device = CPU
+) -> Collection:
+    """The sizes of an iteration's experience. Raises UserError: a segment is longer than an episode, or
+    features are to be kept of vision that trains."""
     tokens = settings.policy.token_shape(spec)
     decisions = math.ceil(spec.actions_limit / tokens.chunk)
     length = settings.replay.segment_length
@@ -247,8 +253,12 @@ def plan_collection(settings: TrainingSettings, spec: EnvironmentSpec, world: in
         )
     if rollout_environment(settings) != settings.env:  # the credit looks at landmarks
         spec = environment_spec(replace(settings, env=rollout_environment(settings)))
+    stored = spec
+    if settings.replay.cache_features:
+        features = settings.policy.patch_features(spec, dtype_of(settings, device))
+        stored = replace(spec, observation={**spec.observation, PATCH_FEATURES: features})
     segment = layout(
-        spec,
+        stored,
         length,
         tokens.chunk,
         tokens.action_dims,

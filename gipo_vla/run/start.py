@@ -21,12 +21,13 @@ from gipo_vla.distributed.determinism import deterministic
 from gipo_vla.distributed.signals import stop_with_launcher
 from gipo_vla.rollout.process import WorkerLostError
 from gipo_vla.run.lifecycle import Lifecycle, WriteReport
-from gipo_vla.run.memory import machine_limits
+from gipo_vla.run.memory import machine_limits, with_micro_batch
 from gipo_vla.run.plan import RunPlan, plan_run
 from gipo_vla.run.resume import Start
 from gipo_vla.run.trainer import Trainer
 from gipo_vla.settings import runs
 from gipo_vla.settings.composition import command_of
+from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.telemetry.console import console, say, settings_table
 
 LEAVING_SECONDS = 120.0
@@ -72,7 +73,10 @@ def _run(
     spec = environment_spec(settings)
     if needs_opengl(settings.env):
         gl.choose()
-    plan, limits = plan_run(settings, spec, group.world_size(), device), machine_limits(device)
+    world, limits = group.world_size(), machine_limits(device)
+    if isinstance(settings, TrainingSettings):
+        settings = with_micro_batch(settings, spec, world, device, limits.device)
+    plan = plan_run(settings, spec, world, device)
     plan.refuse(limits)  # before weights are read or workers started
     begun = start.folder is not None and start.folder.has_checkpoint()
     trainer = make(settings, spec, device, start.folder.checkpoints if start.folder and begun else None, plan)

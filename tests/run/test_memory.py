@@ -302,3 +302,25 @@ def test_workers_take_no_more_than_planned(make_config: MakeConfig, overrides: t
         (pid,) = pool.process_ids
         taken = psutil.Process(pid).memory_full_info().uss
     assert taken <= 1.25 * families.get(settings.env.family).worker_cost.bytes(spec)
+
+
+def test_as_many_rows_as_the_memory_holds(seven_billion: TrainingSettings, process_group: None) -> None:
+    settings = changed(seven_billion, "learner", micro_batch_rows="auto", batch_segments=32)
+    spec, limit = environment_spec(settings), 139 * GIB
+    found = memory.with_micro_batch(settings, spec, 1, CUDA, limit)
+    rows = found.learner.micro_batch_rows
+    assert isinstance(rows, int) and rows % settings.replay.segment_length == 0
+    assert planned(found).memory.device <= 0.95 * limit
+    assert planned(found).memory.micro_batch == rows == 8 * found.micro_batch_segments
+    larger = changed(found, "learner", micro_batch_rows=rows + 8)
+    assert rows == 32 * 8 or planned(larger).memory.device > 0.95 * limit
+    small = memory.with_micro_batch(settings, spec, 1, CUDA, 30 * GIB)
+    assert small.micro_batch_segments < found.micro_batch_segments
+    with pytest.raises(UserError, match="micro_batch_rows=auto asks a GPU"):
+        memory.with_micro_batch(settings, spec, 1, CPU, None)
+    assert memory.with_micro_batch(seven_billion, spec, 1, CPU, None) is seven_billion
+
+
+def test_fewer_rows_than_a_segment_are_refused() -> None:
+    with pytest.raises(UserError, match="micro_batch_rows is 3, less than a segment"):
+        runs.load("train", ["experiment=point_reach", "learner.micro_batch_rows=3"])

@@ -10,8 +10,6 @@ Shape suffixes: B batch, C cameras, H height and width, L tokens of the instruct
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -38,13 +36,8 @@ def mean_log_prob(network: OpenVlaOftNetwork, pixel_values: Tensor, ids: Tensor)
         embeddings = torch.cat([words[:, :1], network.project_images(pixel_values), words[:, 1:]], dim=1)
         total = embeddings.shape[1]
         causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()
-        extra: dict[str, Any] = {"is_causal": False}  # the mask says it
         hidden = network.language_model(
-            inputs_embeds=embeddings,
-            attention_mask=causal.expand(batch, 1, total, total),
-            position_ids=torch.arange(total, device=device).expand(batch, -1),
-            use_cache=False,
-            **extra,
-        ).last_hidden_state
+            embeddings, torch.arange(total, device=device).expand(batch, -1), causal.expand(1, 1, -1, -1)
+        )
         logits = network.action_head(hidden[:, total - length - 1 : total - 1])
     return token_log_probs(logits, text[:, 1:]).mean(dim=1)

@@ -109,7 +109,7 @@ def plan_memory(settings: OpenVlaOftSettings, work: Work, sample: Sample) -> Pol
     casts = counts.policy * adapter if adapter < 4 else 0
     tokens = tokens_per_sample(settings, sample)
     act = work.act_batch * tokens * model * (6 * architecture.hidden + 3 * architecture.intermediate)
-    block = work.micro_batch * tokens * llama_block_bytes(settings, model, adapter)
+    block = work.micro_batch * tokens * sum(llama_block_bytes(settings, model, adapter))
     return PolicyMemory(
         frozen=counts.frozen * model,
         **of_trained(trained, 4 * trained, work),
@@ -198,8 +198,10 @@ def sample_activation_bytes(settings: OpenVlaOftSettings, sample: Sample, dtype:
     width, tokens = architecture.hidden, tokens_per_sample(settings, sample)
     full, towers = settings.training == "full", settings.lora.towers
     checkpointed = settings.activation_checkpointing
-    block = model * width if checkpointed else llama_block_bytes(settings, model, adapter)
-    total = architecture.layers * block * tokens
+    seen, read = (model * width, 0) if checkpointed else llama_block_bytes(settings, model, adapter)
+    positions = settings.chunk * sample.action_dims
+    total = architecture.layers * seen * tokens
+    total += read * ((architecture.layers - 1) * tokens + positions)  # the last block answers these alone
     patches = sample.images * architecture.patches
     in_vision = full or "vision" in towers or "patch_embeddings" in towers
     if in_vision:
@@ -213,7 +215,7 @@ def sample_activation_bytes(settings: OpenVlaOftSettings, sample: Sample, dtype:
     if full or "patch_embeddings" in towers:
         total += sample.images * 6 * architecture.image_size**2 * model
     # Final norm: its input in float32; under full fine-tuning also before and after its weight.
-    total += tokens * width * (4 + (2 * model if full else 0))
+    total += positions * width * (4 + (2 * model if full else 0))
     # Heads, in float32: log-probs (of the tokens and for the entropy) and probabilities; the action head's
     # input if it trains; what the value head's attention reads.
     by_position = 3 * ACTION_IDS
@@ -221,27 +223,29 @@ def sample_activation_bytes(settings: OpenVlaOftSettings, sample: Sample, dtype:
         by_position += width
     if settings.value.kind == "attention":  # states, their norm, keys and values
         by_position += 2 * width + 2 * settings.value.width
-    return total + settings.chunk * sample.action_dims * 4 * by_position
+    return total + positions * 4 * by_position
 
 
-def llama_block_bytes(settings: OpenVlaOftSettings, model: int, adapter: int) -> int:
-    """Of one Llama block, for one token."""
+def llama_block_bytes(settings: OpenVlaOftSettings, model: int, adapter: int) -> tuple[int, int]:
+    """Of one Llama block, for one token: as one that is seen (first norm, keys and values), and as one that
+    answers (everything else)."""
     architecture, rank = settings.architecture, settings.lora.rank
     width, inner = architecture.hidden, architecture.intermediate
     key_value = width * architecture.key_value_heads // architecture.heads
-    kept = 2 * 4 * width + 2 * 4  # the input of both norms in float32, and its inverse root mean square
-    kept += model * (2 * width + 2 * key_value) + 4 * architecture.heads  # q, k, v, result; log-sum-exp
-    kept += model * 3 * inner  # gate, up, activated gate
+    seen = read = 4 * width + 4  # the input of both norms in float32, and its inverse root mean square
+    seen += model * 2 * key_value
+    read += model * 2 * width + 4 * architecture.heads  # q, result; log-sum-exp
+    read += model * 3 * inner  # gate, up, activated gate
     if settings.training == "full":
-        kept += model * 2 * width * 2  # both norms before and after their weight
-        return kept + model * inner  # what goes down
+        both = model * 2 * width  # a norm before and after its weight
+        return seen + both, read + both + model * inner  # what goes down
     if "language_model" not in settings.lora.towers:
-        return kept
-    kept += 7 * adapter * rank
+        return seen, read
+    seen, read = seen + 2 * adapter * rank, read + 5 * adapter * rank
     if adapter == model:  # inputs of the adapters: shared by those that read the same
-        return kept + model * (2 * width + inner)
-    # converted for each adapter alone: three of q, k, v, one of o, two of gate and up, one of down
-    return kept + adapter * (6 * width + inner)
+        return seen + model * width, read + model * (width + inner)
+    # converted for each adapter alone: two of k and v; one each of q and o, two of gate and up, one of down
+    return seen + adapter * 2 * width, read + adapter * (4 * width + inner)
 
 
 def tower_block_bytes(settings: OpenVlaOftSettings, tower: TowerSettings, model: int, adapter: int) -> int:

@@ -27,7 +27,7 @@ Shape suffixes: B batch, C cameras, H height and width, P patches, L prompt toke
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -271,18 +271,21 @@ class OpenVlaOftNetwork(nn.Module):
             is_causal=False,
             use_cache=False,
         )
-        self.language_model = LlamaModel(config)
+        self.language_model = fuse(LlamaModel(config))
         self.language_model.rotary_emb = Float32RotaryEmbedding(config)
-        fuse(self.language_model)
         rows = architecture.vocabulary if self.full_vocabulary else ACTION_IDS
         self.action_head = Float32Linear(architecture.hidden, rows, bias=False)
         self.action_queries = None
         if settings.action_queries == "learned":
             self.action_queries = nn.Parameter(torch.zeros(action_positions, architecture.hidden))
 
+    def patch_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, 6C, H, H) to both towers' features (B, C*P, vision width)."""
+        return self.vision(pixel_values.to(self.dtype))
+
     def project_images(self, pixel_values: Tensor) -> Tensor:
         """(B, 6C, H, H) to patch tokens (B, C*P, E)."""
-        return self.projector(self.vision(pixel_values.to(self.dtype)))
+        return self.projector(self.patch_features(pixel_values))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -293,20 +296,43 @@ class OpenVlaOftNetwork(nn.Module):
         self,
         prompt_ids: Tensor,
         prompt_mask: Tensor | None,
-        pixel_values: Tensor,
+        features: Tensor,
         proprio: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, E) after the final norm.
+        """The states (B, N, E) that the N actions are read from, after the final norm; the first is the
+        prompt's last token.
 
         Args:
             prompt_ids: int64 (B, L), ``<s>`` first and the prompt's last token last; padding in between.
             prompt_mask: bool (B, L), False on padding; None where no row has any.
-            pixel_values: (B, 6C, H, H) normalised.
+            features: (B, C*P, vision width), of ``patch_features``.
             proprio: (B, R) normalised, or None.
         """
+        inputs = self._inputs(prompt_ids, prompt_mask, features, proprio)
+        start = inputs[0].shape[1] - int(self.stop_token) - self.action_positions - 1
+        return self.language_model(*inputs, read=slice(start, start + self.action_positions))
+
+    def hidden_states(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor | None,
+        features: Tensor,
+        proprio: Tensor | None = None,
+    ) -> Tensor:
+        """Those (B, T, E) of every token; see ``forward``."""
+        return self.language_model(*self._inputs(prompt_ids, prompt_mask, features, proprio))
+
+    def _inputs(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor | None,
+        features: Tensor,
+        proprio: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Embeddings (B, T, E), positions (B, T) and mask (B, 1, 1, T), as the Llama reads them."""
         batch, device = prompt_ids.shape[0], prompt_ids.device
         text = self.language_model.embed_tokens(prompt_ids)
-        parts = [text[:, :1], self.project_images(pixel_values)]
+        parts = [text[:, :1], self.projector(features)]
         if proprio is not None:
             assert self.proprio_projector is not None, "this network has no proprio projector"
             parts.append(self.proprio_projector(proprio.to(self.dtype)).unsqueeze(1))
@@ -320,35 +346,14 @@ class OpenVlaOftNetwork(nn.Module):
             stop = torch.full((batch, 1), STOP_TOKEN, dtype=torch.int64, device=device)
             parts.append(self.language_model.embed_tokens(stop))
         embeddings = torch.cat(parts, dim=1)
-
-        tokens = embeddings.shape[1]
         if prompt_mask is None:
-            positions = torch.arange(tokens, device=device).expand(batch, -1)
-            attention_mask = None
-        else:
-            before, after = prompt_mask[:, :1], prompt_mask[:, 1:]
-            ones = prompt_mask.new_ones(batch, 1)
-            trailing = self.action_positions + int(self.stop_token)
-            mask = torch.cat(
-                [before, ones.expand(-1, inserted), after, ones.expand(-1, trailing)], dim=1
-            ).bool()
-            # Padding takes no position, so a prompt has the same rotary phases however wide its batch is.
-            positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-            attention_mask = mask[:, None, None, :].expand(-1, 1, tokens, -1)
-        # is_causal goes through to the attention function: without a mask the stock default is causal.
-        extra: dict[str, Any] = {"is_causal": False}
-        return self.language_model(
-            inputs_embeds=embeddings,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            use_cache=False,
-            **extra,
-        ).last_hidden_state
-
-    def action_states(self, hidden: Tensor) -> Tensor:
-        """The states (B, N, E) that the N actions are read from; the first is the prompt's last token."""
-        start = hidden.shape[1] - int(self.stop_token) - self.action_positions - 1
-        return hidden[:, start : start + self.action_positions]
+            return embeddings, torch.arange(embeddings.shape[1], device=device).expand(batch, -1), None
+        before, after = prompt_mask[:, :1], prompt_mask[:, 1:]
+        ones = prompt_mask.new_ones(batch, 1)
+        trailing = self.action_positions + int(self.stop_token)
+        mask = torch.cat([before, ones.expand(-1, inserted), after, ones.expand(-1, trailing)], dim=1).bool()
+        # Padding takes no position, so a prompt has the same rotary phases however wide its batch is.
+        return embeddings, (mask.cumsum(dim=1) - 1).clamp_min(0), mask[:, None, None, :]
 
     def action_logits(self, states: Tensor) -> Tensor:
         """float32 logits (..., 256) of the action ids, ascending, from states (..., E)."""

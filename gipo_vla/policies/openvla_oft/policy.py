@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gipo_envs.errors import UserError
 from gipo_vla.policies.base import (
+    PATCH_FEATURES,
     Decision,
     Evaluation,
     Observations,
@@ -178,13 +179,12 @@ class OpenVlaOftPolicy(nn.Module, Policy):
     def states(self, observations: Observations) -> Tensor:
         """The states (B, N, E) that the actions are read from."""
         task, scaling = observations["task"], self.proprio_scaling
-        hidden = self.network(
+        return self.network(
             self.prompt_ids[task],
             self.prompt_mask[task] if self.pads_prompts else None,
-            self.pixels(observations["images"]),
+            self._patch_features(observations),
             None if scaling is None else scaling(observations["proprio"]),
         )
-        return self.network.action_states(hidden)
 
     @property
     def feature_size(self) -> int:
@@ -219,8 +219,19 @@ class OpenVlaOftPolicy(nn.Module, Policy):
     @torch.no_grad()
     def features(self, observations: Observations) -> Tensor:
         """The vision towers' patch features (B, vision width), averaged over the patches of all images."""
-        pixels = self.pixels(observations["images"]).to(self.network.dtype)
-        return self.network.vision(pixels).float().mean(dim=1)
+        return self._patch_features(observations).float().mean(dim=1)
+
+    @torch.no_grad()
+    def patch_features(self, observations: Observations) -> Tensor:
+        features = self._patch_features(observations)
+        return features.view(torch.int16) if features.dtype == torch.bfloat16 else features
+
+    def _patch_features(self, observations: Observations) -> Tensor:
+        """(B, C*P, vision width), as they were kept or from the images."""
+        kept = observations.get(PATCH_FEATURES)
+        if kept is None:
+            return self.network.patch_features(self.pixels(observations["images"]))
+        return kept.view(torch.bfloat16) if kept.dtype == torch.int16 else kept
 
     def compile_if_asked(self) -> None:
         if self.settings.compile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from gipo_envs import EnvironmentSpec
+from gipo_envs import ArraySpec, EnvironmentSpec
 from gipo_envs.errors import UserError
 from gipo_vla.policies.base import BuildContext, Policy, PolicySettings, register
 from gipo_vla.policies.lora import LoraSettings
@@ -240,6 +240,18 @@ class OpenVlaOftSettings(PolicySettings):
         from gipo_vla.policies.openvla_oft.memory import arithmetic, sample_of
 
         return arithmetic(self, sample_of(self, spec))
+
+    def patch_features(self, spec: EnvironmentSpec, dtype: DtypeName) -> ArraySpec:
+        trains = [own for own in ("vision", "patch_embeddings") if own in self.lora.towers]
+        if self.training == "full" or trains:
+            name = "training=full" if self.training == "full" else f"lora.towers has {trains[0]}"
+            raise UserError(
+                "replay.cache_features keeps what the vision towers make of images, but here they train "
+                f"(policy.{name}): set it to false, or train adapters on other parts"
+            )
+        patches = (self.images or spec.observation["images"].shape[0]) * self.architecture.patches
+        kept = "float32" if dtype == "float32" else "int16"
+        return ArraySpec((patches, self.architecture.vision_width), kept)
 
     def remedy(self, memory: PolicyMemory, dtype: DtypeName) -> str | None:
         from gipo_vla.policies.openvla_oft.memory import remedy

@@ -63,8 +63,8 @@ def action_states(
         last_kept = bool(attention_mask[:, -1].all())
         stop_token = not (last_kept and not attention_mask.all())
     with mock.patch.object(policy.network, "stop_token", stop_token):
-        hidden = _hidden(policy, input_ids, attention_mask.bool(), pixel_values, proprio)
-        return policy.network.action_states(hidden)
+        ids, mask = _prompts(policy, input_ids, attention_mask.bool())
+        return policy.network(ids, mask, policy.network.patch_features(pixel_values), proprio)
 
 
 def training_loss(
@@ -80,21 +80,19 @@ def training_loss(
     """
     network = policy.network
     assert network.full_vocabulary and network.stop_token
-    hidden = _hidden(policy, input_ids, attention_mask.bool(), pixel_values, None)
+    ids, mask = _prompts(policy, input_ids, attention_mask.bool())
+    hidden = network.hidden_states(ids, mask, network.patch_features(pixel_values))
     # The state behind the last action's predicts the stop token.
     logits = network.action_head(hidden[:, -network.action_positions - 2 : -1]).float()
     targets = torch.stack([row[row != IGNORED_LABEL] for row in labels])  # (B, N + 1)
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def _hidden(
-    policy: OpenVlaOftPolicy, input_ids: Tensor, mask: Tensor, pixel_values: Tensor, proprio: Tensor | None
-) -> Tensor:
-    """Hidden states (B, T, E)."""
+def _prompts(policy: OpenVlaOftPolicy, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Prompts as the network reads them, and their mask."""
     architecture = policy.settings.architecture
     is_action = (input_ids >= architecture.first_action_id) & (input_ids < architecture.pad_id) & mask
     if is_action.any():  # a training batch: the network has its own action positions and stop token
         first_action = is_action.int().argmax(dim=1, keepdim=True)
         mask = mask & (torch.arange(mask.shape[1], device=mask.device) < first_action)
-    ids, prompt_mask = realign(input_ids, mask, architecture.pad_id)
-    return policy.network(ids, prompt_mask, pixel_values, proprio)
+    return realign(input_ids, mask, architecture.pad_id)

@@ -45,9 +45,10 @@ def test_every_hidden_state(policy: OpenVlaOftPolicy, io: dict[str, Tensor], cas
     """All positions, so that the order of patches, proprio token, prompt and actions is pinned down."""
     ids, mask, pixels, proprio = inputs(io, case)
     prompt, prompt_mask = realign(ids, mask, 32000)
-    hidden = policy.network(prompt, prompt_mask, pixels, proprio)
+    features = policy.network.patch_features(pixels)
+    hidden = policy.network.hidden_states(prompt, prompt_mask, features, proprio)
     assert difference(hidden, io[f"{case}.full_hidden"]) <= TOLERANCE
-    states = policy.network.action_states(hidden)
+    states = policy.network(prompt, prompt_mask, features, proprio)
     assert difference(states, io[f"{case}.action_hidden"]) <= TOLERANCE
 
 
