@@ -15,6 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -116,6 +117,12 @@ class Pipeline:
         )
         act_generator = torch.Generator(device)
         act_generator.manual_seed(integer_seed(config.seed, Role.ACTION, self.rank))
+        # A GPU computes while the host acts, and a credit that compares episodes may look at the learner's
+        # policy when a group closes.
+        self.acts_beside = device.type == "cpu" and not self.credit.needs_groups
+        """Whether acting and learning go on at the same time, each in a thread of its own."""
+        # The thread lives as long as the pool: Linux ends a worker with the thread that started it.
+        self._acting = ThreadPoolExecutor(1, "actor", torch.set_num_threads, (config.learner.threads,))
         self.pool = WorkerPool(
             rollout_environment(config),
             spec,
@@ -152,6 +159,7 @@ class Pipeline:
 
     def close(self) -> None:
         self.pool.close()
+        self._acting.shutdown()
 
     # ------------------------------------------------------------------------------------------- iteration
 
@@ -272,13 +280,24 @@ class Pipeline:
         """Update number ``index`` of the iteration, with the vector steps that fall into it."""
         settings, micro_batches = self.config.learner, self.learner.micro_batches
         schedule = dispatch_schedule(self.plans.steps, settings.updates * micro_batches)
-        factor = self.learner.set_progress(self.iteration + index / settings.updates)
-        segments = self.replay.sample(self.learner.segments_per_rank, self.replay_rng, self.learner.version)
-        update = self.learner.begin(segments, self.iteration + 1)
-        for micro_batch in range(micro_batches):
-            self._advance(schedule[index * micro_batches + micro_batch])
-            self.learner.micro_step(update, micro_batch)
-        row = self.learner.end(update) | {"learner/learning_rate_factor": factor}
+        steps = schedule[index * micro_batches : (index + 1) * micro_batches]
+        # Nothing that these steps read changes before the copy of the weights at the end of the update.
+        beside = [self._acting.submit(self._advance, sum(steps))] if self.acts_beside else []
+        try:
+            factor = self.learner.set_progress(self.iteration + index / settings.updates)
+            segments = self.replay.sample(
+                self.learner.segments_per_rank, self.replay_rng, self.learner.version
+            )
+            update = self.learner.begin(segments, self.iteration + 1)
+            for micro_batch in range(micro_batches):
+                if not beside:
+                    self._advance(steps[micro_batch])
+                self.learner.micro_step(update, micro_batch)
+            row = self.learner.end(update) | {"learner/learning_rate_factor": factor}
+        finally:
+            wait(beside)
+        for done in beside:
+            done.result()
         if self.learner.attempted % self.config.rollout.sync_every == 0:
             self.synchronize()
         return row

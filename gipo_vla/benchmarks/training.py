@@ -20,6 +20,7 @@ from gipo_vla.benchmarks.timing import device_name, timed
 from gipo_vla.distributed import group
 from gipo_vla.distributed.determinism import deterministic
 from gipo_vla.pipeline import Pipeline
+from gipo_vla.run.allocator import keep_freed_memory
 from gipo_vla.run.memory import RankMemory, machine_limits, measure_memory
 from gipo_vla.run.plan import plan_run
 from gipo_vla.settings.schema import TrainingSettings
@@ -41,6 +42,7 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     if needs_opengl(settings.env):
         gl.choose()
     device = group.choose_device(settings.learner.device)
+    keep_freed_memory(device)
     with deterministic(settings.learner.deterministic, device), group.joined(device):
         plan, limits = plan_run(settings, spec, group.world_size(), device), machine_limits(device)
         plan.refuse(limits)
