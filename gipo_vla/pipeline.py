@@ -4,6 +4,8 @@ One iteration collects S vector steps (one decision in every environment each) a
 micro-batches. Vector step s is sent to the simulators before micro-batch floor(s * U * M / S), so they
 simulate while the learner trains; what finishes enters the replay at the end of the iteration and can be
 drawn from the next one on. With ``collect: all`` this order is fixed, and with it every number of a run.
+On a CPU the vector steps of an update are made in a thread beside it: what they read, the behaviour policy
+and the simulators, does not change before the update has ended, and what they write is not read before.
 Saving, evaluating and logging happen between iterations and change nothing.
 
 No ``if`` here that ranks could decide differently stands before a collective call.
@@ -16,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -81,12 +84,59 @@ class Pipeline:
         self.numerical_floor: dict[str, float] | None = None
         """Of |log rho|: measured once a run, see ``policies.numerical_floor``."""
         rollout, spec = config.rollout, plans.spec
+        envs = rollout.envs
+        self.tasks = TaskSampler(spec.tasks, rollout.task_sampling, rollout.task_sampling_floor)
+        self.episodes = TrainingEpisodes(
+            spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger, self.tasks
+        )
+        # The thread lives as long as the pool: Linux ends a worker with the thread that started it.
+        self._acting = ThreadPoolExecutor(1, "actor", torch.set_num_threads, (config.learner.threads,))
+        # Workers import their simulators while DeepSpeed is imported here.
+        starting = self._acting.submit(
+            WorkerPool,
+            rollout_environment(config),
+            spec,
+            rollout.workers,
+            rollout.envs_per_worker,
+            policy.chunk,
+            self.episodes.following,
+            rollout.worker_timeout_s,
+        )
+        try:
+            self._build(policy)
+            self.pool = starting.result()
+            act_generator = torch.Generator(device)
+            act_generator.manual_seed(integer_seed(config.seed, Role.ACTION, self.rank))
+            self.actor = Actor(
+                self.behaviour,
+                self.pool,
+                self.episodes.first(range(self.rank * envs, (self.rank + 1) * envs)),
+                plans.layout,
+                rollout.temperature,
+                act_generator,
+                device,
+                config.credit.uses_stored_values,
+                self._groups(),
+            )
+        except BaseException:
+            with suppress(Exception):  # that of the pool is the one being raised, or comes on top of another
+                starting.result().close()
+            self._acting.shutdown()
+            raise
+
+    def _build(self, policy: Policy) -> None:
+        """Make what learns, and the replay."""
+        config, plans, device = self.config, self.plans, self.device
+        spec = plans.spec
         self.policy: Policy = policy
         self.behaviour: Policy = policy.twin()
         reference = policy.twin() if config.regularizers.kl_reference_coefficient > 0 else None
         self.credit = config.credit.per_action(spec.action_repeat).build()
         self.credit.prepare(credit_context(config, spec, policy, device))
-        stored_values = config.credit.uses_stored_values
+        # A GPU computes while the host acts, and a credit that compares episodes may look at the learner's
+        # policy when a group closes.
+        self.acts_beside = device.type == "cpu" and not self.credit.needs_groups
+        """Whether acting and learning go on at the same time, each in a thread of its own."""
         self.learner = Learner(
             policy,
             config.learner,
@@ -97,7 +147,7 @@ class Pipeline:
             device,
             config.iterations,
             spec.reward_scale,
-            stored_values,
+            config.credit.uses_stored_values,
             reference,
             self.behaviour,
         )
@@ -110,43 +160,6 @@ class Pipeline:
             config.replay.max_lag,
         )
         self.replay_rng = generator(config.seed, Role.REPLAY, self.rank)
-        envs = rollout.envs
-        self.tasks = TaskSampler(spec.tasks, rollout.task_sampling, rollout.task_sampling_floor)
-        self.episodes = TrainingEpisodes(
-            spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger, self.tasks
-        )
-        act_generator = torch.Generator(device)
-        act_generator.manual_seed(integer_seed(config.seed, Role.ACTION, self.rank))
-        # A GPU computes while the host acts, and a credit that compares episodes may look at the learner's
-        # policy when a group closes.
-        self.acts_beside = device.type == "cpu" and not self.credit.needs_groups
-        """Whether acting and learning go on at the same time, each in a thread of its own."""
-        # The thread lives as long as the pool: Linux ends a worker with the thread that started it.
-        self._acting = ThreadPoolExecutor(1, "actor", torch.set_num_threads, (config.learner.threads,))
-        self.pool = WorkerPool(
-            rollout_environment(config),
-            spec,
-            rollout.workers,
-            rollout.envs_per_worker,
-            policy.chunk,
-            self.episodes.following,
-            rollout.worker_timeout_s,
-        )
-        try:
-            self.actor = Actor(
-                self.behaviour,
-                self.pool,
-                self.episodes.first(range(self.rank * envs, (self.rank + 1) * envs)),
-                plans.layout,
-                rollout.temperature,
-                act_generator,
-                device,
-                stored_values,
-                self._groups(),
-            )
-        except BaseException:
-            self.pool.close()
-            raise
 
     def _groups(self) -> EpisodeGroups:
         """Where closed segments wait, with a credit that compares episodes until their group is complete."""

@@ -1,14 +1,15 @@
 """How fast a training run is on this machine, and how much memory it takes.
 
 The measured pipeline is that of the run, with its workers, replay, learner and behaviour twin; weights may be
-random. The learner is timed alone, on batches drawn from the replay; then whole iterations, in which
-collection and updates share the machine; then the copy of the trained tensors to the twin. The memory that
-was used is put beside what ``gipo_vla.run.plan`` planned.
+random. In turn are timed the learner alone, on batches drawn from the replay, collecting alone, and whole
+iterations, in which the two share the machine; at last the copy of the trained tensors to the twin. The
+memory that was used is put beside what ``gipo_vla.run.plan`` planned.
 """
 
 from __future__ import annotations
 
-import statistics
+import os
+from statistics import median
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ SYNCHRONIZATIONS = 20
 
 
 def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
-    """Make a run's iterations and measure them: ``options.rounds`` iterations, and as many times the updates
-    of an iteration for the learner alone; one more of each warms up.
+    """Make a run's iterations and measure them: ``options.rounds`` whole iterations, and as many times the
+    updates of an iteration alone and its vector steps alone; one more of each warms up.
 
     Raises:
         UserError: settings and machine do not go together, as in training.
@@ -67,18 +68,27 @@ def _measure(
     device, updates = pipeline.device, settings.learner.updates
     pipeline.run_iteration()  # fills the replay, compiles and allocates
     pipeline.actor.finish()
-    learner_rates = []
+    _updates_alone(pipeline, updates)
+    learning, collecting, together = [], [], []
+    steps = decisions = 0
     for _ in range(rounds):
         samples, seconds = timed(lambda: _updates_alone(pipeline, updates), device)
-        learner_rates.append(samples / seconds)
-    pipeline.synchronize()
-    steps_before, decisions_before = pipeline.actor.env_steps, pipeline.actor.decisions
-    _, seconds = timed(lambda: [pipeline.run_iteration() for _ in range(rounds)], device)
+        learning.append(seconds)
+        pipeline.synchronize()
+        collecting.append(timed(lambda: _collecting_alone(pipeline), device)[1])
+        steps -= pipeline.actor.env_steps
+        decisions -= pipeline.actor.decisions
+        together.append(timed(pipeline.run_iteration, device)[1])
+        pipeline.actor.finish()
+        steps += pipeline.actor.env_steps
+        decisions += pipeline.actor.decisions
+    seconds = sum(together)
     copies = [timed(pipeline.synchronize, device)[1] for _ in range(SYNCHRONIZATIONS)]
     world = group.world_size()
     used = measure_memory(device, pipeline.pool.process_ids)
     held = pipeline.replay.held(copy=False).bytes
     on_gpu = device.type == "cuda"
+    rows = list(zip(learning, collecting, together))
     assert isinstance(pipeline.policy, torch.nn.Module)
     trained = [p for p in pipeline.policy.parameters() if p.requires_grad]
     # CUDA's own libraries are in no allocator's count.
@@ -90,13 +100,20 @@ def _measure(
         "updates_timed": rounds * updates,
         "samples_per_update": samples / updates,
         # Updates alone: forward, backward, reduction, optimiser step.
-        "learner_samples_per_second": statistics.median(learner_rates),
+        "learner_samples_per_second": samples / median(learning),
         # End to end: while the simulators step and the twin acts.
         "samples_per_second": rounds * samples / seconds,
-        "env_steps_per_second": world * (pipeline.actor.env_steps - steps_before) / seconds,
-        "decisions_per_second": world * (pipeline.actor.decisions - decisions_before) / seconds,
+        "env_steps_per_second": world * steps / seconds,
+        "decisions_per_second": world * decisions / seconds,
+        # Simulators, acting and replay alone.
+        "collecting_env_steps_per_second": world * steps / rounds / median(collecting),
+        # End to end beside the two in turn, and beside what cores without a moment's idleness allow.
+        "share_of_turns": median((one + other) / both for one, other, both in rows),
+        "share_of_separate": None
+        if on_gpu
+        else median(_allowed(settings, one, other) / both for one, other, both in rows),
         # Copying the trained tensors to the behaviour twin.
-        "synchronize_seconds": statistics.median(copies),
+        "synchronize_seconds": median(copies),
         "synchronized_bytes": sum(p.numel() * p.element_size() for p in trained),
         "device_bytes": used["device_bytes"],
         "device_bytes_planned": planned,
@@ -123,6 +140,32 @@ def _updates_alone(pipeline: Pipeline, count: int) -> int:
     return samples
 
 
+def _collecting_alone(pipeline: Pipeline) -> None:
+    """The vector steps of an iteration, into the replay, and nothing else."""
+    pipeline._advance(pipeline.plans.steps)
+    pipeline.actor.finish()
+    pipeline._insert()
+
+
+def _allowed(settings: TrainingSettings, learning: float, collecting: float) -> float:
+    """Seconds that an iteration takes at least on the cores of one rank, from what its two parts take alone.
+
+    Neither is faster than it is alone, and together they need the core seconds of both: the learner's on its
+    threads, and those of the workers on a core each (where cores are fewer: on all of them).
+    """
+    cores = max(1, (os.cpu_count() or 1) // group.world_size())
+    if hasattr(os, "sched_getaffinity"):
+        cores = max(1, min(cores, len(os.sched_getaffinity(0)) // group.world_size()))
+    busy = collecting * min(settings.rollout.workers, cores)
+    return max(learning, collecting, (busy + learning * min(settings.learner.threads, cores)) / cores)
+
+
+def _beside(figures: dict[str, Any]) -> str:
+    turns = f"{figures['share_of_turns']:.2f} of the two in turn"
+    share = figures["share_of_separate"]
+    return turns if share is None else f"{turns}, {share:.2f} of what the cores allow"
+
+
 def _show(figures: dict[str, Any]) -> None:
     alone, whole = figures["learner_samples_per_second"], figures["samples_per_second"]
     env_steps, decisions = figures["env_steps_per_second"], figures["decisions_per_second"]
@@ -132,6 +175,8 @@ def _show(figures: dict[str, Any]) -> None:
         ("learner alone", f"{alone:,.1f} samples a second, {alone / per_update:,.2f} updates"),
         ("end to end", f"{whole:,.1f} samples a second, {whole / per_update:,.2f} updates"),
         ("collected meanwhile", f"{env_steps:,.1f} env steps a second, {decisions:,.1f} decisions"),
+        ("collecting alone", f"{figures['collecting_env_steps_per_second']:,.1f} env steps a second"),
+        ("end to end beside", _beside(figures)),
         ("copying to the twin", f"{milliseconds:,.2f} ms for {copied:,.1f} MiB"),
         ("numerical floor", f"|log rho| mean {floor['mean']:.1e}, max {floor['max']:.1e}"),
     ]

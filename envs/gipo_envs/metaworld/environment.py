@@ -55,7 +55,7 @@ class MetaWorldEnvironment(EpisodicEnvironment[PreparedAction]):
         return self.simulation.picture(camera, height, width, self._settings.camera.quality)
 
     def render(self, height: int, width: int) -> NDArray[np.uint8]:
-        return self.simulation.picture(VIDEO_CAMERA, height, width, "default")
+        return self.simulation.picture(VIDEO_CAMERA, height, width, "smooth")
 
     def close(self) -> None:
         for simulation in self._simulations.values():
