@@ -289,14 +289,15 @@ class WorkerPool:
         """
         chosen = np.arange(self.envs) if slots is None else slots
         self.arrays["actions"][chosen] = actions
-        wanted = set(chosen.tolist())
-        for worker, (process, own) in enumerate(zip(self._processes, self._slots)):
-            if not wanted.intersection(own):
-                continue
+        own = self.envs // len(self._processes)
+        asked = (
+            range(len(self._processes)) if len(chosen) == self.envs else {s // own for s in chosen.tolist()}
+        )
+        for worker in sorted(asked):
             if worker in self.given_up:
                 self._missed.add(worker)
             else:
-                process.request("step")
+                self._processes[worker].request("step")
 
     def wait(self) -> Arrival:
         """Results of every worker that is stepping."""
@@ -338,16 +339,15 @@ class WorkerPool:
 
     def _note_executed(self, slots: NDArray[np.int64]) -> None:
         """Remember the actions; where an episode ended, the worker has already begun the following one."""
-        executed, length = self.arrays["executed"], self.arrays["history_length"]
-        done = self.arrays["terminated"] | self.arrays["truncated"]
-        for slot in slots.tolist():
-            if done[slot]:
-                self._begin(slot, self._following[slot])
-                self._plan_following(slot)
-            else:
-                at, count = int(length[slot]), int(executed[slot])
-                self.arrays["history"][slot, at : at + count] = self.arrays["actions"][slot, :count]
-                length[slot] = at + count
+        done = self.arrays["terminated"][slots] | self.arrays["truncated"][slots]
+        for slot in slots[done].tolist():
+            self._begin(slot, self._following[slot])
+            self._plan_following(slot)
+        # An episode that goes on has executed the whole chunk.
+        going_on, length = slots[~done], self.arrays["history_length"]
+        places = length[going_on, None] + np.arange(self.chunk)
+        self.arrays["history"][going_on[:, None], places] = self.arrays["actions"][going_on]
+        length[going_on] += self.chunk
 
     # --------------------------------------------------------------------------------------------- extras
 
