@@ -132,7 +132,7 @@ def _play(
         results = {mode: play(settings, policy, pool, plans, device, mode) for mode in modes}
         if video_path:
             shown = results[settings.eval.mode][: settings.eval.video_episodes]
-            video.write(video_path, video.Projector(pool), shown)
+            video.write(video_path, video.Projector(pool, shown), shown)
     return results
 
 

@@ -4,6 +4,8 @@ One iteration collects S vector steps (one decision in every environment each) a
 micro-batches. Vector step s is sent to the simulators before micro-batch floor(s * U * M / S), so they
 simulate while the learner trains; what finishes enters the replay at the end of the iteration and can be
 drawn from the next one on. With ``collect: all`` this order is fixed, and with it every number of a run.
+On a CPU the vector steps of an update are made in a thread beside it: what they read, the behaviour policy
+and the simulators, does not change before the update has ended, and what they write is not read before.
 Saving, evaluating and logging happen between iterations and change nothing.
 
 No ``if`` here that ranks could decide differently stands before a collective call.
@@ -15,6 +17,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -81,12 +85,59 @@ class Pipeline:
         self.numerical_floor: dict[str, float] | None = None
         """Of |log rho|: measured once a run, see ``policies.numerical_floor``."""
         rollout, spec = config.rollout, plans.spec
+        envs = rollout.envs
+        self.tasks = TaskSampler(spec.tasks, rollout.task_sampling, rollout.task_sampling_floor)
+        self.episodes = TrainingEpisodes(
+            spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger, self.tasks
+        )
+        # The thread lives as long as the pool: Linux ends a worker with the thread that started it.
+        self._acting = ThreadPoolExecutor(1, "actor", torch.set_num_threads, (config.learner.threads,))
+        # Workers import their simulators while DeepSpeed is imported here.
+        starting = self._acting.submit(
+            WorkerPool,
+            rollout_environment(config),
+            spec,
+            rollout.workers,
+            rollout.envs_per_worker,
+            policy.chunk,
+            self.episodes.following,
+            rollout.worker_timeout_s,
+        )
+        try:
+            self._build(policy)
+            self.pool = starting.result()
+            act_generator = torch.Generator(device)
+            act_generator.manual_seed(integer_seed(config.seed, Role.ACTION, self.rank))
+            self.actor = Actor(
+                self.behaviour,
+                self.pool,
+                self.episodes.first(range(self.rank * envs, (self.rank + 1) * envs)),
+                plans.layout,
+                rollout.temperature,
+                act_generator,
+                device,
+                config.credit.uses_stored_values,
+                self._groups(),
+            )
+        except BaseException:
+            with suppress(Exception):  # that of the pool is the one being raised, or comes on top of another
+                starting.result().close()
+            self._acting.shutdown()
+            raise
+
+    def _build(self, policy: Policy) -> None:
+        """Make what learns, and the replay."""
+        config, plans, device = self.config, self.plans, self.device
+        spec = plans.spec
         self.policy: Policy = policy
         self.behaviour: Policy = policy.twin()
         reference = policy.twin() if config.regularizers.kl_reference_coefficient > 0 else None
         self.credit = config.credit.per_action(spec.action_repeat).build()
         self.credit.prepare(credit_context(config, spec, policy, device))
-        stored_values = config.credit.uses_stored_values
+        # A GPU computes while the host acts, and a credit that compares episodes may look at the learner's
+        # policy when a group closes.
+        self.acts_beside = device.type == "cpu" and not self.credit.needs_groups
+        """Whether acting and learning go on at the same time, each in a thread of its own."""
         self.learner = Learner(
             policy,
             replace(config.learner, micro_batch_segments=config.micro_batch_segments),
@@ -97,7 +148,7 @@ class Pipeline:
             device,
             config.iterations,
             spec.reward_scale,
-            stored_values,
+            config.credit.uses_stored_values,
             reference,
             self.behaviour,
         )
@@ -110,37 +161,6 @@ class Pipeline:
             config.replay.max_lag,
         )
         self.replay_rng = generator(config.seed, Role.REPLAY, self.rank)
-        envs = rollout.envs
-        self.tasks = TaskSampler(spec.tasks, rollout.task_sampling, rollout.task_sampling_floor)
-        self.episodes = TrainingEpisodes(
-            spec, config.seed, envs * self.world, rollout.group_size, rollout.stagger, self.tasks
-        )
-        act_generator = torch.Generator(device)
-        act_generator.manual_seed(integer_seed(config.seed, Role.ACTION, self.rank))
-        self.pool = WorkerPool(
-            rollout_environment(config),
-            spec,
-            rollout.workers,
-            rollout.envs_per_worker,
-            policy.chunk,
-            self.episodes.following,
-            rollout.worker_timeout_s,
-        )
-        try:
-            self.actor = Actor(
-                self.behaviour,
-                self.pool,
-                self.episodes.first(range(self.rank * envs, (self.rank + 1) * envs)),
-                plans.layout,
-                rollout.temperature,
-                act_generator,
-                device,
-                stored_values,
-                self._groups(),
-            )
-        except BaseException:
-            self.pool.close()
-            raise
 
     def _groups(self) -> EpisodeGroups:
         """Where closed segments wait, with a credit that compares episodes until their group is complete."""
@@ -153,6 +173,7 @@ class Pipeline:
 
     def close(self) -> None:
         self.pool.close()
+        self._acting.shutdown()
 
     # ------------------------------------------------------------------------------------------- iteration
 
@@ -273,13 +294,24 @@ class Pipeline:
         """Update number ``index`` of the iteration, with the vector steps that fall into it."""
         settings, micro_batches = self.config.learner, self.learner.micro_batches
         schedule = dispatch_schedule(self.plans.steps, settings.updates * micro_batches)
-        factor = self.learner.set_progress(self.iteration + index / settings.updates)
-        segments = self.replay.sample(self.learner.segments_per_rank, self.replay_rng, self.learner.version)
-        update = self.learner.begin(segments, self.iteration + 1)
-        for micro_batch in range(micro_batches):
-            self._advance(schedule[index * micro_batches + micro_batch])
-            self.learner.micro_step(update, micro_batch)
-        row = self.learner.end(update) | {"learner/learning_rate_factor": factor}
+        steps = schedule[index * micro_batches : (index + 1) * micro_batches]
+        # Nothing that these steps read changes before the copy of the weights at the end of the update.
+        beside = [self._acting.submit(self._advance, sum(steps))] if self.acts_beside else []
+        try:
+            factor = self.learner.set_progress(self.iteration + index / settings.updates)
+            segments = self.replay.sample(
+                self.learner.segments_per_rank, self.replay_rng, self.learner.version
+            )
+            update = self.learner.begin(segments, self.iteration + 1)
+            for micro_batch in range(micro_batches):
+                if not beside:
+                    self._advance(steps[micro_batch])
+                self.learner.micro_step(update, micro_batch)
+            row = self.learner.end(update) | {"learner/learning_rate_factor": factor}
+        finally:
+            wait(beside)
+        for done in beside:
+            done.result()
         if self.learner.attempted % self.config.rollout.sync_every == 0:
             self.synchronize()
         return row

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_an_iteration_follows_the_schedule(make_pipeline: MakePipeline) -> None:
     """Dispatches and micro-batches in their order; copies to the behaviour policy between updates only."""
     pipeline = make_pipeline("rollout.env_steps=28", "learner.updates=3", "rollout.sync_every=2")
     assert pipeline.plans.steps == 7 and pipeline.learner.micro_batches == 2
+    pipeline.acts_beside = False
     iterations(pipeline, 1)
     events: list[str] = []
     for owner, method, name in (
@@ -71,6 +73,64 @@ def test_an_iteration_follows_the_schedule(make_pipeline: MakePipeline) -> None:
     schedule += ["begin", "step", "micro", "step", "micro", "copy"]
     assert [event for event in events if event != "add"] == schedule
     assert "add" not in events[: len(schedule)], "what is finished meanwhile enters the replay at the end"
+
+
+def test_acting_beside_the_learner_changes_no_metric(make_pipeline: MakePipeline) -> None:
+    """At the same time or in turn: the same steps act with the same weights."""
+    settings = ("rollout.env_steps=28", "learner.updates=3", "rollout.sync_every=2")
+    rows = []
+    for beside in (True, False):
+        pipeline = make_pipeline(*settings)
+        assert pipeline.acts_beside, "the default on a CPU"
+        pipeline.acts_beside = beside
+        rows.append(iterations(pipeline, 4))
+    assert rows[0] == rows[1]
+
+
+def test_vector_steps_and_an_update_are_under_way_at_the_same_time(make_pipeline: MakePipeline) -> None:
+    """Each waits for the other; in turn they would wait for ever. The copy of the weights waits for both."""
+    pipeline = make_pipeline("learner.updates=2")
+    iterations(pipeline, 1)
+    stepping, learned = threading.Event(), threading.Event()
+    events: list[str] = []
+    advance, micro_step, synchronize = pipeline._advance, pipeline.learner.micro_step, pipeline.synchronize
+
+    def slow_advance(steps: int) -> None:
+        stepping.set()
+        assert learned.wait(60)
+        advance(steps)
+        events.append("stepped")
+
+    def slow_micro_step(*arguments: Any) -> None:
+        assert stepping.wait(60)
+        micro_step(*arguments)
+        learned.set()
+
+    def copy() -> None:
+        events.append("copied")
+        synchronize()
+
+    pipeline._advance, pipeline.learner.micro_step = slow_advance, slow_micro_step  # type: ignore[method-assign]
+    pipeline.synchronize = copy  # type: ignore[method-assign]
+    iterations(pipeline, 1)
+    assert events == ["stepped", "copied"] * 2
+
+
+@pytest.mark.parametrize("at_fault", ["advance", "micro_step"])
+def test_a_failure_of_either_ends_the_update(make_pipeline: MakePipeline, at_fault: str) -> None:
+    """Nothing is left under way that would still use the workers."""
+    pipeline = make_pipeline()
+    iterations(pipeline, 1)
+    owner = pipeline.actor if at_fault == "advance" else pipeline.learner
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    setattr(owner, at_fault, fail)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        pipeline.run_iteration()
+    assert pipeline._acting._work_queue.empty()
+    pipeline.close()
 
 
 def test_what_an_iteration_collects_is_drawn_from_the_next_one_on(make_pipeline: MakePipeline) -> None:

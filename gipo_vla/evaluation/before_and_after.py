@@ -37,6 +37,9 @@ LARGEST = 2**28
 
 DIVIDER = np.full((HEIGHT, 16, 3), 255, np.uint8)
 
+Pair = tuple[EpisodeResult, EpisodeResult]
+"""Before and after training, of one plan."""
+
 
 def chosen_plans(spec: EnvironmentSpec, episodes: int, episodes_per_task: int) -> list[EpisodePlan]:
     """The held-out episodes to show: the first of every task, then the second, up to ``episodes``."""
@@ -81,21 +84,23 @@ def _episode(told: dict[str, Any], actions: NDArray[Any]) -> EpisodeResult:
     return EpisodeResult(plan, actions=[actions], success_once=bool(told["outcome"]["success_once"]))
 
 
-def write(
-    folder: Path, projector: Projector, before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]
-) -> list[Path]:
-    """A video, and a contact sheet of it: left the episodes of ``before``, right those of ``after`` with the
-    same plans. Returns the files; none if no plan is in both.
-    """
+def pairs_of(
+    spec: EnvironmentSpec, before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]
+) -> list[Pair]:
+    """The episodes of ``before`` with those of ``after`` that have the same plans."""
     trained = {result.plan: result for result in after}
-    spec = projector.pool.spec
-    pairs = [
+    return [
         (own, trained[own.plan])
         for own in before
         if own.plan in trained
         and own.actions[0].shape[1] == spec.action_size
         and 1 <= len(own.actions[0]) <= spec.actions_limit
     ]
+
+
+def write(folder: Path, projector: Projector, pairs: Sequence[Pair]) -> list[Path]:
+    """A video, and a contact sheet of it: left the first episode of each pair, right the second. Returns the
+    files; none if there is no pair."""
     if not pairs:
         return []
     video, sheet = folder / VIDEO_FILE, folder / SHEET_FILE
@@ -114,7 +119,7 @@ def write(
 
 
 def _captioned(projector: Projector, result: EpisodeResult, when: str) -> list[NDArray[np.uint8]]:
-    caption = f"{when}: {outcome(result)}    {projector.pool.spec.tasks[result.plan.task]}"
+    caption = f"{when}: {outcome(result)}    {projector.spec.tasks[result.plan.task]}"
     return [captioned(frame, caption) for frame in projector.frames(result)]
 
 

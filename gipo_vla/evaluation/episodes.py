@@ -39,6 +39,7 @@ def simulators(settings: RunSettings, spec: EnvironmentSpec, chunk: int) -> Iter
     shape = rollout.workers, rollout.envs_per_worker, chunk
     with WorkerPool(settings.env, spec, *shape, lambda plan: plan, rollout.worker_timeout_s) as pool:
         pool.begin([evaluation_plans(spec, 1)[0]] * pool.envs)
+        pool.retired = True
         yield pool
 
 

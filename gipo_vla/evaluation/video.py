@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,33 @@ class Projector:
     """Shows episodes again: simulators are deterministic, so replaying (task, initial state, seed, actions)
     gives the pictures of what happened, which policies need not have seen.
 
-    An episode is drawn once, however many videos it is in. The pool is left in the last episode: borrow it.
+    An episode is drawn once, however many videos it is in. The pool is left in the last episodes: borrow it.
+
+    Args:
+        results: the episodes that will be shown; they are drawn in this order, in all workers at the same
+            time.
     """
 
-    def __init__(self, pool: WorkerPool) -> None:
-        self.pool = pool
-        self._shown: dict[int, tuple[EpisodeResult, list[NDArray[np.uint8]]]] = {}
+    def __init__(self, pool: WorkerPool, results: Iterable[EpisodeResult]) -> None:
+        self.spec = spec = pool.spec
+        every = max(1, round(spec.frames_per_second / spec.action_repeat / FRAMES_PER_SECOND))
+        self._results = {id(result): result for result in results}
+        episodes = [(result.plan, np.concatenate(result.actions)) for result in self._results.values()]
+        self._films = zip(self._results, pool.films(episodes, HEIGHT, WIDTH, every))
+        self._shown: dict[int, list[NDArray[np.uint8]]] = {}
 
     def frames(self, result: EpisodeResult) -> list[NDArray[np.uint8]]:
         """(HEIGHT, WIDTH, 3) each, in real time at FRAMES_PER_SECOND, the last one held for half a second so
         that the eye can follow."""
-        if id(result) not in self._shown:
-            spec = self.pool.spec
-            every = max(1, round(spec.frames_per_second / spec.action_repeat / FRAMES_PER_SECOND))
-            actions = np.concatenate(result.actions)
-            frames = self.pool.film(result.plan, actions, HEIGHT, WIDTH, every)
-            self._shown[id(result)] = result, frames + [frames[-1]] * (FRAMES_PER_SECOND // 2)
-        return self._shown[id(result)][1]
+        while id(result) not in self._shown:
+            drawn, frames = next(self._films)
+            self._shown[drawn] = frames + [frames[-1]] * (FRAMES_PER_SECOND // 2)
+        return self._shown[id(result)]
 
 
 def write(path: Path, projector: Projector, results: Sequence[EpisodeResult]) -> None:
     """Write an MP4 of some episodes one after the other, each with a caption."""
-    tasks = projector.pool.spec.tasks
+    tasks = projector.spec.tasks
     path.parent.mkdir(parents=True, exist_ok=True)
     with mp4(path) as writer:
         for number, result in enumerate(results):

@@ -70,6 +70,9 @@ class Recorder:
         self.driven: Environment = make(replace(setup.settings, observations=reads))
         self.viewed: Environment = make(setup.settings)
 
+    def rehearse(self) -> None:
+        """Nothing to do before the next request."""
+
     def prepare(self) -> None:
         """Nothing to do while idle."""
 

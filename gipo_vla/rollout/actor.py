@@ -153,8 +153,9 @@ class Actor:
         self.env_steps += int(env_steps.sum())
         self.records.add(slots, rewards, success, env_steps)
 
-        closing = slots[done | (self._position[slots] == self.layout.length)]
-        self._write_following(closing, slots[done])
+        full = self._position[slots] == self.layout.length
+        closing = slots[done | full]
+        self._write_following(slots[full & ~done], slots[done])
         self._open.terminated[slots] = terminated
         self._open.truncated[slots] = truncated
         for slot in closing.tolist():
@@ -170,9 +171,13 @@ class Actor:
         self._ready = np.sort(np.concatenate([self._ready, slots, arrival.lost]))
         self._under_way = len(self._ready) < self.pool.envs
 
-    def _write_following(self, closing: NDArray[np.int64], ended: NDArray[np.int64]) -> None:
-        """Write the observation after the last transition of every closing segment, and its value."""
-        continuing = np.setdiff1d(closing, ended, assume_unique=True)
+    def _write_following(self, continuing: NDArray[np.int64], ended: NDArray[np.int64]) -> None:
+        """Write the observation after the last transition of every closing segment, and its value.
+
+        Args:
+            continuing: environments whose episode goes on.
+            ended: those whose episode is over.
+        """
         for slots, prefix in ((continuing, "observation"), (ended, "final")):
             if not len(slots):
                 continue

@@ -77,6 +77,8 @@ class WorkerPool:
         self.arrays = SharedArrays(shared_shapes(spec, self.envs, chunk))
         self.faults = 0
         """Workers replaced so far."""
+        self.retired = False
+        """Nothing goes on after who borrows the simulators next: they are not put back to where they were."""
         self._slots = [
             tuple(range(worker * envs_per_worker, (worker + 1) * envs_per_worker))
             for worker in range(workers)
@@ -114,10 +116,14 @@ class WorkerPool:
         """The same request to several workers at once; their answers. One that fails is a hard error."""
         for process in processes:
             process.request(*message)
+        return self._answers(processes, message[0])
+
+    def _answers(self, processes: Sequence[WorkerProcess], request: str) -> list[Any]:
+        """The answers to a request of several workers, once all have answered or failed."""
         answers = [process.answer() for process in processes]
         for process, answer in zip(processes, answers):
             if not answer.alive:
-                raise WorkerError(f"simulator worker {process.number} died or hung during {message[0]}")
+                raise WorkerError(f"simulator worker {process.number} died or hung during {request}")
         return [answer.value for answer in answers]
 
     def _replace(self, worker: int) -> None:
@@ -254,7 +260,8 @@ class WorkerPool:
 
     @contextmanager
     def borrowed(self, next_plan: Callable[[EpisodePlan], EpisodePlan]) -> Iterator[None]:
-        """Lend the simulators to something else; afterwards they are, to the bit, as they were."""
+        """Lend the simulators to something else; afterwards they are, to the bit, as they were (see
+        ``retired``)."""
         states, own = self.snapshot(), self.next_plan
         observations = {
             name: array.copy() for name, array in self.arrays.items() if name.startswith("observation/")
@@ -264,7 +271,10 @@ class WorkerPool:
             yield
         finally:
             self.next_plan = own
-            self.restore(states)
+            if not self.retired:
+                self.restore(states)
+        if self.retired:
+            return
         for name, array in observations.items():
             if not np.array_equal(array, self.arrays[name]):
                 raise WorkerError(f"restoring the simulators did not reproduce {name}: they are not exact")
@@ -279,14 +289,15 @@ class WorkerPool:
         """
         chosen = np.arange(self.envs) if slots is None else slots
         self.arrays["actions"][chosen] = actions
-        wanted = set(chosen.tolist())
-        for worker, (process, own) in enumerate(zip(self._processes, self._slots)):
-            if not wanted.intersection(own):
-                continue
+        own = self.envs // len(self._processes)
+        asked = (
+            range(len(self._processes)) if len(chosen) == self.envs else {s // own for s in chosen.tolist()}
+        )
+        for worker in sorted(asked):
             if worker in self.given_up:
                 self._missed.add(worker)
             else:
-                process.request("step")
+                self._processes[worker].request("step")
 
     def wait(self) -> Arrival:
         """Results of every worker that is stepping."""
@@ -328,31 +339,42 @@ class WorkerPool:
 
     def _note_executed(self, slots: NDArray[np.int64]) -> None:
         """Remember the actions; where an episode ended, the worker has already begun the following one."""
-        executed, length = self.arrays["executed"], self.arrays["history_length"]
-        done = self.arrays["terminated"] | self.arrays["truncated"]
-        for slot in slots.tolist():
-            if done[slot]:
-                self._begin(slot, self._following[slot])
-                self._plan_following(slot)
-            else:
-                at, count = int(length[slot]), int(executed[slot])
-                self.arrays["history"][slot, at : at + count] = self.arrays["actions"][slot, :count]
-                length[slot] = at + count
+        done = self.arrays["terminated"][slots] | self.arrays["truncated"][slots]
+        for slot in slots[done].tolist():
+            self._begin(slot, self._following[slot])
+            self._plan_following(slot)
+        # An episode that goes on has executed the whole chunk.
+        going_on, length = slots[~done], self.arrays["history_length"]
+        places = length[going_on, None] + np.arange(self.chunk)
+        self.arrays["history"][going_on[:, None], places] = self.arrays["actions"][going_on]
+        length[going_on] += self.chunk
 
     # --------------------------------------------------------------------------------------------- extras
 
-    def film(
+    def films(
         self,
-        plan: EpisodePlan,
-        actions: NDArray[np.float32],
-        height: int = 360,
-        width: int = 480,
+        episodes: Sequence[tuple[EpisodePlan, NDArray[np.float32]]],
+        height: int,
+        width: int,
         every: int = 1,
-    ) -> list[NDArray[np.uint8]]:
-        """Play an episode again in the first environment and return its frames.
+    ) -> Iterator[list[NDArray[np.uint8]]]:
+        """Play episodes again and yield the frames of each, in their order; every worker draws one at a time,
+        also while the caller is busy with the frames of another.
 
-        The environment is left in that episode: take a ``snapshot`` before and ``restore`` it after.
+        The first environment of every worker is left in such an episode: take a ``snapshot`` before and
+        ``restore`` it after.
+
+        Args:
+            episodes: plan and actions (N, A) of each.
+            every: actions between two frames.
         """
-        self._begin(0, plan)
-        (frames,) = self._call(self._processes[:1], "film", 0, actions, height, width, every)
-        return frames
+        workers = self._processes[: len(episodes)]
+        for number in range(len(episodes) + len(workers)):
+            process = workers[number % len(workers)]
+            drawn = self._answers([process], "film") if number >= len(workers) else []
+            if number < len(episodes):
+                plan, actions = episodes[number]
+                slot = self._slots[process.number][0]
+                self._begin(slot, plan)
+                process.request("film", slot, actions, height, width, every)
+            yield from drawn

@@ -89,6 +89,8 @@ class Worker:
         self.bare_loops: dict[int, BareLoop] = {}
         self.arrays = SharedArrays(setup.shapes, setup.memory)
         self.environments: dict[int, Environment] = {slot: make(setup.settings) for slot in self.slots}
+        self._rehearsed: dict[int, tuple[int, int]] = {}
+        """Initial state and task of the reset that each environment rehearsed last."""
         if "torch" in sys.modules and not plugins.imported():
             raise RuntimeError("something in this simulator worker imported torch (0.25 GB each)")
 
@@ -105,6 +107,22 @@ class Worker:
             self._write_observation("final" if done else "observation", slot, result.observation)
             if done:
                 self._reset(slot)
+
+    def rehearse(self) -> None:
+        """Have one environment simulate ahead what the reset to its planned episode will need (half of
+        Meta-World's resets, each as long as 30 steps).
+
+        Called while nothing else is asked, as when the policy acts: one reset in a vector step would have
+        the other workers wait for this one.
+        """
+        for slot in self.slots:
+            rehearse = getattr(self.environments[slot], "rehearse", None)
+            # The pool may be writing a plan: what was rehearsed by half of one is rehearsed again.
+            planned = int(self.arrays["plan/initial_state"][slot]), int(self.arrays["plan/task"][slot])
+            if rehearse and self.arrays["active"][slot] and self._rehearsed.get(slot) != planned:
+                self._rehearsed[slot] = planned
+                rehearse(*planned)
+                return
 
     def prepare(self) -> None:
         """Have environments make what the planned episodes will need (LIBERO compiles a task in 1 to 2 s).
@@ -172,10 +190,13 @@ def serve(connection: Connection, create: Callable[[Any], Any] = Worker) -> None
         create: makes what answers them from the first message.
     """
     worker: Any = None
+    request = ""
     try:
         worker = create(connection.recv())
         connection.send(("done", None))
         while True:
+            if request == "step" and not connection.poll():
+                worker.rehearse()
             if not connection.poll(IDLE_SECONDS):
                 worker.prepare()
             request, *arguments = connection.recv()

@@ -6,7 +6,6 @@ machine exceeds many times over; a sweep takes what its finished jobs took inste
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from gipo_envs import EnvironmentSpec
@@ -73,16 +72,3 @@ def estimate_duration(
     rounds = -(-played * len(spec.tasks) // (world * envs))
     evaluation = rounds * decisions * (vector_step_simulated + vector_step_acted)
     return Duration(iteration, iterations * iteration, evaluation)
-
-
-UNITS = (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48), ("days", 86400, math.inf))
-"""Name, length in seconds, and the number of them from which the next is used."""
-
-
-def in_words(seconds: float | None) -> str:
-    """A length of time for people: ``45 s``, ``12 min``, ``4.5 h``, ``9.3 days``."""
-    if seconds is None:
-        return "unknown"
-    count, unit = next((seconds / length, name) for name, length, until in UNITS if seconds / length < until)
-    digits = 1 if unit in ("h", "days") and count < 10 else 0
-    return f"{count:,.{digits}f} {unit}"

@@ -224,18 +224,23 @@ class Lifecycle:
         except UserError as error:
             say(f"no video: {error}")
             return False
+        shown, pairs = results[: self.settings.eval.video_episodes], self._pairs(results)
         with pool.borrowed(lambda plan: plan):
-            projector = video.Projector(pool)
-            shown = results[: self.settings.eval.video_episodes]
+            projector = video.Projector(pool, [*shown, *(result for pair in pairs for result in pair)])
             video.write(self.folder.videos / "evaluation.mp4", projector, shown)
-            if self._before.exists():
-                try:
-                    before = before_and_after.load(self._before)
-                except UserError as error:
-                    say(f"no comparison with the policy as it started: {error}")
-                else:
-                    before_and_after.write(self.folder.videos, projector, before, results)
+            before_and_after.write(self.folder.videos, projector, pairs)
         return True
+
+    def _pairs(self, results: Sequence[EpisodeResult]) -> list[before_and_after.Pair]:
+        """Episodes of the policy as it started, where they were kept, and as it is now."""
+        if not self._before.exists():
+            return []
+        try:
+            before = before_and_after.load(self._before)
+        except UserError as error:
+            say(f"no comparison with the policy as it started: {error}")
+            return []
+        return before_and_after.pairs_of(self.trainer.spec, before, results)
 
     def _evaluate_if_due(self, env_steps_before: int) -> None:
         """Evaluate when another ``eval.every_env_steps`` were taken."""
@@ -264,6 +269,7 @@ class Lifecycle:
         self.save()
         self.writer.wait()  # what is on disk survives whatever happens to the evaluation
         with trainer.simulators() as pool:
+            pool.retired = True
             results = {
                 mode: self._play(pool, settings.eval.episodes_per_task, mode)
                 for mode in ("greedy", "sampled")

@@ -27,7 +27,7 @@ from gipo_vla.policies.base import PATCH_FEATURES
 from gipo_vla.policies.memory import TokenShape
 from gipo_vla.replay.segment import layout
 from gipo_vla.rollout.collection import Collection
-from gipo_vla.run.duration import Duration, estimate_duration, in_words
+from gipo_vla.run.duration import Duration, estimate_duration
 from gipo_vla.run.lag import Flow, Lag, expected_lag
 from gipo_vla.run.memory import (
     Limits,
@@ -44,7 +44,7 @@ from gipo_vla.run.refusals import check_countable, check_sizes, too_many
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.settings.runs import RunSettings
 from gipo_vla.settings.schema import TrainingSettings
-from gipo_vla.telemetry.console import table
+from gipo_vla.telemetry.console import in_words, table
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from gipo_vla.distributed import group
 from gipo_vla.distributed.determinism import deterministic
 from gipo_vla.distributed.signals import stop_with_launcher
 from gipo_vla.rollout.process import WorkerLostError
+from gipo_vla.run.allocator import keep_freed_memory
 from gipo_vla.run.lifecycle import Lifecycle, WriteReport
 from gipo_vla.run.memory import machine_limits, with_micro_batch
 from gipo_vla.run.plan import RunPlan, plan_run
@@ -56,6 +57,7 @@ def run(start: Start[Any], make: MakeTrainer, write_report: WriteReport | None =
     """
     torch.set_num_threads(start.settings.learner.threads)
     device = group.choose_device(start.settings.learner.device)
+    keep_freed_memory(device)
     timeout_s = start.settings.learner.collective_timeout_s
     exact = deterministic(start.settings.learner.deterministic, device)
     with _full_disk_in_one_line(), exact, group.joined(device, timeout_s):

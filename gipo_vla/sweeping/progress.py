@@ -15,12 +15,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from gipo_vla import foreign
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting.table import Table, show
-from gipo_vla.run.duration import in_words
 from gipo_vla.sweeping.folders import Estimate, SweepFolder
 from gipo_vla.sweeping.jobs import Job, JobList
 from gipo_vla.sweeping.process import JobProcess
 from gipo_vla.sweeping.runner import Listener, Outcome, Status
-from gipo_vla.telemetry.console import console, settings_table
+from gipo_vla.telemetry.console import console, in_words, settings_table
 from gipo_vla.telemetry.metrics import is_row
 
 CLUSTER = 100

@@ -5,6 +5,7 @@ stdout is for programs: commands that promise JSON print it there and nothing el
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -82,6 +83,19 @@ def number(value: float | int | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+UNITS = (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48), ("days", 86400, math.inf))
+"""Name, length in seconds, and the number of them from which the next is used."""
+
+
+def in_words(seconds: float | None) -> str:
+    """A length of time for people: ``45 s``, ``12 min``, ``4.5 h``, ``9.3 days``."""
+    if seconds is None:
+        return "unknown"
+    count, unit = next((seconds / length, name) for name, length, until in UNITS if seconds / length < until)
+    digits = 1 if unit in ("h", "days") and count < 10 else 0
+    return f"{count:,.{digits}f} {unit}"
+
+
 @dataclass(frozen=True)
 class Position:
     """How far a run has come."""
@@ -92,8 +106,14 @@ class Position:
     """Both in words, for instance "iteration 3/40"."""
 
 
+REMEMBERED_SECONDS = 3600.0
+"""How far back the time left is estimated from. Rich looks back 30 seconds, within which a long iteration
+leaves nothing to estimate from."""
+
+
 class RunProgress:
-    """A progress bar on a terminal, else a line every so many iterations.
+    """A progress bar on a terminal, else a line every so many iterations; both say how long the rest of the
+    training takes at the pace of this session.
 
     Args:
         position: of the run as it starts or resumes.
@@ -111,6 +131,7 @@ class RunProgress:
             TextColumn("{task.fields[status]}"),
             console=console,
             refresh_per_second=4,
+            speed_estimate_period=REMEMBERED_SECONDS,
             disable=quiet or not sys.stderr.isatty(),
         )
         self._task = self._bar.add_task("training", total=position.total, completed=position.done, status="")
@@ -127,4 +148,6 @@ class RunProgress:
         self._bar.update(self._task, completed=position.done, status=status)
         due = iteration % self.line_every == 0 or iteration == 1 or last
         if due and self._bar.disable and not self.quiet:
-            console.print(f"{position.heading}  {status}", soft_wrap=True)
+            left = self._bar.tasks[self._task].time_remaining
+            rest = f"  about {in_words(left)} left" if left else ""
+            console.print(f"{position.heading}  {status}{rest}", soft_wrap=True)

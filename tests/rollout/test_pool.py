@@ -196,21 +196,40 @@ def test_waiting_for_nothing_returns_nothing(make_pool: MakePool) -> None:
         assert not len(arrival.slots) and not len(arrival.lost)
 
 
-def test_a_film_shows_the_episode(make_pool: MakePool) -> None:
-    pool = make_pool(workers=1, step_limit=15)
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_films_show_the_episodes(make_pool: MakePool, count: int) -> None:
+    pool = make_pool(workers=2, step_limit=15)
     start(pool)
     steps(pool, 2)
-    actions = np.random.default_rng(0).uniform(-1, 1, (7, 2)).astype(np.float32)
-    plan = EpisodePlan(0, 1_000_003, 0, 15)
+    rng = np.random.default_rng(0)
+    episodes = [
+        (EpisodePlan(0, 1_000_000 + key, 0, 15), rng.uniform(-1, 1, (length, 2)).astype(np.float32))
+        for key, length in enumerate((7, 3, 12, 5, 6)[:count])
+    ]
     with pool.borrowed(lambda following: following):
-        frames = pool.film(plan, actions, 24, 32, every=3)
+        films = list(pool.films(episodes, 24, 32, every=3))
     environment = make(pool.settings)
-    reset(environment, plan)
-    expected = [environment.render(24, 32)]
-    for begin in (0, 3, 6):
-        environment.replay(actions[begin : begin + 3])
-        expected.append(environment.render(24, 32))
-    np.testing.assert_array_equal(frames, expected)
+    assert len(films) == count
+    for frames, (plan, actions) in zip(films, episodes):
+        reset(environment, plan)
+        expected = [environment.render(24, 32)]
+        for begin in range(0, len(actions), 3):
+            environment.replay(actions[begin : begin + 3])
+            expected.append(environment.render(24, 32))
+        np.testing.assert_array_equal(frames, expected)
+
+
+def test_a_film_that_nobody_watches_to_its_end_leaves_the_pool_as_it_was(make_pool: MakePool) -> None:
+    pool = make_pool(workers=2, step_limit=15)
+    start(pool)
+    steps(pool, 2)
+    before = {name: array.copy() for name, array in pool.arrays.items() if name.startswith("observation/")}
+    episode = (EpisodePlan(0, 1_000_000, 0, 15), np.zeros((4, 2), np.float32))
+    with pool.borrowed(lambda following: following):
+        next(pool.films([episode] * 5, 24, 32))
+    for name, array in before.items():
+        np.testing.assert_array_equal(pool.arrays[name], array)
+    steps(pool, 2)
 
 
 @pytest.mark.parametrize("family, task", [("point_reach", "reach"), ("metaworld", "reach-v3")])

@@ -11,12 +11,12 @@ import pytest
 from gipo_envs.errors import UserError
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.reporting import archive
-from gipo_vla.run.duration import in_words
 from gipo_vla.settings import runs
 from gipo_vla.settings.schema import TrainingSettings
 from gipo_vla.sweeping import folders
 from gipo_vla.sweeping.folders import SweepFolder, estimate
 from gipo_vla.sweeping.jobs import Job
+from gipo_vla.telemetry.console import in_words
 from gipo_vla.telemetry.metrics import read_json_lines
 from tests.sweeping.conftest import MakeSweep
 

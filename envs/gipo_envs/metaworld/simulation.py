@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import zlib
+from functools import cache
 from typing import Any, cast
 
 import mujoco
@@ -116,6 +117,14 @@ class TaskSimulation:
         self._shared_model.hand_to(environment)
         mujoco.mj_resetData(self.model, self.data)
         mujoco.mj_forward(self.model, self.data)
+
+
+@cache
+def rehearsal(task: str) -> TaskSimulation:
+    """The process's simulation of a task in which nobody plays. A reset in it makes the same reset of an
+    environment cheap: most of one is the hand's way to where episodes begin, which the process remembers
+    (``stepping.FastSawyer``)."""
+    return TaskSimulation(task)
 
 
 def _values(attributes: dict[str, Any]) -> dict[str, Any]:
