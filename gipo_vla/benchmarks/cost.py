@@ -103,7 +103,11 @@ def count(settings: TrainingSettings, card: Card, micro_batch_segments: int) -> 
             settings.objective,
             settings.regularizers,
             settings.credit.build(),
-            AdvantageNormalizer(settings.credit.normalize, shift=settings.credit.shifts_advantages),
+            AdvantageNormalizer(
+                settings.credit.normalize,
+                limit=settings.credit.normalized_limit,
+                shift=settings.credit.shifts_advantages,
+            ),
             device,
             1,
             1.0,

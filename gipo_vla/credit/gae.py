@@ -22,6 +22,7 @@ Shape suffixes: N segments, L transitions of a segment, K steps of a chunk.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput, CreditSettings, register
-from gipo_vla.credit.normalization import NormalizationMode, check_normalize
+from gipo_vla.credit.normalization import NORMALIZED_LIMIT, NormalizationMode, check_normalize
 
 
 @register
@@ -53,6 +54,9 @@ class GaeSettings(CreditSettings):
     few: over a chunk of 56 tokens the product of ratios is close to 0 or noise."""
     normalize: NormalizationMode = "running"
     """running: statistics of earlier batches; exact: of this one, by an extra pass; none."""
+    normalized_limit: float = NORMALIZED_LIMIT
+    """normalize=running: normalised advantages are clamped to plus or minus this. Lower it (2 to 3) where a
+    few large ones, such as the first successes, should not outweigh the rest."""
 
     def __post_init__(self) -> None:
         for key, value, usual in (
@@ -62,6 +66,10 @@ class GaeSettings(CreditSettings):
             if not 0 <= value <= 1:
                 raise UserError(f"credit.{key} is {value}: it must be between 0 and 1; {usual} is usual")
         check_normalize(self.normalize)
+        if not 0 < self.normalized_limit < math.inf:
+            raise UserError(
+                f"credit.normalized_limit is {self.normalized_limit}: it must be above 0; 2 to 10 is usual"
+            )
 
     def build(self) -> CreditAssigner:
         return Gae(self)

@@ -19,6 +19,7 @@ over them), counted, and makes no new version.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,9 @@ class Learner:
         assert isinstance(policy, nn.Module)
         settings.check_credit(credit.needs_values, stored_values)
         self.policy, self.settings, self.device = policy, settings, device
-        self.objective, self.regularizers = objective, regularizers
+        self.objective, self.given_regularizers = objective, regularizers
+        self.regularizers = regularizers
+        """Those in force: the entropy coefficient follows the schedule."""
         self.adaptive = adaptive_of(objective)
         self.proximal = proximal if needs_proximal(objective) else None
         self.credit, self.normalizer = credit, normalizer
@@ -344,8 +347,11 @@ class Learner:
     # ------------------------------------------------------------------------------------------- schedule
 
     def set_progress(self, iterations: float) -> float:
-        """Set the learning rates for ``iterations`` done (a fraction is allowed); returns the factor."""
-        s = self.settings
+        """Set the learning rates and the entropy coefficient for ``iterations`` done (a fraction is allowed);
+        returns the factor of the former."""
+        s, given = self.settings, self.given_regularizers
+        left = 1 - (1 - given.final_entropy_fraction) * min(1.0, iterations / self.total_iterations)
+        self.regularizers = replace(given, entropy_coefficient=left * given.entropy_coefficient)
         factor = learning_rate_factor(
             iterations,
             s.warmup_iterations,
