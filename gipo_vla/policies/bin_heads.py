@@ -4,7 +4,7 @@ Bins lie evenly on [-1, 1]. A head without a notion of neighbours learns each bi
 what one sample teaches with the bins around it, and have fewer numbers to learn.
 
     independent     a logit a bin
-    ordinal         a number a bin, added up from the left: what is learned is the difference of two neighbours
+    ordinal         a number a bin, added up from the left: a bin learns its difference from its neighbour
                     (Tang and Agrawal, arXiv 1901.10500: a sum of log-sigmoids, which differs by a constant)
     interpolated    logits at a few evenly spaced knots, and straight lines between them
     gaussian        mean and standard deviation of a normal distribution whose tails fall into the outer bins:
