@@ -93,6 +93,9 @@ class CreditBatch:
     where an importance correction is set."""
     advantages: Tensor | None = None
     """float32 (N, L), as ``on_group`` stored them. Needed where ``needs_groups``."""
+    truncated: Tensor | None = None
+    """bool (N,), true where the last valid transition met a step limit. Needed where such a limit is to count
+    as an end."""
 
 
 @dataclass(frozen=True)

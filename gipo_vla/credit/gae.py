@@ -15,7 +15,8 @@ with both truncation levels 1): targets stay those of a policy near the learner'
 old. The advantage of the decision itself is left uncorrected, because correcting it is the objective's.
 
 V' is the next value within the segment, and at the segment's last valid transition the bootstrap value;
-0 where the task terminated there. A step limit and a cut within an episode are no terminations.
+0 where the task terminated there. A cut within an episode is no termination, nor is a step limit, unless
+``step_limit=terminal`` makes it one, as older code does.
 
 Shape suffixes: N segments, L transitions of a segment, K steps of a chunk.
 """
@@ -52,6 +53,9 @@ class GaeSettings(CreditSettings):
     importance_correction: Literal["none", "vtrace"] = "none"
     """vtrace corrects the targets for the policies' difference along the segment. For one action token or
     few: over a chunk of 56 tokens the product of ratios is close to 0 or noise."""
+    step_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    """bootstrap: an episode that meets ``env.step_limit`` would have gone on, and the value of what follows
+    counts. terminal: it has ended, as in older code; for comparison."""
     normalize: NormalizationMode = "running"
     """running: statistics of earlier batches; exact: of this one, by an extra pass; none."""
     normalized_limit: float = NORMALIZED_LIMIT
@@ -140,12 +144,17 @@ class Gae(CreditAssigner):
             if batch.log_ratios is None:
                 raise ValueError("gae with vtrace needs log_ratios")
             corrections = torch.where(batch.mask, batch.log_ratios.float().clamp(max=0.0), 0.0).exp()
+        ended = batch.terminated
+        if self.settings.step_limit == "terminal":
+            if batch.truncated is None:
+                raise ValueError("gae with step_limit=terminal needs truncated")
+            ended = ended | batch.truncated
         values = batch.values.float()
         return generalized_advantages(
             chunk_returns(batch.rewards.float(), batch.executed, self.settings.gamma),
             torch.full_like(values, self.settings.gamma) ** batch.executed,
             values,
-            next_values(values, batch.bootstrap_values.float(), batch.mask, batch.terminated),
+            next_values(values, batch.bootstrap_values.float(), batch.mask, ended),
             batch.mask,
             self.settings.gae_lambda,
             corrections,

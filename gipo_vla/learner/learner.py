@@ -32,7 +32,7 @@ from gipo_vla.distributed import group
 from gipo_vla.learner import engine as engines
 from gipo_vla.learner.batch import MicroBatch, count_valid, following_observations, split, to_device
 from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
-from gipo_vla.learner.schedule import learning_rate_factor
+from gipo_vla.learner.schedule import entropy_factor, learning_rate_factor
 from gipo_vla.learner.update import SUMS, Update, metrics_of_sums
 from gipo_vla.learner.value_scale import ValueScale
 from gipo_vla.objectives.base import (
@@ -205,6 +205,7 @@ class Learner:
                 bootstrap_values=bootstrap,
                 log_ratios=batch.grid(log_ratios.sum((1, 2))),
                 advantages=batch.stored_advantages,
+                truncated=batch.truncated,
             )
         )
 
@@ -350,7 +351,7 @@ class Learner:
         """Set the learning rates and the entropy coefficient for ``iterations`` done (a fraction is allowed);
         returns the factor of the former."""
         s, given = self.settings, self.given_regularizers
-        left = 1 - (1 - given.final_entropy_fraction) * min(1.0, iterations / self.total_iterations)
+        left = entropy_factor(iterations, self.total_iterations, given.final_entropy_fraction)
         self.regularizers = replace(given, entropy_coefficient=left * given.entropy_coefficient)
         factor = learning_rate_factor(
             iterations,

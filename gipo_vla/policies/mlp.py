@@ -64,6 +64,9 @@ class MlpSettings(PolicySettings):
     name: Literal["mlp"] = "mlp"
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers of actor and critic."""
+    shared_layers: int = 0
+    """First hidden layers that actor and critic share and only the actor trains: what the value reads of them
+    lets no gradient through."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """What follows each hidden layer."""
     layer_norm: bool = False
@@ -99,6 +102,8 @@ class MlpSettings(PolicySettings):
         check(min(hidden, default=0) >= 1, "policy.hidden", hidden, "name positive widths")
         fits = len(hidden) <= DEEPEST and max(hidden) <= WIDEST
         check(fits, "policy.hidden", hidden, f"name at most {DEEPEST} widths up to {WIDEST}")
+        shared = self.shared_layers
+        check(0 <= shared <= len(hidden), "policy.shared_layers", shared, f"be from 0 to {len(hidden)}")
         check(2 <= self.knots <= MOST_BINS, "policy.knots", self.knots, f"be from 2 to {MOST_BINS}")
         usual = "be above 0 and at most 10; 0.3 to 1 is usual"
         check(0 < self.initial_std <= 10, "policy.initial_std", self.initial_std, usual)
@@ -118,9 +123,10 @@ class MlpSettings(PolicySettings):
         inputs = _size(_vectors(self, spec), spec) + _told_tasks(spec)
         numbers = bin_heads.numbers_of(self.head, self.bins, self.knots)
         actor = (inputs, *self.hidden, self.chunk * spec.action_size * numbers)
-        critic = (inputs, *self.hidden, 1)
+        critic = (inputs, *self.hidden, 1)[self.shared_layers :]
         linear = sum((given + 1) * made for widths in (actor, critic) for given, made in pairwise(widths))
-        return linear + (4 * sum(self.hidden) if self.layer_norm else 0)
+        normalized = sum(self.hidden) + sum(self.hidden[self.shared_layers :])
+        return linear + (2 * normalized if self.layer_norm else 0)
 
     def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
         parameters = self.parameters(spec)
@@ -144,11 +150,11 @@ class MlpSettings(PolicySettings):
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
-def _trunk(inputs: int, settings: MlpSettings) -> tuple[nn.Sequential, int]:
+def _trunk(inputs: int, hidden: tuple[int, ...], settings: MlpSettings) -> tuple[nn.Sequential, int]:
     layers: list[nn.Module] = []
     # SiLU is close to ReLU, and torch has no gain for it.
     gain = nn.init.calculate_gain("tanh" if settings.activation == "tanh" else "relu")
-    for width in settings.hidden:
+    for width in hidden:
         layer = nn.Linear(inputs, width)
         nn.init.orthogonal_(layer.weight, gain=gain)
         nn.init.zeros_(layer.bias)
@@ -199,7 +205,7 @@ class MlpPolicy(nn.Module, Policy):
         self.normalizer = RunningNormalizer(size, inputs)
         self.normalizer_iterations = settings.normalizer_iterations
         width = size + _told_tasks(spec)
-        self.actor, features = _trunk(width, settings)
+        self.actor, features = _trunk(width, settings.hidden, settings)
         self.bin_head = bin_heads.build(settings.head, self.bins, settings.knots, settings.initial_std)
         tokens = self.chunk * self.action_dims
         self.action_head = nn.Linear(features, tokens * self.bin_head.numbers)
@@ -208,7 +214,12 @@ class MlpPolicy(nn.Module, Policy):
         nn.init.normal_(self.action_head.weight, std=0.01)
         with torch.no_grad():
             self.action_head.bias.copy_(self.bin_head.initial_bias().repeat(tokens))
-        self.critic, features = _trunk(width, settings)
+        shared = settings.shared_layers
+        modules = len(self.actor) // len(settings.hidden)
+        self.shared_modules = shared * modules
+        """Modules of the actor whose output the critic reads; 0: both read the inputs."""
+        own = settings.hidden[shared:]
+        self.critic, features = _trunk(settings.hidden[shared - 1] if shared else width, own, settings)
         self.value_head = nn.Linear(features, 1)
         nn.init.zeros_(self.value_head.bias)
         self.bin_centres: Tensor
@@ -235,6 +246,9 @@ class MlpPolicy(nn.Module, Policy):
         return logits
 
     def _values(self, inputs: Tensor) -> Tensor:
+        if self.shared_modules:
+            with torch.no_grad():
+                inputs = self.actor[: self.shared_modules](inputs)
         return self.value_head(self.critic(inputs)).squeeze(-1).float()
 
     @torch.no_grad()

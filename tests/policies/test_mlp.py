@@ -183,8 +183,9 @@ def test_twin_shares_the_normalizer_and_owns_the_rest(make_policy: MakePolicy) -
     assert torch.equal(twin.value(batch), policy.value(batch)), "both see the same inputs"
 
 
-def test_parameter_groups_are_disjoint_and_complete(make_policy: MakePolicy) -> None:
-    policy = make_policy(hidden=(24, 12))
+@pytest.mark.parametrize("shared", [0, 1, 2])
+def test_parameter_groups_are_disjoint_and_complete(make_policy: MakePolicy, shared: int) -> None:
+    policy = make_policy(hidden=(24, 12), shared_layers=shared, layer_norm=shared > 0)
     groups = policy.parameter_groups()
     assert set(groups) == {"policy", "value"}
     names = [name for own in groups.values() for name, _ in own]
@@ -200,6 +201,17 @@ def test_parameter_groups_are_disjoint_and_complete(make_policy: MakePolicy) -> 
         loss.backward(retain_graph=True)
         for name, own in groups.items():
             assert all((parameter.grad is not None) == (name == reached) for _, parameter in own)
+
+
+def test_a_shared_layer_is_the_actors_and_the_value_reads_it(make_policy: MakePolicy) -> None:
+    policy, batch = make_policy(hidden=(24, 12), shared_layers=1), observations(4)
+    before = policy.value(batch)
+    with torch.no_grad():
+        policy.actor[0].bias += 1.0
+    assert not torch.equal(policy.value(batch), before)
+    policy.zero_grad()
+    policy.evaluate(batch, torch.zeros(4, 1, 2, dtype=torch.long), torch.ones(4)).values.sum().backward()
+    assert policy.actor[0].bias.grad is None
 
 
 def test_tasks_are_told_apart(make_policy: MakePolicy) -> None:
@@ -220,11 +232,12 @@ def test_starts_near_uniform() -> None:
 
 
 @pytest.mark.parametrize("head", get_args(HeadName))
-@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("layer_norm, shared", [(False, 0), (True, 0), (False, 1), (True, 1), (True, 2)])
 def test_parameters_are_counted_without_building(
-    make_policy: MakePolicy, head: HeadName, layer_norm: bool
+    make_policy: MakePolicy, head: HeadName, layer_norm: bool, shared: int
 ) -> None:
-    policy = make_policy(("reach", "push"), head=head, layer_norm=layer_norm, hidden=(24, 12), knots=5)
+    network = {"layer_norm": layer_norm, "shared_layers": shared, "hidden": (24, 12)}
+    policy = make_policy(("reach", "push"), head=head, knots=5, **network)
     spec = make_spec(EnvironmentSettings("point_reach", ("reach", "push")))
     assert policy.settings.parameters(spec) == sum(own.numel() for own in policy.parameters())
 
@@ -249,6 +262,7 @@ def test_an_exact_kl_survives_float16(make_policy: MakePolicy, head: HeadName) -
         ({"chunk": 0}, "policy.chunk"),
         ({"hidden": ()}, "policy.hidden"),
         ({"knots": 1}, "policy.knots"),
+        ({"shared_layers": 3}, "policy.shared_layers"),
         ({"initial_std": 0.0}, "policy.initial_std"),
     ],
 )
