@@ -5,8 +5,8 @@
 
 The same simulator, step limit, held actions and dense reward as the default experiment; training draws
 initial states from the training keys, and the policy at the end plays the held-out ones. Settings of the
-algorithms are the defaults of the library; observations and rewards of PPO are normalised by its VecNormalize,
-as its collection of tuned settings does for continuous control. The JSON has the names of evaluation.json.
+algorithms are the defaults of the library; PPO sees and is rewarded through its VecNormalize, as in the
+collection of settings tuned for it. The JSON has the names of evaluation.json.
 """
 
 from __future__ import annotations
