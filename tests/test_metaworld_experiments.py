@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gipo_vla.assembly import environment_spec
+from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.credit import GaeSettings
 from gipo_vla.policies.mlp import MlpSettings
 from gipo_vla.run.plan import plan_run
@@ -64,7 +65,7 @@ def test_the_older_default_is_still_there() -> None:
     assert all(job.settings.policy == MlpSettings(hidden=(512, 512)) for job in of_the_paper)
 
 
-# ---------------------------------------------------------------------------------------------- what they mean
+# --------------------------------------------------------------------------------------------- what they mean
 
 
 def test_the_reference_has_the_settings_of_the_authors_script() -> None:
@@ -72,15 +73,24 @@ def test_the_reference_has_the_settings_of_the_authors_script() -> None:
     learner, credit, policy = settings.learner, settings.credit, settings.policy
     assert isinstance(credit, GaeSettings) and isinstance(policy, MlpSettings)
     assert (settings.objective.name, settings.objective.sigma) == ("gipo", 1.0)  # type: ignore[union-attr]
-    assert (credit.gamma, credit.gae_lambda, credit.values, credit.step_limit) == (0.99, 0.95, "stored", "terminal")
+    assert (credit.gamma, credit.gae_lambda, credit.values, credit.step_limit) == (
+        0.99,
+        0.95,
+        "stored",
+        "terminal",
+    )
     assert (learner.policy_learning_rate, learner.value_learning_rate) == (3e-4, 3e-3)
     assert learner.batch_segments * settings.replay.segment_length == 512
-    assert (settings.rollout.env_steps, settings.replay.capacity, settings.env.reward_scale) == (500, 20_000, 1e-3)
+    assert (settings.rollout.env_steps, settings.replay.capacity, settings.env.reward_scale) == (
+        500,
+        20_000,
+        1e-3,
+    )
     assert learner.updates // learner.policy_every == 10
     assert settings.regularizers.kl_behaviour == "exact"
     plan = plan_run(settings, environment_spec(settings), 1, "cpu")
     assert plan.env_steps == pytest.approx(300_000, rel=0.01)
-    # 39 numbers in, one shared layer of 512, one of each, 4 x 256 bins and a value; LayerNorm behind each layer.
+    # 39 numbers in, a shared layer of 512, one of each, 4 x 256 bins and a value; LayerNorm behind each layer.
     assert policy.parameters(environment_spec(settings)) == (
         (39 + 1) * 512 + 2 * (512 + 1) * 512 + 3 * 2 * 512 + (512 + 1) * (4 * 256 + 1)
     )
@@ -102,7 +112,12 @@ def test_ten_tasks_are_those_of_the_published_grid() -> None:
 
 SMALL = (
     *("iterations=2", "rollout.workers=1", "rollout.envs_per_worker=10", "rollout.env_steps=1000"),
-    *("learner.updates=2", "learner.batch_segments=8", "learner.micro_batch_segments=8", "learner.policy_every=1"),
+    *(
+        "learner.updates=2",
+        "learner.batch_segments=8",
+        "learner.micro_batch_segments=8",
+        "learner.policy_every=1",
+    ),
     *("env.step_limit=100", "eval.episodes_per_task=1", "eval.video=false"),
     *("telemetry.wandb=off", "telemetry.report=false"),
 )
@@ -121,7 +136,7 @@ SMALL = (
     ids=" ".join,
 )
 def test_each_runs(overrides: tuple[str, ...], tmp_path: Path) -> None:
-    folder = train(resolve([*overrides, *SMALL, f"run_dir={tmp_path / 'run'}"]))
+    folder = RunFolder(train(resolve([*overrides, *SMALL, f"run_dir={tmp_path / 'run'}"])))
     rows = read_json_lines(folder.metrics)
     assert len(rows) == 2 and all(row["learner/skipped"] == 0 for row in rows)
     assert folder.finished.exists()
