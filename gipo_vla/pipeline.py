@@ -144,7 +144,11 @@ class Pipeline:
             config.objective,
             config.regularizers,
             self.credit,
-            AdvantageNormalizer(config.credit.normalize, shift=config.credit.shifts_advantages),
+            AdvantageNormalizer(
+                config.credit.normalize,
+                limit=config.credit.normalized_limit,
+                shift=config.credit.shifts_advantages,
+            ),
             device,
             config.iterations,
             spec.reward_scale,

@@ -129,7 +129,11 @@ def count(
             settings.objective,
             settings.regularizers,
             settings.credit.build(),
-            AdvantageNormalizer(settings.credit.normalize, shift=settings.credit.shifts_advantages),
+            AdvantageNormalizer(
+                settings.credit.normalize,
+                limit=settings.credit.normalized_limit,
+                shift=settings.credit.shifts_advantages,
+            ),
             device,
             1,
             1.0,

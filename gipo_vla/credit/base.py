@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gipo_envs import EnvironmentSpec
-from gipo_vla.credit.normalization import NormalizationMode
+from gipo_vla.credit.normalization import NORMALIZED_LIMIT, NormalizationMode
 from gipo_vla.policies.base import Policy
 from gipo_vla.settings.registry import credits
 
@@ -93,6 +93,9 @@ class CreditBatch:
     where an importance correction is set."""
     advantages: Tensor | None = None
     """float32 (N, L), as ``on_group`` stored them. Needed where ``needs_groups``."""
+    truncated: Tensor | None = None
+    """bool (N,), true where the last valid transition met a step limit. Needed where such a limit is to count
+    as an end."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,11 @@ class CreditSettings(Protocol):
         """``normalize`` subtracts the mean of the advantages too. Not where they are of groups: their zero
         means no better and no worse than the siblings."""
         return not self.needs_groups
+
+    @property
+    def normalized_limit(self) -> float:
+        """With ``normalize=running`` normalised advantages are clamped to plus or minus this."""
+        return NORMALIZED_LIMIT
 
     @property
     def needs_landmarks(self) -> bool:

@@ -15,13 +15,15 @@ with both truncation levels 1): targets stay those of a policy near the learner'
 old. The advantage of the decision itself is left uncorrected, because correcting it is the objective's.
 
 V' is the next value within the segment, and at the segment's last valid transition the bootstrap value;
-0 where the task terminated there. A step limit and a cut within an episode are no terminations.
+0 where the task terminated there. A cut within an episode is no termination, nor is a step limit, unless
+``step_limit=terminal`` makes it one, as older code does.
 
 Shape suffixes: N segments, L transitions of a segment, K steps of a chunk.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -30,7 +32,7 @@ from torch import Tensor
 
 from gipo_envs.errors import UserError
 from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput, CreditSettings, register
-from gipo_vla.credit.normalization import NormalizationMode, check_normalize
+from gipo_vla.credit.normalization import NORMALIZED_LIMIT, NormalizationMode, check_normalize
 
 
 @register
@@ -51,8 +53,14 @@ class GaeSettings(CreditSettings):
     importance_correction: Literal["none", "vtrace"] = "none"
     """vtrace corrects the targets for the policies' difference along the segment. For one action token or
     few: over a chunk of 56 tokens the product of ratios is close to 0 or noise."""
+    step_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    """bootstrap: an episode that meets ``env.step_limit`` would have gone on, and the value of what follows
+    counts. terminal: it has ended, as in older code; for comparison."""
     normalize: NormalizationMode = "running"
     """running: statistics of earlier batches; exact: of this one, by an extra pass; none."""
+    normalized_limit: float = NORMALIZED_LIMIT
+    """normalize=running: normalised advantages are clamped to plus or minus this. Lower it (2 to 3) where a
+    few large ones, such as the first successes, should not outweigh the rest."""
 
     def __post_init__(self) -> None:
         for key, value, usual in (
@@ -62,6 +70,10 @@ class GaeSettings(CreditSettings):
             if not 0 <= value <= 1:
                 raise UserError(f"credit.{key} is {value}: it must be between 0 and 1; {usual} is usual")
         check_normalize(self.normalize)
+        if not 0 < self.normalized_limit < math.inf:
+            raise UserError(
+                f"credit.normalized_limit is {self.normalized_limit}: it must be above 0; 2 to 10 is usual"
+            )
 
     def build(self) -> CreditAssigner:
         return Gae(self)
@@ -132,12 +144,17 @@ class Gae(CreditAssigner):
             if batch.log_ratios is None:
                 raise ValueError("gae with vtrace needs log_ratios")
             corrections = torch.where(batch.mask, batch.log_ratios.float().clamp(max=0.0), 0.0).exp()
+        ended = batch.terminated
+        if self.settings.step_limit == "terminal":
+            if batch.truncated is None:
+                raise ValueError("gae with step_limit=terminal needs truncated")
+            ended = ended | batch.truncated
         values = batch.values.float()
         return generalized_advantages(
             chunk_returns(batch.rewards.float(), batch.executed, self.settings.gamma),
             torch.full_like(values, self.settings.gamma) ** batch.executed,
             values,
-            next_values(values, batch.bootstrap_values.float(), batch.mask, batch.terminated),
+            next_values(values, batch.bootstrap_values.float(), batch.mask, ended),
             batch.mask,
             self.settings.gae_lambda,
             corrections,

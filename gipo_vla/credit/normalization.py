@@ -32,6 +32,7 @@ from torch import Tensor
 from gipo_envs.errors import UserError
 
 NormalizationMode = Literal["running", "exact", "none"]
+NORMALIZED_LIMIT = 10.0
 
 
 def check_normalize(mode: str) -> None:
@@ -66,7 +67,11 @@ class AdvantageNormalizer:
     """
 
     def __init__(
-        self, mode: NormalizationMode, decay: float = 0.95, limit: float = 10.0, shift: bool = True
+        self,
+        mode: NormalizationMode,
+        decay: float = 0.95,
+        limit: float = NORMALIZED_LIMIT,
+        shift: bool = True,
     ) -> None:
         check_normalize(mode)
         self.mode = mode

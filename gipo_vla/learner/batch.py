@@ -51,6 +51,8 @@ class MicroBatch:
     """int64 (N, L)."""
     terminated: Tensor
     """bool (N,)."""
+    truncated: Tensor
+    """bool (N,)."""
     stored_values: Tensor
     """float32 (N, L)."""
     stored_bootstrap_values: Tensor
@@ -148,6 +150,7 @@ def _micro_batch(
         rewards=tensor(part.rewards * np.float32(reward_scale)),
         executed=tensor(part.executed, torch.int64),
         terminated=tensor(part.terminated),
+        truncated=tensor(part.truncated),
         stored_values=tensor(part.values),
         stored_bootstrap_values=tensor(part.bootstrap_value),
         stored_advantages=tensor(part.advantages),

@@ -19,6 +19,7 @@ over them), counted, and makes no new version.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -30,9 +31,16 @@ from gipo_vla.credit.base import CreditAssigner, CreditBatch, CreditOutput
 from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
 from gipo_vla.distributed import group
 from gipo_vla.learner import engine as engines
-from gipo_vla.learner.batch import count_valid, following_observations, in_reverse, split, to_device
+from gipo_vla.learner.batch import (
+    MicroBatch,
+    count_valid,
+    following_observations,
+    in_reverse,
+    split,
+    to_device,
+)
 from gipo_vla.learner.micro_batches import even_cut, micro_batch_sizes, rank_share
-from gipo_vla.learner.schedule import learning_rate_factor
+from gipo_vla.learner.schedule import entropy_factor, learning_rate_factor
 from gipo_vla.learner.update import SUMS, Update, metrics_of_sums
 from gipo_vla.learner.value_scale import ValueScale
 from gipo_vla.objectives.base import (
@@ -88,7 +96,9 @@ class Learner:
         assert isinstance(policy, nn.Module)
         settings.check_credit(credit.needs_values, stored_values)
         self.policy, self.settings, self.device = policy, settings, device
-        self.objective, self.regularizers = objective, regularizers
+        self.objective, self.given_regularizers = objective, regularizers
+        self.regularizers = regularizers
+        """Those in force: the entropy coefficient follows the schedule."""
         self.adaptive = adaptive_of(objective)
         self.proximal = proximal if needs_proximal(objective) else None
         self.credit, self.normalizer = credit, normalizer
@@ -216,6 +226,7 @@ class Learner:
                 bootstrap_values=bootstrap,
                 log_ratios=batch.grid(log_ratios.sum((1, 2))),
                 advantages=batch.stored_advantages,
+                truncated=batch.truncated,
             )
         )
 
@@ -358,8 +369,11 @@ class Learner:
     # ------------------------------------------------------------------------------------------- schedule
 
     def set_progress(self, iterations: float) -> float:
-        """Set the learning rates for ``iterations`` done (a fraction is allowed); returns the factor."""
-        s = self.settings
+        """Set the learning rates and the entropy coefficient for ``iterations`` done (a fraction is allowed);
+        returns the factor of the former."""
+        s, given = self.settings, self.given_regularizers
+        left = entropy_factor(iterations, self.total_iterations, given.final_entropy_fraction)
+        self.regularizers = replace(given, entropy_coefficient=left * given.entropy_coefficient)
         factor = learning_rate_factor(
             iterations,
             s.warmup_iterations,

@@ -1,4 +1,4 @@
-"""Learning rate over iterations."""
+"""What changes over the iterations of a run."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def learning_rate_factor(
         return 1.0
     fraction = min(1.0, (progress - warmup) / max(total - warmup, 1))
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def entropy_factor(progress: float, total: int, final: float) -> float:
+    """Factor on the entropy coefficient: from 1 in a straight line to ``final`` at ``total`` iterations."""
+    return 1 - (1 - final) * min(1.0, progress / total)

@@ -1,9 +1,10 @@
 """A small policy on vectors of numbers: the same tokens, objective and learner as a VLA, on a laptop.
 
-Separate actor and critic trunks (a shared one lets the value loss move the policy's features), 256 bins a
-dimension, one action a decision. It reads ``state``, ``proprio`` and ``landmarks``, those that are observed,
-one behind the other in this order. Inputs are normalised with running statistics of the first iterations,
-which then freeze: while they move, the log-ratio of old data moves with them.
+Separate actor and critic trunks (a shared one lets the value loss move the policy's features), tokens that
+are bins (``bin_heads`` has how they hang together), one action a decision. It reads ``state``, ``proprio``
+and ``landmarks``, those that are observed, one behind the other in this order. Inputs are normalised with
+running statistics of the first iterations, which then freeze: while they move, the log-ratio of old data
+moves with them.
 
 Shapes: B batch, S numbers observed, K steps of a chunk, D action dimensions, V bins; logits are (B, K, D, V).
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from gipo_envs import EnvironmentSpec
 from gipo_envs.errors import UserError
+from gipo_vla.policies import bin_heads
 from gipo_vla.policies.base import (
     BuildContext,
     Decision,
@@ -57,13 +59,29 @@ LOGITS_IN_BACKWARD = 6
 class MlpSettings(PolicySettings):
     """A small policy on vectors of numbers, with separate networks for actions and values."""
 
-    free: ClassVar[tuple[str, ...]] = ("greedy", "normalizer_iterations")
+    free: ClassVar[tuple[str, ...]] = ("greedy", "normalizer_iterations", "initial_std")
 
     name: Literal["mlp"] = "mlp"
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers of actor and critic."""
+    shared_layers: int = 0
+    """First hidden layers that actor and critic share and only the actor trains: what the value reads of them
+    lets no gradient through."""
+    activation: Literal["tanh", "relu", "silu"] = "tanh"
+    """What follows each hidden layer."""
+    layer_norm: bool = False
+    """Normalise what each hidden layer gives before its activation."""
     bins: int = 256
     """Bins a dimension on [-1, 1]."""
+    head: bin_heads.HeadName = "independent"
+    """How the bins of a dimension hang together. independent: not at all. ordinal: each learns its difference
+    from its neighbour. interpolated: straight lines between a few knots. gaussian: a mean and a deviation, as
+    is usual for continuous actions; commits itself soonest."""
+    knots: int = 16
+    """head=interpolated: knots a dimension."""
+    initial_std: float = 0.5
+    """head=gaussian: the deviation at the start, in actions. Larger explores more; 0.58 is that of a uniform
+    distribution."""
     chunk: int = 1
     """Actions a decision. Above 1 the chunk is executed open loop."""
     greedy: Literal["mean", "mode"] = "mean"
@@ -84,6 +102,11 @@ class MlpSettings(PolicySettings):
         check(min(hidden, default=0) >= 1, "policy.hidden", hidden, "name positive widths")
         fits = len(hidden) <= DEEPEST and max(hidden) <= WIDEST
         check(fits, "policy.hidden", hidden, f"name at most {DEEPEST} widths up to {WIDEST}")
+        shared = self.shared_layers
+        check(0 <= shared <= len(hidden), "policy.shared_layers", shared, f"be from 0 to {len(hidden)}")
+        check(2 <= self.knots <= MOST_BINS, "policy.knots", self.knots, f"be from 2 to {MOST_BINS}")
+        usual = "be above 0 and at most 10; 0.3 to 1 is usual"
+        check(0 < self.initial_std <= 10, "policy.initial_std", self.initial_std, usual)
         inputs = [None] if self.inputs is None else list(self.inputs)
         once = 0 < len(inputs) == len(set(inputs))
         check(once, "policy.inputs", inputs, "name at least one vector, and none twice")
@@ -98,15 +121,19 @@ class MlpSettings(PolicySettings):
         """The number of parameters of the policy on an environment."""
         # By arithmetic: to make one, be it on the meta device, takes long for a sweep of hundreds of runs.
         inputs = _size(_vectors(self, spec), spec) + _told_tasks(spec)
-        actor = (inputs, *self.hidden, self.chunk * spec.action_size * self.bins)
-        critic = (inputs, *self.hidden, 1)
-        return sum((given + 1) * made for widths in (actor, critic) for given, made in pairwise(widths))
+        numbers = bin_heads.numbers_of(self.head, self.bins, self.knots)
+        actor = (inputs, *self.hidden, self.chunk * spec.action_size * numbers)
+        critic = (inputs, *self.hidden, 1)[self.shared_layers :]
+        linear = sum((given + 1) * made for widths in (actor, critic) for given, made in pairwise(widths))
+        normalized = sum(self.hidden) + sum(self.hidden[self.shared_layers :])
+        return linear + (2 * normalized if self.layer_norm else 0)
 
     def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
         parameters = self.parameters(spec)
         logits = 4 * self.chunk * spec.action_size * self.bins
         inputs = _size(_vectors(self, spec), spec) + _told_tasks(spec)
-        sample = 4 * (inputs + 2 * sum(self.hidden)) + LOGITS_KEPT * logits
+        hidden = 2 * sum(self.hidden) * (2 if self.layer_norm else 1)
+        sample = 4 * (inputs + hidden) + LOGITS_KEPT * logits
         return PolicyMemory(
             frozen=0,
             **of_trained(parameters, 4 * parameters, work),
@@ -120,13 +147,19 @@ class MlpSettings(PolicySettings):
         return Arithmetic(forward, 3 * forward)
 
 
-def _trunk(inputs: int, hidden: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def _trunk(inputs: int, hidden: tuple[int, ...], settings: MlpSettings) -> tuple[nn.Sequential, int]:
     layers: list[nn.Module] = []
+    # SiLU is close to ReLU, and torch has no gain for it.
+    gain = nn.init.calculate_gain("tanh" if settings.activation == "tanh" else "relu")
     for width in hidden:
         layer = nn.Linear(inputs, width)
-        nn.init.orthogonal_(layer.weight, gain=nn.init.calculate_gain("tanh"))
+        nn.init.orthogonal_(layer.weight, gain=gain)
         nn.init.zeros_(layer.bias)
-        layers += [layer, nn.Tanh()]
+        layers += [layer, *([nn.LayerNorm(width)] if settings.layer_norm else [])]
+        layers.append(ACTIVATIONS[settings.activation]())
         inputs = width
     return nn.Sequential(*layers), inputs
 
@@ -172,12 +205,21 @@ class MlpPolicy(nn.Module, Policy):
         self.normalizer = RunningNormalizer(size, inputs)
         self.normalizer_iterations = settings.normalizer_iterations
         width = size + _told_tasks(spec)
-        self.actor, features = _trunk(width, settings.hidden)
-        self.action_head = nn.Linear(features, self.chunk * self.action_dims * self.bins)
-        # Near-uniform at the start: the first episodes explore the whole range of every dimension.
+        self.actor, features = _trunk(width, settings.hidden, settings)
+        self.bin_head = bin_heads.build(settings.head, self.bins, settings.knots, settings.initial_std)
+        tokens = self.chunk * self.action_dims
+        self.action_head = nn.Linear(features, tokens * self.bin_head.numbers)
+        # The same distribution everywhere at the start, near-uniform or as wide as ``initial_std``: the first
+        # episodes explore the whole range of every dimension.
         nn.init.normal_(self.action_head.weight, std=0.01)
-        nn.init.zeros_(self.action_head.bias)
-        self.critic, features = _trunk(width, settings.hidden)
+        with torch.no_grad():
+            self.action_head.bias.copy_(self.bin_head.initial_bias().repeat(tokens))
+        shared = settings.shared_layers
+        modules = len(self.actor) // len(settings.hidden)
+        self.shared_modules = shared * modules
+        """Modules of the actor whose output the critic reads; 0: both read the inputs."""
+        own = settings.hidden[shared:]
+        self.critic, features = _trunk(settings.hidden[shared - 1] if shared else width, own, settings)
         self.value_head = nn.Linear(features, 1)
         nn.init.zeros_(self.value_head.bias)
         self.bin_centres: Tensor
@@ -197,9 +239,16 @@ class MlpPolicy(nn.Module, Policy):
         return vector
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        return self.action_head(self.actor(inputs)).reshape(-1, self.chunk, self.action_dims, self.bins)
+        numbers = self.action_head(self.actor(inputs)).reshape(
+            -1, self.chunk, self.action_dims, self.bin_head.numbers
+        )
+        logits: Tensor = self.bin_head(numbers)
+        return logits
 
     def _values(self, inputs: Tensor) -> Tensor:
+        if self.shared_modules:
+            with torch.no_grad():
+                inputs = self.actor[: self.shared_modules](inputs)
         return self.value_head(self.critic(inputs)).squeeze(-1).float()
 
     @torch.no_grad()

@@ -35,6 +35,9 @@ class RegularizerSettings:
 
     entropy_coefficient: float = 0.0
     """Raise (0.001 to 0.01) where the policy stops exploring before it succeeds."""
+    final_entropy_fraction: float = 1.0
+    """What is left of the entropy coefficient at the end of ``learner.schedule_iterations``, as a share; it
+    falls in a straight line. 0 lets the policy commit itself in the end."""
     kl_behaviour_coefficient: float = 0.0
     """Holds the learner near the policies that acted. GIPO's reference code uses 0.1 (exact); raise it
     where the log-ratios of fresh samples run away within one iteration."""
@@ -54,6 +57,9 @@ class RegularizerSettings:
                 raise UserError(
                     f"regularizers.{key} is {value}: it must be 0 (off) or above; 0.001 to 0.1 is usual"
                 )
+        share = self.final_entropy_fraction
+        if not 0 <= share <= 1:
+            raise UserError(f"regularizers.final_entropy_fraction is {share}: it must be from 0 to 1")
         for key in ("kl_behaviour", "kl_reference"):
             if getattr(self, key) not in ("k3", "exact"):
                 raise UserError(f"regularizers.{key} is {getattr(self, key)}: it must be k3 or exact")

@@ -46,6 +46,24 @@ def test_both_endings_by_hand() -> None:
     assert output.value_targets.tolist() == [[2.75, 4.0, 0.0], [3.25, 8.0, 0.0]]
 
 
+def test_a_step_limit_ends_the_task_where_it_is_to() -> None:
+    """Three segments alike: ended by the task, by the step limit, and cut; V = 2, R = 4, bootstrap 8."""
+    batch = CreditBatch(
+        rewards=torch.full((3, 1, 1), 4.0),
+        executed=torch.ones(3, 1, dtype=torch.int64),
+        mask=torch.ones(3, 1, dtype=torch.bool),
+        terminated=torch.tensor([True, False, False]),
+        truncated=torch.tensor([False, True, False]),
+        values=torch.full((3, 1), 2.0),
+        bootstrap_values=torch.full((3,), 8.0),
+    )
+    assert Gae(HALVES).on_batch(batch).advantages.flatten().tolist() == [2, 6, 6]
+    older = Gae(replace(HALVES, step_limit="terminal"))
+    assert older.on_batch(batch).advantages.flatten().tolist() == [2, 2, 6]
+    with pytest.raises(ValueError, match="truncated"):
+        older.on_batch(replace(batch, truncated=None))
+
+
 def test_chunk_returns_by_hand() -> None:
     rewards = torch.tensor([[1.0, 10.0, 100.0]] * 3)
     returns = chunk_returns(rewards, torch.tensor([1, 2, 3]), 0.1)

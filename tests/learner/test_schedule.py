@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gipo_vla.learner.schedule import learning_rate_factor
+from gipo_vla.learner.schedule import entropy_factor, learning_rate_factor
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,9 @@ def test_constant_stays_at_one_after_the_warm_up() -> None:
 def test_odd_lengths_stay_within_bounds(warmup: int, total: int) -> None:
     factors = [learning_rate_factor(p / 2, warmup, total) for p in range(80)]
     assert all(0 <= factor <= 1 for factor in factors)
+
+
+def test_the_entropy_bonus_falls_in_a_straight_line() -> None:
+    assert [entropy_factor(p, 10, 0.0) for p in (0, 5, 10, 20)] == [1, 0.5, 0, 0]
+    assert entropy_factor(5, 10, 0.2) == pytest.approx(0.6)
+    assert entropy_factor(7, 10, 1.0) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,9 @@ import torch
 
 from gipo_envs import EnvironmentSettings, make_spec
 from gipo_envs.errors import UserError
+from gipo_vla.objectives.regularizers import exact_kl
 from gipo_vla.policies.base import Observations, Policy, copy_trainable
+from gipo_vla.policies.bin_heads import HeadName
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
 from gipo_vla.policies.normalization import moments
 
@@ -52,12 +54,22 @@ def test_is_a_policy(make_policy: MakePolicy) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.6])
-@pytest.mark.parametrize("chunk", [1, 3])
-@pytest.mark.parametrize("task", ["reach", ("reach", "push")])
+@pytest.mark.parametrize(
+    "task, settings",
+    [
+        ("reach", {}),
+        (("reach", "push"), {"chunk": 3}),
+        ("reach", {"head": "ordinal", "chunk": 3}),
+        ("reach", {"head": "interpolated", "activation": "silu"}),
+        ("reach", {"head": "gaussian"}),
+        (("reach", "push"), {"head": "gaussian", "chunk": 3, "layer_norm": True, "activation": "relu"}),
+    ],
+    ids=str,
+)
 def test_act_and_evaluate_agree_in_any_batch(
-    make_policy: MakePolicy, task: str | tuple[str, ...], chunk: int, temperature: float
+    make_policy: MakePolicy, task: str | tuple[str, ...], settings: dict[str, Any], temperature: float
 ) -> None:
-    policy = make_policy(task, chunk=chunk)
+    policy, chunk = make_policy(task, **settings), settings.get("chunk", 1)
     policy.normalizer.update(
         torch.tensor(9.0).double(), torch.randn(10).double(), torch.full((10,), 30.0).double()
     )
@@ -89,8 +101,9 @@ def test_temperature_of_each_row_is_its_own(make_policy: MakePolicy) -> None:
         torch.testing.assert_close(mixed.entropies[index::3], alike.entropies[index::3], atol=1e-5, rtol=0)
 
 
-def test_log_probs_and_entropies_are_those_of_the_logits(make_policy: MakePolicy) -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("head", get_args(HeadName))
+def test_log_probs_and_entropies_are_those_of_the_logits(make_policy: MakePolicy, head: HeadName) -> None:
+    policy = make_policy(head=head)
     batch, tokens = observations(4), torch.randint(32, (4, 1, 2))
     out = policy.evaluate(batch, tokens, torch.full((4,), 1.6))
     probabilities = torch.softmax(out.logits.double(), -1)  # type: ignore[union-attr]
@@ -121,9 +134,10 @@ def test_the_generator_alone_decides_the_sample(make_policy: MakePolicy) -> None
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("head", ["independent", "gaussian"])
 @pytest.mark.parametrize("greedy", ["mean", "mode"])
-def test_greedy(make_policy: MakePolicy, greedy: str) -> None:
-    policy = make_policy(greedy=greedy)
+def test_greedy(make_policy: MakePolicy, greedy: str, head: HeadName) -> None:
+    policy = make_policy(greedy=greedy, head=head)
     batch = observations(40)
     decision = policy.act(batch, 1.3, greedy=True)
     again = policy.act(batch, 1.3, greedy=True)
@@ -169,8 +183,9 @@ def test_twin_shares_the_normalizer_and_owns_the_rest(make_policy: MakePolicy) -
     assert torch.equal(twin.value(batch), policy.value(batch)), "both see the same inputs"
 
 
-def test_parameter_groups_are_disjoint_and_complete(make_policy: MakePolicy) -> None:
-    policy = make_policy(hidden=(24, 12))
+@pytest.mark.parametrize("shared", [0, 1, 2])
+def test_parameter_groups_are_disjoint_and_complete(make_policy: MakePolicy, shared: int) -> None:
+    policy = make_policy(hidden=(24, 12), shared_layers=shared, layer_norm=shared > 0)
     groups = policy.parameter_groups()
     assert set(groups) == {"policy", "value"}
     names = [name for own in groups.values() for name, _ in own]
@@ -186,6 +201,17 @@ def test_parameter_groups_are_disjoint_and_complete(make_policy: MakePolicy) -> 
         loss.backward(retain_graph=True)
         for name, own in groups.items():
             assert all((parameter.grad is not None) == (name == reached) for _, parameter in own)
+
+
+def test_a_shared_layer_is_the_actors_and_the_value_reads_it(make_policy: MakePolicy) -> None:
+    policy, batch = make_policy(hidden=(24, 12), shared_layers=1), observations(4)
+    before = policy.value(batch)
+    with torch.no_grad():
+        policy.actor[0].bias += 1.0
+    assert not torch.equal(policy.value(batch), before)
+    policy.zero_grad()
+    policy.evaluate(batch, torch.zeros(4, 1, 2, dtype=torch.long), torch.ones(4)).values.sum().backward()
+    assert policy.actor[0].bias.grad is None
 
 
 def test_tasks_are_told_apart(make_policy: MakePolicy) -> None:
@@ -205,9 +231,40 @@ def test_starts_near_uniform() -> None:
     assert out.entropies.min() > 0.99 * np.log(256)
 
 
+@pytest.mark.parametrize("head", get_args(HeadName))
+@pytest.mark.parametrize("layer_norm, shared", [(False, 0), (True, 0), (False, 1), (True, 1), (True, 2)])
+def test_parameters_are_counted_without_building(
+    make_policy: MakePolicy, head: HeadName, layer_norm: bool, shared: int
+) -> None:
+    network = {"layer_norm": layer_norm, "shared_layers": shared, "hidden": (24, 12)}
+    policy = make_policy(("reach", "push"), head=head, knots=5, **network)
+    spec = make_spec(EnvironmentSettings("point_reach", ("reach", "push")))
+    assert policy.settings.parameters(spec) == sum(own.numel() for own in policy.parameters())
+
+
+@pytest.mark.parametrize("head", get_args(HeadName))
+def test_an_exact_kl_survives_float16(make_policy: MakePolicy, head: HeadName) -> None:
+    """The replay stores the logits of an exact KL in half precision."""
+    policy = make_policy(head=head)
+    batch = observations(200)
+    decision = policy.act(batch, 1.0, torch.Generator().manual_seed(0))
+    assert decision.logits is not None
+    stored = decision.logits.half()
+    now = policy.evaluate(batch, decision.tokens, torch.ones(200)).logits
+    assert now is not None
+    assert exact_kl(stored, now).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize(
     "settings, named",
-    [({"bins": 1}, "policy.bins"), ({"chunk": 0}, "policy.chunk"), ({"hidden": ()}, "policy.hidden")],
+    [
+        ({"bins": 1}, "policy.bins"),
+        ({"chunk": 0}, "policy.chunk"),
+        ({"hidden": ()}, "policy.hidden"),
+        ({"knots": 1}, "policy.knots"),
+        ({"shared_layers": 3}, "policy.shared_layers"),
+        ({"initial_std": 0.0}, "policy.initial_std"),
+    ],
 )
 def test_impossible_sizes_are_refused(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named.replace(".", r"\.")):

@@ -109,7 +109,7 @@ def test_cloning_is_planned_as_well() -> None:
 
 def test_the_rows_of_the_table_say_what_is_planned() -> None:
     rows = plan_of().rows()
-    assert rows["expected lag"].startswith("mean 2.8 iterations (34 updates), greatest 5 (67)")
+    assert rows["expected lag"].startswith("mean 2.8 iterations (135 updates), greatest 5 (269)")
     assert rows["replay"].startswith("6,400 transitions = 4.0 iterations")
     assert rows["env steps"] == "323,200 in 100 iterations"
 
@@ -127,7 +127,7 @@ def test_what_could_never_be_drawn_is_refused(make_config: MakeConfig) -> None:
 
 def test_what_was_measured_stands_beside_each_prediction(capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of()
-    console.print(plan.compare(Measured(env_steps=plan.env_steps, mean_lag_iterations=2.5, updates=1200)))
+    console.print(plan.compare(Measured(env_steps=plan.env_steps, mean_lag_iterations=2.5, updates=4800)))
     table = capsys.readouterr().err
     lines = {line.split("│")[1].strip(): line for line in table.splitlines() if line.startswith("│")}
     assert "323,200" in lines["env steps"] and "+0.0%" in lines["env steps"]

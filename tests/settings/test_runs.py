@@ -46,7 +46,7 @@ def test_every_option_is_valid(make_config: MakeConfig, override: str) -> None:
 
 def test_the_default_is_the_button_on_metaworld() -> None:
     settings = runs.load("train", [])
-    assert (settings.experiment, settings.env.task) == ("metaworld_button_press", "button-press-v3")
+    assert (settings.experiment, settings.env.task) == ("metaworld_mlp", "button-press-v3")
 
 
 def test_overrides_win_over_the_experiment(make_config: MakeConfig) -> None:
