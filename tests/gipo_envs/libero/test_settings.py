@@ -57,6 +57,7 @@ def test_tasks_by_number_and_name() -> None:
         ({"reward": "dense"}, "reward is 'dense', but LIBERO's tasks only tell success: use sparse"),
         ({"observations": ("images",), "camera": CameraSettings(names=("front",))}, "camera.names 'front'"),
         ({"assets": "/nowhere"}, "env.assets is /nowhere"),
+        ({"evaluation_states": "all"}, "unknown evaluation_states 'all'"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
@@ -78,6 +79,12 @@ def test_observations(image_format: str, side: int) -> None:
 def test_training_on_the_published_states() -> None:
     spec = _spec(train_on_evaluation_states=True)
     assert spec.training_keys == spec.evaluation_keys
+
+
+def test_evaluation_on_states_of_the_tasks_sampler() -> None:
+    spec = _spec(evaluation_states="sampled")
+    assert spec.evaluation_keys == (EVALUATION_KEYS_START + 50, 2 * EVALUATION_KEYS_START)
+    assert spec.training_keys == (0, EVALUATION_KEYS_START)
 
 
 def test_a_spec_needs_no_simulator() -> None:
