@@ -24,6 +24,9 @@ from gipo_envs.errors import UserError
 from gipo_vla.assembly import credit_context, policy_features, rollout_environment
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.distributed import group
+from gipo_vla.imitation.demonstrations import Demonstrations
+from gipo_vla.imitation.mix import DemonstrationMix
+from gipo_vla.learner.demonstrated import DemonstratedShare
 from gipo_vla.learner.learner import Learner
 from gipo_vla.policies.base import Policy, copy_trainable
 from gipo_vla.policies.normalization import moments
@@ -57,6 +60,7 @@ class Pipeline:
     Args:
         policy: to train, on ``device``.
         plans: the sizes of an iteration's experience, of ``run.plan``.
+        demonstrations: to clone beside the objective.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Pipeline:
         policy: Policy,
         plans: Collection,
         device: torch.device,
+        demonstrations: Demonstrations | None = None,
     ) -> None:
         assert isinstance(policy, nn.Module)
         assert (policy.chunk, policy.action_dims) == (plans.layout.chunk, plans.layout.action_dims)
@@ -99,6 +104,11 @@ class Pipeline:
             stored_values,
             reference,
             self.behaviour,
+        )
+        self.mix = (
+            None
+            if demonstrations is None
+            else DemonstrationMix(demonstrations, policy.chunk, config.demonstrated, config.seed)
         )
         recent_first = samplers.recency(config.replay.recency_half_life)
         self.replay = SegmentRing(
@@ -274,7 +284,7 @@ class Pipeline:
         schedule = dispatch_schedule(self.plans.steps, settings.updates * micro_batches)
         factor = self.learner.set_progress(self.iteration + index / settings.updates)
         segments = self.replay.sample(self.learner.segments_per_rank, self.replay_rng, self.learner.version)
-        update = self.learner.begin(segments, self.iteration + 1)
+        update = self.learner.begin(segments, self.iteration + 1, self._demonstrated())
         for micro_batch in range(micro_batches):
             self._advance(schedule[index * micro_batches + micro_batch])
             self.learner.micro_step(update, micro_batch)
@@ -282,6 +292,13 @@ class Pipeline:
         if self.learner.attempted % self.config.rollout.sync_every == 0:
             self.synchronize()
         return row
+
+    def _demonstrated(self) -> DemonstratedShare | None:
+        """Demonstrations for the next update."""
+        if self.mix is None:
+            return None
+        batch, coefficient = self.mix.at(self.learner.attempted), self.config.replay.demonstration_coefficient
+        return DemonstratedShare(self.policy, batch, self.learner.micro_batches, coefficient, self.device)
 
     def synchronize(self) -> None:
         """Copy the learner's weights to the behaviour policy."""

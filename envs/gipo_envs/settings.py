@@ -51,8 +51,8 @@ class FamilyFacts:
     evaluation_ends_on_success: bool = False
     """See ``EnvironmentSpec``."""
     published_states: int = 0
-    """Initial states of each task that a published evaluation uses, the first of the evaluation keys; 0: there
-    is no such list, and every key is the task's own sampler's."""
+    """Initial states of each task that a published evaluation uses, the first of the evaluation keys; 0:
+    there is no such list, and every key is the task's own sampler's."""
 
 
 def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> EnvironmentSpec:
@@ -107,9 +107,7 @@ def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> Environment
         frames_per_second=facts.frames_per_second,
         landmarks=facts.landmarks,
         evaluation_ends_on_success=facts.evaluation_ends_on_success,
-        training_keys=evaluation_keys
-        if settings.train_on_evaluation_states
-        else (0, EVALUATION_KEYS_START),
+        training_keys=evaluation_keys if settings.train_on_evaluation_states else (0, EVALUATION_KEYS_START),
         evaluation_keys=evaluation_keys,
     )
 

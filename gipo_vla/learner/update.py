@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gipo_vla.distributed import group
 from gipo_vla.learner.batch import MicroBatch
+from gipo_vla.learner.demonstrated import DemonstratedShare
 from gipo_vla.objectives.diagnostics import StalenessDiagnostics
 
 SUMS = (
@@ -48,6 +49,8 @@ class Update:
     statistics: Tensor | None = None
     """The objective's ``batch_statistics``, from such a pass."""
     diagnostics: StalenessDiagnostics = field(default_factory=StalenessDiagnostics)
+    demonstrated: DemonstratedShare | None = None
+    """To clone beside it."""
 
     def of_all_ranks(self, packed: Tensor) -> Tensor:
         """(T, columns) of the tokens of all ranks, from those of this one; padded with zeros."""
