@@ -29,6 +29,9 @@ from gipo_envs.errors import UserError
 from gipo_vla.assembly import credit_context, policy_features, rollout_environment
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.distributed import group
+from gipo_vla.imitation.demonstrations import Demonstrations
+from gipo_vla.imitation.mix import DemonstrationMix
+from gipo_vla.learner.demonstrated import DemonstratedShare
 from gipo_vla.learner.learner import Learner
 from gipo_vla.policies.base import Policy, copy_trainable
 from gipo_vla.policies.normalization import moments
@@ -62,6 +65,7 @@ class Pipeline:
     Args:
         policy: to train, on ``device``.
         plans: the sizes of an iteration's experience, of ``run.plan``.
+        demonstrations: to clone beside the objective.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Pipeline:
         policy: Policy,
         plans: Collection,
         device: torch.device,
+        demonstrations: Demonstrations | None = None,
     ) -> None:
         assert isinstance(policy, nn.Module)
         assert (policy.chunk, policy.action_dims) == (plans.layout.chunk, plans.layout.action_dims)
@@ -104,7 +109,7 @@ class Pipeline:
             rollout.worker_timeout_s,
         )
         try:
-            self._build(policy)
+            self._build(policy, demonstrations)
             self.pool = starting.result()
             act_generator = torch.Generator(device)
             act_generator.manual_seed(integer_seed(config.seed, Role.ACTION, self.rank))
@@ -125,7 +130,7 @@ class Pipeline:
             self._acting.shutdown()
             raise
 
-    def _build(self, policy: Policy) -> None:
+    def _build(self, policy: Policy, demonstrations: Demonstrations | None) -> None:
         """Make what learns, and the replay."""
         config, plans, device = self.config, self.plans, self.device
         spec = plans.spec
@@ -155,6 +160,11 @@ class Pipeline:
             config.credit.uses_stored_values,
             reference,
             self.behaviour,
+        )
+        self.mix = (
+            None
+            if demonstrations is None
+            else DemonstrationMix(demonstrations, policy.chunk, config.demonstrated, config.seed)
         )
         recent_first = samplers.recency(config.replay.recency_half_life)
         self.replay = SegmentRing(
@@ -306,7 +316,7 @@ class Pipeline:
             segments = self.replay.sample(
                 self.learner.segments_per_rank, self.replay_rng, self.learner.version
             )
-            update = self.learner.begin(segments, self.iteration + 1)
+            update = self.learner.begin(segments, self.iteration + 1, self._demonstrated())
             for micro_batch in range(micro_batches):
                 if not beside:
                     self._advance(steps[micro_batch])
@@ -319,6 +329,13 @@ class Pipeline:
         if self.learner.attempted % self.config.rollout.sync_every == 0:
             self.synchronize()
         return row
+
+    def _demonstrated(self) -> DemonstratedShare | None:
+        """Demonstrations for the next update."""
+        if self.mix is None:
+            return None
+        batch, coefficient = self.mix.at(self.learner.attempted), self.config.replay.demonstration_coefficient
+        return DemonstratedShare(self.policy, batch, self.learner.micro_batches, coefficient, self.device)
 
     def synchronize(self) -> None:
         """Copy the learner's weights to the behaviour policy."""

@@ -204,5 +204,9 @@ class EnvironmentSettings:
     assets: str | None = None
     """LIBERO's asset folder (None: the variable LIBERO_ASSETS, else hf-libero's own download), or a
     recording's."""
+    evaluation_states: Literal["published", "sampled"] = "published"
+    """Initial states that are evaluated. published: those of the environment's published protocol, where it
+    has one (LIBERO: 50 a task). sampled: drawn as in training, by keys that training never draws; as many as
+    are asked for."""
     train_on_evaluation_states: bool = False
     """Train on the very initial states that are evaluated, for comparison with papers that did."""

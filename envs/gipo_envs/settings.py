@@ -24,6 +24,7 @@ from gipo_envs.protocol import (
 OBSERVATIONS = ("state", "proprio", "images", "landmarks")
 REWARDS = ("dense", "sparse")
 QUALITIES = ("fast", "default")
+EVALUATION_STATES = ("published", "sampled")
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class FamilyFacts:
     """See ``EnvironmentSpec``."""
     evaluation_ends_on_success: bool = False
     """See ``EnvironmentSpec``."""
-    evaluation_keys: tuple[int, int] = (EVALUATION_KEYS_START, 2 * EVALUATION_KEYS_START)
-    """See ``EnvironmentSpec``."""
+    published_states: int = 0
+    """Initial states of each task that a published evaluation uses, the first of the evaluation keys; 0:
+    there is no such list, and every key is the task's own sampler's."""
 
 
 def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> EnvironmentSpec:
@@ -80,6 +82,11 @@ def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> Environment
     if not (math.isfinite(reward_scale) and reward_scale > 0):
         raise UserError(f"reward_scale must be positive and finite, got {reward_scale}")
 
+    _check_choice("evaluation_states", settings.evaluation_states, EVALUATION_STATES)
+    sampled = EVALUATION_KEYS_START + facts.published_states, 2 * EVALUATION_KEYS_START
+    published = (EVALUATION_KEYS_START, sampled[0]) if facts.published_states else sampled
+    evaluation_keys = published if settings.evaluation_states == "published" else sampled
+
     arrays = {
         "task": ArraySpec((), "int64"),
         "state": ArraySpec((facts.state_size,), "float32"),
@@ -100,10 +107,8 @@ def build_spec(settings: EnvironmentSettings, facts: FamilyFacts) -> Environment
         frames_per_second=facts.frames_per_second,
         landmarks=facts.landmarks,
         evaluation_ends_on_success=facts.evaluation_ends_on_success,
-        training_keys=facts.evaluation_keys
-        if settings.train_on_evaluation_states
-        else (0, EVALUATION_KEYS_START),
-        evaluation_keys=facts.evaluation_keys,
+        training_keys=evaluation_keys if settings.train_on_evaluation_states else (0, EVALUATION_KEYS_START),
+        evaluation_keys=evaluation_keys,
     )
 
 

@@ -16,22 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from gipo_vla.distributed import group
-from gipo_vla.imitation.examples import Batch
 from gipo_vla.learner import engine as engines
-from gipo_vla.learner.batch import to_device
+from gipo_vla.learner.demonstrated import Demonstrated, cloning_loss, cloning_means, tokens_of
 from gipo_vla.learner.learner import NonFiniteError
 from gipo_vla.learner.micro_batches import micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import learning_rate_factor
 from gipo_vla.policies.base import Evaluation, Policy
 from gipo_vla.settings.cloning import CloningLearnerSettings, CloningSettings
-
-# Indices of the sums over tokens.
-_LOSS, _HITS, _DISTANCE, _TOKENS = range(4)
-
-
-def cloning_losses(log_probs: Tensor, mask: Tensor) -> Tensor:
-    """-log p of the valid tokens, () summed. Args: log_probs float32 (B, K, D), mask bool (B, K, D)."""
-    return -torch.where(mask, log_probs, 0.0).sum()
 
 
 class Cloner:
@@ -70,7 +61,7 @@ class Cloner:
             policy, self.optimizer, settings, device, self.micro_batch_sizes[0], self.micro_batches
         )
 
-    def update(self, batch: Batch) -> dict[str, float]:
+    def update(self, batch: Demonstrated) -> dict[str, float]:
         """One update from a global batch, of which this rank takes its share; returns its metrics (the same
         on every rank).
 
@@ -94,34 +85,23 @@ class Cloner:
         return _metrics(totals, "train") | norms
 
     @torch.no_grad()
-    def validate(self, batches: Sequence[Batch]) -> dict[str, float]:
+    def validate(self, batches: Sequence[Demonstrated]) -> dict[str, float]:
         """Metrics over held-out examples, without training; ranks take turns (a collective call)."""
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for batch in batches[self.rank :: self.world]:
             sums += self._evaluate(batch, self.policy.evaluate)[2]
         return _metrics(group.sum_over_ranks(sums).tolist(), "validation")
 
-    def _own_parts(self, batch: Batch) -> Iterator[Batch]:
+    def _own_parts(self, batch: Demonstrated) -> Iterator[Demonstrated]:
         first = self.rank * self.examples_per_rank
         for stop, size in zip(accumulate(self.micro_batch_sizes), self.micro_batch_sizes):
-            part = slice(first + stop - size, first + stop)
-            observations = {name: array[part] for name, array in batch.observations.items()}
-            yield Batch(observations, batch.actions[part], batch.valid[part])
+            yield batch.part(slice(first + stop - size, first + stop))
 
-    def _evaluate(self, batch: Batch, forward: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluate(self, batch: Demonstrated, forward: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Loss (), summed over tokens; values (B,); the sums (4,) float64 that metrics are made of."""
-        observations = {name: to_device(array, self.device) for name, array in batch.observations.items()}
-        actions, valid = to_device(batch.actions, self.device), to_device(batch.valid, self.device)
-        tokens = self.policy.encode(actions)
-        mask = valid[:, :, None].expand(-1, -1, self.policy.action_dims)
-        evaluation: Evaluation = forward(observations, tokens, torch.ones(len(actions), device=self.device))
-        loss = cloning_losses(evaluation.log_probs, mask)
-        with torch.no_grad():
-            assert evaluation.logits is not None
-            likeliest = evaluation.logits.argmax(-1)
-            hits = ((likeliest == tokens) & mask).sum()
-            distance = torch.where(mask, (self.policy.decode(likeliest) - actions).abs(), 0.0).sum()
-            sums = torch.stack([one.double() for one in (loss.detach(), hits, distance, mask.sum())])
+        rows = tokens_of(self.policy, batch, self.device)
+        evaluation: Evaluation = forward(rows.observations, rows.tokens, rows.temperature)
+        loss, sums = cloning_loss(self.policy, rows, evaluation)
         return loss, evaluation.values, sums
 
     def _set_learning_rates(self) -> float:
@@ -172,9 +152,4 @@ class Cloner:
 
 
 def _metrics(sums: Sequence[float], of: str) -> dict[str, float]:
-    tokens = sums[_TOKENS]
-    return {
-        f"loss/{of}": sums[_LOSS] / tokens,
-        f"accuracy/{of}": sums[_HITS] / tokens,
-        f"action_error/{of}": sums[_DISTANCE] / tokens,
-    }
+    return {f"{name}/{of}": value for name, value in cloning_means(sums).items()}

@@ -4,33 +4,19 @@ An example is one recorded observation and the K actions that the expert takes f
 episode ends within them, the rest is masked.
 
 Which examples make which update is a pure function of (seed, step): training can stop and go on anywhere.
-
-Shape suffixes: B examples of a batch, K actions of a chunk, A action size.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gipo_vla.imitation.demonstrations import Demonstrations
+from gipo_vla.learner.demonstrated import Demonstrated
 from gipo_vla.rollout.episodes import Role, generator
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples as arrays."""
-
-    observations: dict[str, NDArray[Any]]
-    """(B, ...) with ``task``."""
-    actions: NDArray[np.float32]
-    """(B, K, A); behind the end of an episode its last action again."""
-    valid: NDArray[np.bool_]
-    """(B, K)."""
 
 
 class Examples:
@@ -52,7 +38,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.row)
 
-    def batch(self, examples: NDArray[np.int64]) -> Batch:
+    def batch(self, examples: NDArray[np.int64]) -> Demonstrated:
         """The examples with these numbers (a number may come twice)."""
         rows = self.row[examples]
         observations: dict[str, NDArray[Any]] = {
@@ -61,7 +47,7 @@ class Examples:
         observations["task"] = self.task[examples]
         at = self.first[examples][:, None] + np.arange(self.chunk)
         last = self.end[examples][:, None] - 1
-        return Batch(observations, self.demonstrations.actions[np.minimum(at, last)], at <= last)
+        return Demonstrated(observations, self.demonstrations.actions[np.minimum(at, last)], at <= last)
 
     def split(self, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Numbers of the training and of the held-out examples; whole episodes are held out, this share of

@@ -11,14 +11,14 @@ from gipo_vla.imitation import demonstrations, lerobot, libero_hdf5
 from gipo_vla.imitation.demonstrations import Demonstrations, Episode
 from gipo_vla.imitation.recording import Recording
 from gipo_vla.imitation.settings import ExpertSettings, LiberoHdf5Settings, RecordedSettings
-from gipo_vla.settings.cloning import SftSettings
+from gipo_vla.settings.runs import RunSettings
 from gipo_vla.telemetry.console import console
 
 FOLDER = "demonstrations"
 """Within a run folder."""
 
 
-def obtain(settings: SftSettings, spec: EnvironmentSpec, run_folder: Path) -> Demonstrations:
+def obtain(settings: RunSettings, spec: EnvironmentSpec, run_folder: Path) -> Demonstrations:
     """A run's demonstrations; rank 0 makes those that the run folder does not hold yet (a collective call).
 
     Raises:
@@ -34,7 +34,7 @@ def obtain(settings: SftSettings, spec: EnvironmentSpec, run_folder: Path) -> De
     return demonstrations.read(folder, spec, source.count)
 
 
-def _make(settings: SftSettings, spec: EnvironmentSpec, folder: Path) -> None:
+def _make(settings: RunSettings, spec: EnvironmentSpec, folder: Path) -> None:
     source = settings.demonstrations
     if isinstance(source, ExpertSettings):
         rollout = settings.rollout

@@ -32,13 +32,13 @@ from gipo_vla.credit.normalization import AdvantageNormalizer, advantage_moments
 from gipo_vla.distributed import group
 from gipo_vla.learner import engine as engines
 from gipo_vla.learner.batch import (
-    MicroBatch,
     count_valid,
     following_observations,
     in_reverse,
     split,
     to_device,
 )
+from gipo_vla.learner.demonstrated import DemonstratedShare, cloning_means
 from gipo_vla.learner.micro_batches import even_cut, micro_batch_sizes, rank_share
 from gipo_vla.learner.schedule import entropy_factor, learning_rate_factor
 from gipo_vla.learner.update import SUMS, Update, metrics_of_sums
@@ -138,8 +138,14 @@ class Learner:
 
     # --------------------------------------------------------------------------------------------- update
 
-    def begin(self, segments: SegmentBatch, iteration: int) -> Update:
-        """Take a drawn batch (this rank's share): count it over ranks, move it, make the normaliser ready."""
+    def begin(
+        self, segments: SegmentBatch, iteration: int, demonstrated: DemonstratedShare | None = None
+    ) -> Update:
+        """Take a drawn batch (this rank's share): count it over ranks, move it, make the normaliser ready.
+
+        Args:
+            demonstrated: to clone beside it.
+        """
         sizes, device, following = self.micro_batch_sizes, self.device, None
         if self.settings.reuse_values and self.credit.needs_values and not self.stored_values:
             segments, following = in_reverse(segments)
@@ -154,6 +160,7 @@ class Learner:
             torch.zeros(3, dtype=torch.float64, device=device),
             torch.zeros((), device=device),
             (0, *accumulate(sizes)),
+            demonstrated=demonstrated,
         )
         if following is not None:
             update.following = to_device(following, device)
@@ -233,7 +240,12 @@ class Learner:
     def micro_step(self, update: Update, index: int) -> None:
         """Forward and backward of one micro-batch; the last one of the update also steps the optimizer."""
         batch = update.micro_batches[index]
-        evaluation: Evaluation = self.engine(batch.observations, batch.tokens, batch.temperature)
+        evaluation: Evaluation
+        cloning: Tensor | float = 0.0
+        if update.demonstrated is None:
+            evaluation = self.engine(batch.observations, batch.tokens, batch.temperature)
+        else:
+            evaluation, cloning = update.demonstrated.evaluate(self.engine, batch, index)
         credit = self._credit(update, index, evaluation)
         update.moments += advantage_moments(credit.advantages, batch.mask)
         advantages = batch.rows(self.normalizer.normalize(credit.advantages, update.known_moments))
@@ -265,7 +277,7 @@ class Learner:
             reference_log_probs=reference.log_probs if reference else None,
             reference_logits=reference.logits if reference else None,
         )
-        policy_loss = (objective.loss + regularizer.loss).sum() / tokens
+        policy_loss = (objective.loss + regularizer.loss).sum() / tokens + cloning
         if not self.trains_policy:
             # Detached: the policy's whole backward pass would only make zeros.
             policy_loss = 0.0 * policy_loss.detach()
@@ -334,20 +346,24 @@ class Learner:
         # In the order of the groups, also where one of them rested before.
         names = [own["name"] for own in self.optimizer.param_groups]
         norms = {n: self.optimizer.gradient_norms[n] for n in names if n in self.optimizer.gradient_norms}
-        summed = group.sum_over_ranks(torch.cat([update.sums, update.moments]))
+        cloning = [] if update.demonstrated is None else [update.demonstrated.sums]
+        summed = group.sum_over_ranks(torch.cat([update.sums, update.moments, *cloning]))
         tokens_by_column = update.of_all_ranks(update.diagnostics.packed())
         own = update.statistics if update.statistics is not None else summed[:0]
         parts = [
             summed[: len(SUMS)],
-            summed[len(SUMS) :] if update.known_moments is None else update.known_moments,
+            summed[len(SUMS) :][:3] if update.known_moments is None else update.known_moments,
             update.counts.double(),
             group.greatest_over_ranks(update.lag_max).double()[None],
             torch.stack([norm.double() for norm in norms.values()]),
             own.double(),
+            summed[len(SUMS) + 3 :],
             tokens_by_column.double().flatten(),
         ]
         flat = torch.cat(parts).cpu()
-        sums, moments, counts, lag_max, norms_, statistics, packed = flat.split([len(p) for p in parts])
+        sums, moments, counts, lag_max, norms_, statistics, cloned, packed = flat.split(
+            [len(p) for p in parts]
+        )
         packed = packed.view(tokens_by_column.shape)
         self.normalizer.observe(moments)
         metrics = metrics_of_sums(sums.tolist(), *(int(count) for count in counts.tolist()))
@@ -364,6 +380,9 @@ class Learner:
         if self.adaptive is not None:
             metrics |= self.adaptive.metrics()
             self.adaptive.observe(packed)
+        if update.demonstrated is not None:
+            named = cloning_means(cloned.tolist())
+            metrics |= {f"demonstration/{name}": mean for name, mean in named.items()}
         return metrics | staleness_metrics(packed)
 
     # ------------------------------------------------------------------------------------------- schedule

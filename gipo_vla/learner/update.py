@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gipo_vla.distributed import group
 from gipo_vla.learner.batch import MicroBatch
+from gipo_vla.learner.demonstrated import DemonstratedShare
 from gipo_vla.objectives.diagnostics import StalenessDiagnostics
 
 SUMS = (
@@ -56,6 +57,8 @@ class Update:
     statistics: Tensor | None = None
     """The objective's ``batch_statistics``, from such a pass."""
     diagnostics: StalenessDiagnostics = field(default_factory=StalenessDiagnostics)
+    demonstrated: DemonstratedShare | None = None
+    """To clone beside it."""
 
     def after(self, index: int, first_values: Tensor) -> Tensor:
         """float32 (N,) of a micro-batch: the values of what follows its segments.

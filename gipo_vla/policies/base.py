@@ -63,6 +63,11 @@ class Evaluation(NamedTuple):
     logits: Tensor | None = None
     """As in ``Decision``."""
 
+    def part(self, rows: slice) -> Evaluation:
+        """Some of the rows."""
+        logits = None if self.logits is None else self.logits[rows]
+        return Evaluation(self.log_probs[rows], self.entropies[rows], self.values[rows], logits)
+
 
 @runtime_checkable
 class Policy(Protocol):

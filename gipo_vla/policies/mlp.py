@@ -11,6 +11,7 @@ Shapes: B batch, S numbers observed, K steps of a chunk, D action dimensions, V 
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -47,6 +48,8 @@ from gipo_vla.settings.registry import check
 MOST_BINS = 2**16
 """Tokens are stored in 16 bits."""
 MOST_ACTIONS, WIDEST, DEEPEST = 10_000, 8192, 32
+WORD_BUCKETS = 128
+"""For the words of instructions; those of libero_goal are 24."""
 LOGITS_KEPT = 6
 """Arrays of the size of the logits that autograd keeps: the network's, those divided by the temperature, and
 for the log-probs of the tokens and the entropies the log-softmax, its exponential and their product."""
@@ -90,6 +93,10 @@ class MlpSettings(PolicySettings):
     inputs: tuple[Literal["state", "proprio", "landmarks"], ...] | None = None
     """Vectors that the policy reads. None: all that ``env.observations`` names; name them where some are
     observed for a credit only."""
+    task_input: Literal["number", "instruction"] = "number"
+    """How a policy is told its task. number: a one-hot vector, where the environment has several tasks.
+    instruction: the words of its instruction, so that tasks with words in common share what is learned of
+    them, and a policy of several tasks can be played on one of them."""
     normalizer_iterations: int = 30
     """Iterations after which the statistics of the observations freeze."""
 
@@ -120,7 +127,7 @@ class MlpSettings(PolicySettings):
     def parameters(self, spec: EnvironmentSpec) -> int:
         """The number of parameters of the policy on an environment."""
         # By arithmetic: to make one, be it on the meta device, takes long for a sweep of hundreds of runs.
-        inputs = _size(_vectors(self, spec), spec) + _told_tasks(spec)
+        inputs = _size(_vectors(self, spec), spec) + _task_size(self, spec)
         numbers = bin_heads.numbers_of(self.head, self.bins, self.knots)
         actor = (inputs, *self.hidden, self.chunk * spec.action_size * numbers)
         critic = (inputs, *self.hidden, 1)[self.shared_layers :]
@@ -131,7 +138,7 @@ class MlpSettings(PolicySettings):
     def memory(self, work: Work, spec: EnvironmentSpec) -> PolicyMemory:
         parameters = self.parameters(spec)
         logits = 4 * self.chunk * spec.action_size * self.bins
-        inputs = _size(_vectors(self, spec), spec) + _told_tasks(spec)
+        inputs = _size(_vectors(self, spec), spec) + _task_size(self, spec)
         hidden = 2 * sum(self.hidden) * (2 if self.layer_norm else 1)
         sample = 4 * (inputs + hidden) + LOGITS_KEPT * logits
         return PolicyMemory(
@@ -185,9 +192,20 @@ def _size(vectors: tuple[str, ...], spec: EnvironmentSpec) -> int:
     return sum(spec.observation[name].shape[0] for name in vectors)
 
 
-def _told_tasks(spec: EnvironmentSpec) -> int:
-    """A multi-task policy is told its task as a one-hot vector, as is usual on MT10 and MT50."""
+def _task_size(settings: MlpSettings, spec: EnvironmentSpec) -> int:
+    """Numbers that tell the task; a one-hot vector is usual on MT10 and MT50."""
+    if settings.task_input == "instruction":
+        return WORD_BUCKETS
     return len(spec.tasks) if len(spec.tasks) > 1 else 0
+
+
+def bag_of_words(instruction: str) -> Tensor:
+    """An instruction as a vector (WORD_BUCKETS,) of length 1: how often each word stands in it, words being
+    numbered by their hash (Weinberger et al. 2009, without signs)."""
+    counts = torch.zeros(WORD_BUCKETS)
+    for word in instruction.lower().split():
+        counts[zlib.crc32(word.encode()) % WORD_BUCKETS] += 1
+    return nn.functional.normalize(counts, dim=0)
 
 
 class MlpPolicy(nn.Module, Policy):
@@ -202,9 +220,13 @@ class MlpPolicy(nn.Module, Policy):
         self.chunk, self.action_dims, self.bins = settings.chunk, spec.action_size, settings.bins
         size = _size(inputs, spec)
         self.tasks = len(spec.tasks)
+        self.instructions: Tensor
+        words = torch.stack([bag_of_words(text) for text in spec.instructions])
+        # Not among the weights: the next environment has other tasks.
+        self.register_buffer("instructions", words, persistent=False)
         self.normalizer = RunningNormalizer(size, inputs)
         self.normalizer_iterations = settings.normalizer_iterations
-        width = size + _told_tasks(spec)
+        width = size + _task_size(settings, spec)
         self.actor, features = _trunk(width, settings.hidden, settings)
         self.bin_head = bin_heads.build(settings.head, self.bins, settings.knots, settings.initial_std)
         tokens = self.chunk * self.action_dims
@@ -227,6 +249,8 @@ class MlpPolicy(nn.Module, Policy):
 
     def _inputs(self, observations: Observations) -> Tensor:
         vector = self._vector(observations)
+        if self.settings.task_input == "instruction":
+            return torch.cat([vector, self.instructions[observations["task"]]], dim=-1)
         if self.tasks == 1:
             return vector
         # Not ``functional.one_hot``, which looks at the values of what it is given.

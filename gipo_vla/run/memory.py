@@ -169,8 +169,10 @@ def micro_batch_samples(settings: RunSettings, world: int) -> int:
     """Samples in one forward and backward of one of ``world`` ranks."""
     if isinstance(settings, SftSettings):
         return min(settings.sft.micro_batch_size, settings.sft.batch_size // world)
-    segments = min(settings.micro_batch_segments, settings.learner.batch_segments // world)
-    return segments * settings.replay.segment_length
+    share = settings.learner.batch_segments // world
+    segments = min(settings.micro_batch_segments, share)
+    demonstrated = math.ceil(settings.demonstrated / world / math.ceil(share / segments))
+    return segments * settings.replay.segment_length + demonstrated
 
 
 def with_micro_batch(

@@ -17,6 +17,8 @@ from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.checkpoint.run_state import Loaded
 from gipo_vla.checkpoint.writer import CheckpointWriter
 from gipo_vla.distributed import group
+from gipo_vla.imitation import sources
+from gipo_vla.imitation.demonstrations import Demonstrations
 from gipo_vla.pipeline import Pipeline
 from gipo_vla.rollout.faults import FaultWindow
 from gipo_vla.rollout.pool import WorkerPool
@@ -42,17 +44,21 @@ class Reinforcement:
         assert plan.collection is not None
         self.settings, self.device, self.collection = settings, device, plan.collection
         self.policy = build_policy(settings, spec, device, stored, reinforced=True)
-        self.spec = self.collection.spec
+        self.spec, self._seen = self.collection.spec, spec
+        self.demonstrations: Demonstrations | None = None
         self._opened = ExitStack()
 
     def prepare(self, folder: RunFolder, checkpoint: Path | None) -> dict[str, str]:
         self.folder = folder
         self.settings = dataclasses.replace(self.settings, run_dir=str(folder.path))
+        if self.settings.demonstrations is not None:
+            # Of what the policy sees, which is less than the credit's workers observe.
+            self.demonstrations = sources.obtain(self.settings, self._seen, folder.path)
         return self._table()
 
     def start(self, checkpoint: Path | None) -> Loaded | None:
         settings, rollout = self.settings, self.settings.rollout
-        self.pipeline = Pipeline(settings, self.policy, self.collection, self.device)
+        self.pipeline = Pipeline(settings, self.policy, self.collection, self.device, self.demonstrations)
         self._opened.callback(self.pipeline.close)
         self.graphs = GraphFiles(self.folder.graphs, settings.iterations)
         loaded = None if checkpoint is None else run_state.load(checkpoint, self.pipeline)
@@ -161,7 +167,18 @@ class Reinforcement:
             "learner": f"DeepSpeed on {self.device}, {learner.updates} updates an iteration of "
             f"{learner.batch_segments} segments x {settings.replay.segment_length}, learning rates "
             f"{learner.policy_learning_rate:g} / {learner.value_learning_rate:g}",
+            **self._told_demonstrations(),
             **({"rendering": "{}: {}".format(*gl.choose())} if needs_opengl(settings.env) else {}),
+        }
+
+    def _told_demonstrations(self) -> dict[str, str]:
+        found, replay = self.demonstrations, self.settings.replay
+        if found is None:
+            return {}
+        return {
+            "demonstrations": f"{len(found.records)} ({self.settings.demonstrations.name}); "
+            f"{self.settings.demonstrated} decisions beside every batch, weight "
+            f"{replay.demonstration_coefficient:g}"
         }
 
 

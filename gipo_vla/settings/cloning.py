@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import PlainValidator
+from typing import ClassVar, Literal
 
 from gipo_envs.errors import UserError
-from gipo_vla.settings import registry
 from gipo_vla.settings.schema import (
     AnyRunSettings,
+    DemonstrationsSection,
     FinalEvaluationSettings,
     NonNegative,
     OptimizerSettings,
@@ -19,8 +17,6 @@ from gipo_vla.settings.schema import (
     SimulationSettings,
     TelemetrySettings,
 )
-
-DemonstrationsSection = Annotated[Any, PlainValidator(registry.demonstrations.validate)]
 
 
 @dataclass(frozen=True)

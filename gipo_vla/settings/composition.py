@@ -71,6 +71,15 @@ def groups() -> dict[str, list[str]]:
     return {group: sorted(options) for group, options in sorted(found.items())}
 
 
+PROTOCOLS = "eval"
+"""The group whose options are files of settings all over a run: how it is evaluated, and in what."""
+
+
+def protocol(option: str) -> DictConfig:
+    """The settings that an option of ``PROTOCOLS`` holds."""
+    return cast(DictConfig, OmegaConf.load(config_folder() / PROTOCOLS / f"{option}.yaml"))
+
+
 def is_group(key: str, option: object) -> bool:
     """Whether a key is a config group. Raises UserError: it is one, and has no such option."""
     options = groups().get(key)

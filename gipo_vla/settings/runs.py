@@ -18,7 +18,16 @@ from gipo_envs.errors import UserError
 from gipo_vla import foreign
 from gipo_vla.settings import plugins, registry
 from gipo_vla.settings.cloning import SftSettings
-from gipo_vla.settings.composition import by_key, command_of, compose_yaml, is_group, repair, unknown
+from gipo_vla.settings.composition import (
+    PROTOCOLS,
+    by_key,
+    command_of,
+    compose_yaml,
+    is_group,
+    protocol,
+    repair,
+    unknown,
+)
 from gipo_vla.settings.schema import TrainingSettings
 
 Settings = TypeVar("Settings")
@@ -73,7 +82,9 @@ def override(base: Settings, overrides: Sequence[str]) -> Settings:
         except HydraException as error:
             raise UserError(f"{text!r} is not an override: write key=value") from error
         key, value = parsed.key_or_group, parsed.value()
-        if is_group(key, value):
+        if is_group(key, value) and key == PROTOCOLS:
+            values.merge_with(protocol(str(value)))
+        elif is_group(key, value):
             section = key.replace("/", ".")
             chosen = compose_yaml(command_of(base), [f"{key}={value}"])
             OmegaConf.update(values, section, OmegaConf.select(chosen, section), merge=False)

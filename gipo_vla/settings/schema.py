@@ -24,7 +24,10 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 ObjectiveSection = Annotated[Any, PlainValidator(registry.objectives.validate)]
 CreditSection = Annotated[Any, PlainValidator(registry.credits.validate)]
 PolicySection = Annotated[Any, PlainValidator(registry.policies.validate)]
-
+DemonstrationsSection = Annotated[Any, PlainValidator(registry.demonstrations.validate)]
+OptionalDemonstrationsSection = Annotated[
+    Any, PlainValidator(lambda value: None if value is None else registry.demonstrations.validate(value))
+]
 
 KlEstimator = Literal["k3", "exact"]
 
@@ -87,6 +90,12 @@ class ReplaySettings:
     """uniform: every drawable segment alike. recency: newer segments more often."""
     recency_half_life: PositiveFloat = 0.25
     """sampler=recency: the weight of a segment halves every this fraction of the segments held."""
+    demonstration_share: Share = 0.0
+    """Demonstrated decisions beside every batch, as a share of its learner.batch_segments x segment_length
+    transitions, to be cloned while the rest is reinforced: where successes are rare. 0.1 is usual; needs
+    ``demonstrations``. 0: none."""
+    demonstration_coefficient: PositiveFloat = 0.1
+    """Weight of the cloning loss, a mean over the demonstrated tokens, beside the objective's."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +324,7 @@ class AnyRunSettings:
 class TrainingSettings(AnyRunSettings):
     """A whole training run."""
 
-    fixed: ClassVar[tuple[str, ...]] = ("env", "policy", "seed", "init_from")
+    fixed: ClassVar[tuple[str, ...]] = ("env", "policy", "seed", "init_from", "demonstrations")
 
     objective: ObjectiveSection
     credit: CreditSection
@@ -326,6 +335,18 @@ class TrainingSettings(AnyRunSettings):
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     eval: EvaluationSettings = field(default_factory=EvaluationSettings)
+    demonstrations: OptionalDemonstrationsSection = None
+
+    @property
+    def batch_transitions(self) -> int:
+        """Transitions of a batch over all ranks, with full segments."""
+        return self.learner.batch_segments * self.replay.segment_length
+
+    @property
+    def demonstrated(self) -> int:
+        """Demonstrated decisions beside every batch, over all ranks."""
+        share = self.replay.demonstration_share
+        return max(1, round(share * self.batch_transitions)) if share else 0
 
     @property
     def micro_batch_segments(self) -> int:
@@ -342,7 +363,17 @@ class TrainingSettings(AnyRunSettings):
                 f"learner.micro_batch_rows is {learner.micro_batch_rows}, less than a segment "
                 f"(replay.segment_length {replay.segment_length}): raise it, or lower the length"
             )
-        batch_transitions = learner.batch_segments * replay.segment_length
+        batch_transitions = self.batch_transitions
+        if replay.demonstration_share and self.demonstrations is None:
+            raise UserError(
+                f"replay.demonstration_share is {replay.demonstration_share:g}, but there are no "
+                "demonstrations: add demonstrations=recorded demonstrations.path=RUN of sft, or another one"
+            )
+        if self.demonstrations is not None and not replay.demonstration_share:
+            raise UserError(
+                f"demonstrations={self.demonstrations.name} is set, but replay.demonstration_share is 0: set "
+                "it to 0.1, for instance, or leave the demonstrations out"
+            )
         if replay.capacity < batch_transitions:
             raise UserError(
                 f"replay.capacity is {replay.capacity} transitions, less than one batch "

@@ -115,6 +115,7 @@ RULES = (
     # Many runs: what they would be.
     Rule(r"gipo_vla\.sweep KEY=", "dry_run=true", replace=((r"KEY=VALUE,VALUE \.\.\.", "seed=0,1"),)),
     Rule(r"gipo_vla\.sweep experiment=point_reach", f"{TRAIN} jobs=2 part=1/6"),
+    Rule(r"gipo_vla\.sweep sweep=libero", "dry_run=true", libero=True),
     Rule(r"gipo_vla\.sweep", "dry_run=true"),
     # Reading runs.
     Rule(r"gipo_vla\.report pack", replace=((r"DIR.*", "sweeps/again"),)),
@@ -147,7 +148,7 @@ RULES = (
     Rule(r"gipo_vla\.train .*resume=runs", "stop_after=2"),
     Rule(r"resume=auto", "stop_after=2", replace=((r"\.\.\.", PRACTICE),)),
     Rule(r"init_from=runs/part", TINY_VLA),
-    Rule(r"libero_object_mlp_sft", CLONE, libero=True),
+    Rule(r"libero_\w+_sft", CLONE, libero=True),
     Rule(r"init_from=runs/soup", TINY_VLA, libero=True),
     Rule(r"init_from=", SMALL, replace=((r"=RUN_DIR|=runs/\S+", "=runs/my-clone"), (r" \.\.\.", ""))),
     # Examples, whose own tests train them to the end.

@@ -12,8 +12,8 @@ import torch
 from gipo_envs import EnvironmentSettings, make_spec
 from gipo_envs.errors import UserError
 from gipo_vla.distributed import group
-from gipo_vla.imitation.cloning import Cloner, cloning_losses
-from gipo_vla.imitation.examples import Batch
+from gipo_vla.imitation.cloning import Cloner
+from gipo_vla.learner.demonstrated import Demonstrated, cloning_losses
 from gipo_vla.learner.learner import NonFiniteError
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
 from gipo_vla.settings.cloning import CloningLearnerSettings, CloningSettings
@@ -40,13 +40,13 @@ def make_cloner(process_group: None) -> MakeCloner:
     return make
 
 
-def make_batch(seed: int = 0, count: int = 12) -> Batch:
+def make_batch(seed: int = 0, count: int = 12) -> Demonstrated:
     """Actions that are a function of the state; chunks of 1 to 3 valid actions."""
     rng = np.random.default_rng(seed)
     states = rng.normal(size=(count, 10)).astype(np.float32)
     actions = np.tanh(np.stack([states[:, k : k + 2] for k in range(CHUNK)], axis=1))
     valid = np.arange(CHUNK) < 1 + np.arange(count)[:, None] % CHUNK
-    return Batch({"state": states, "task": np.zeros(count, np.int64)}, actions, valid)
+    return Demonstrated({"state": states, "task": np.zeros(count, np.int64)}, actions, valid)
 
 
 def weights(cloner: Cloner) -> dict[str, torch.Tensor]:

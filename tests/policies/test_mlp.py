@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from gipo_envs import EnvironmentSettings, make_spec
+from gipo_envs import EnvironmentSettings, EnvironmentSpec, make_spec
 from gipo_envs.errors import UserError
 from gipo_vla.objectives.regularizers import exact_kl
 from gipo_vla.policies.base import Observations, Policy, copy_trainable
 from gipo_vla.policies.bin_heads import HeadName
-from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
+from gipo_vla.policies.mlp import MlpPolicy, MlpSettings, bag_of_words
 from gipo_vla.policies.normalization import moments
 
 MakePolicy = Callable[..., MlpPolicy]
@@ -221,6 +221,31 @@ def test_tasks_are_told_apart(make_policy: MakePolicy) -> None:
     assert not torch.equal(first, second)
     width = {policy.tasks: policy.actor[0].in_features for policy in (several, single)}
     assert width == {1: 10, 2: 12}
+
+
+def test_an_instruction_tells_tasks_apart(make_policy: MakePolicy) -> None:
+    """By its words, however many tasks the environment has and in whatever order."""
+    pair = make_policy(("reach", "push"), task_input="instruction")
+    turned = make_policy(("push", "reach"), task_input="instruction")
+    single = make_policy("push", task_input="instruction")
+    state = observations(1)["state"]
+    reach, push = (pair.value({"state": state, "task": torch.tensor([task])}) for task in (0, 1))
+    assert not torch.equal(reach, push)
+    for policy in (turned, single):
+        assert torch.equal(policy.value({"state": state, "task": torch.tensor([0])}), push)
+    assert single.state_dict().keys() == make_policy("push").state_dict().keys(), "words are no weights"
+    assert pair.settings.parameters(pair_spec()) == sum(p.numel() for p in pair.parameters())
+
+
+def pair_spec() -> EnvironmentSpec:
+    return make_spec(EnvironmentSettings("point_reach", ("reach", "push")))
+
+
+def test_a_bag_of_words_by_hand() -> None:
+    bag = bag_of_words("Put the bowl on the plate")
+    expected = sorted([2.0, 1, 1, 1, 1], reverse=True)
+    assert sorted(bag[bag > 0].tolist(), reverse=True) == pytest.approx([n / 8**0.5 for n in expected])
+    assert torch.equal(bag, bag_of_words("the plate on the bowl put")), "order is not told"
 
 
 def test_starts_near_uniform() -> None:

@@ -21,7 +21,7 @@ from gipo_vla.assembly import build_policy, environment_spec
 from gipo_vla.checkpoint.policy_files import find_checkpoint
 from gipo_vla.checkpoint.run_folder import RunFolder
 from gipo_vla.imitation.cloning import Cloner
-from gipo_vla.imitation.examples import Batch
+from gipo_vla.learner.demonstrated import Demonstrated
 from gipo_vla.policies.mlp import MlpPolicy
 from gipo_vla.run.cloning import has_settled
 from gipo_vla.run.resume import Start
@@ -142,7 +142,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_one_that_never_was(
     folder = Path(str(make_sft().run_dir))
     made, update = 0, Cloner.update
 
-    def update_and_signal(self: Cloner, batch: Batch) -> dict[str, float]:
+    def update_and_signal(self: Cloner, batch: Demonstrated) -> dict[str, float]:
         nonlocal made
         made += 1
         if made == updates:

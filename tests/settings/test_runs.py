@@ -189,6 +189,19 @@ def test_overriding_a_finished_run(make_config: MakeConfig) -> None:
             runs.override(base, [text])
 
 
+def test_a_published_evaluation_of_a_run_that_was_trained_otherwise(make_config: MakeConfig) -> None:
+    trained_with = ("env.step_limit=100", "env.evaluation_states=sampled", "eval.mode=sampled")
+    base = make_config(*trained_with)
+    evaluated = runs.override(base, ["eval=libero_published", "eval.video=false"])
+    assert (evaluated.env.step_limit, evaluated.env.evaluation_states) == (None, "published")
+    assert (evaluated.eval.episodes_per_task, evaluated.eval.mode) == (50, "sampled")
+    assert replace(evaluated, env=base.env, eval=base.eval) == base
+    # What a command line says beside it wins, as over an experiment.
+    assert make_config(*trained_with, "eval=libero_published").env.step_limit == 100
+    with pytest.raises(UserError, match="libero_published"):
+        runs.override(base, ["eval=libero_publish"])
+
+
 # ------------------------------------------------------------------------------------------- command line
 
 

@@ -20,7 +20,6 @@ from gipo_envs.errors import UserError
 from gipo_envs.family import BareSimulator, Expert, Family, Probe, WorkerCost
 from gipo_envs.libero import assets, catalogue, landmarks
 from gipo_envs.protocol import (
-    EVALUATION_KEYS_START,
     CameraSettings,
     Environment,
     EnvironmentSettings,
@@ -70,7 +69,7 @@ def _facts(suite: str) -> FamilyFacts:
         frames_per_second=20.0,
         landmarks=landmarks.names(suite),
         evaluation_ends_on_success=True,
-        evaluation_keys=(EVALUATION_KEYS_START, EVALUATION_KEYS_START + catalogue.PUBLISHED_STATES),
+        published_states=catalogue.PUBLISHED_STATES,
     )
 
 

@@ -24,9 +24,9 @@ VIDEO_CAMERA = "agentview"
 class LiberoEnvironment(EpisodicEnvironment[Floats]):
     """One robot that can be reset to any of its tasks; see ``gipo_envs.protocol.Environment``.
 
-    Cheap to make: what is large belongs to the process (``simulations``). Keys of initial states from
-    ``EVALUATION_KEYS_START`` on are the published ones, whose fixtures are placed by the seed; a key below
-    seeds the task's own sampler, which places everything.
+    Cheap to make: what is large belongs to the process (``simulations``). The first ``PUBLISHED_STATES`` keys
+    from ``EVALUATION_KEYS_START`` on are the published initial states, whose fixtures are placed by the seed;
+    any other key seeds the task's own sampler, which places everything.
     """
 
     def __init__(
@@ -55,14 +55,12 @@ class LiberoEnvironment(EpisodicEnvironment[Floats]):
 
     def _begin(self, initial_state: int, seed: int) -> None:
         published = initial_state - EVALUATION_KEYS_START
-        if published >= PUBLISHED_STATES:
-            raise ValueError(f"{initial_state}: there are only {PUBLISHED_STATES} published states")
         self._leave()
         self._simulation = simulations.acquire(self._tasks[self._task], self._assets)
         self._episode = (
-            self._simulation.begin_sampled(initial_state)
-            if published < 0
-            else self._simulation.begin_published(published, seed)
+            self._simulation.begin_published(published, seed)
+            if 0 <= published < PUBLISHED_STATES
+            else self._simulation.begin_sampled(initial_state)
         )
         self._arrive()
 

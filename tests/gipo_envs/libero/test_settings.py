@@ -57,6 +57,7 @@ def test_tasks_by_number_and_name() -> None:
         ({"reward": "dense"}, "reward is 'dense', but LIBERO's tasks only tell success: use sparse"),
         ({"observations": ("images",), "camera": CameraSettings(names=("front",))}, "camera.names 'front'"),
         ({"assets": "/nowhere"}, "env.assets is /nowhere"),
+        ({"evaluation_states": "all"}, "unknown evaluation_states 'all'"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
@@ -80,6 +81,12 @@ def test_training_on_the_published_states() -> None:
     assert spec.training_keys == spec.evaluation_keys
 
 
+def test_evaluation_on_states_of_the_tasks_sampler() -> None:
+    spec = _spec(evaluation_states="sampled")
+    assert spec.evaluation_keys == (EVALUATION_KEYS_START + 50, 2 * EVALUATION_KEYS_START)
+    assert spec.training_keys == (0, EVALUATION_KEYS_START)
+
+
 def test_a_spec_needs_no_simulator() -> None:
     import subprocess
     import sys
@@ -93,14 +100,26 @@ def test_a_spec_needs_no_simulator() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_experiments_on_landmarks_are_start_and_training_of_the_same(libero_assets: Path) -> None:
+@pytest.mark.parametrize(
+    ("experiment", "sizes"),
+    [
+        ("libero_object_mlp", {"proprio": (8,), "landmarks": (18,)}),
+        ("libero_goal_mlp", {"proprio": (8,), "landmarks": (18,)}),
+        ("libero_goal_three_mlp", {"state": (86,)}),
+        ("libero_object_oft_tiny", {"images": (2, 84, 84, 3), "proprio": (8,)}),
+    ],
+)
+def test_experiments_are_start_and_training_of_the_same(
+    libero_assets: Path, experiment: str, sizes: dict[str, tuple[int, ...]]
+) -> None:
     from gipo_vla.settings import runs
 
-    start = runs.load_sft(["experiment=libero_object_mlp_sft"])
-    training = runs.load("train", ["experiment=libero_object_mlp", "init_from=runs/start"])
+    start = runs.load_sft([f"experiment={experiment}_sft"])
+    training = runs.load("train", [f"experiment={experiment}", "init_from=runs/start"])
     assert start.env == training.env and start.policy == training.policy
-    assert training.env.observations == ("proprio", "landmarks") and training.env.reward == "sparse"
-    assert make_spec(training.env).observation["landmarks"].shape == (18,)
+    assert training.env.reward == "sparse"
+    observed = make_spec(training.env).observation
+    assert {name: array.shape for name, array in observed.items() if name != "task"} == sizes
 
 
 def test_configs_compose(libero_assets: Path) -> None:
