@@ -232,7 +232,7 @@ class Campaign:
             if happened() or time.monotonic() - began >= seconds:
                 return True
             newest = max(self._changed("metrics.jsonl"), self._changed("log.txt"), launch.began)
-            if time.time() - newest > STALLED:
+            if time.time() - newest > STALLED and not self.problems:
                 self.problems.append(f"launch {self.launches} did nothing for {STALLED:.0f} s")
                 kill_all(self.mark)
             self.session.interrupted.wait(0.05)

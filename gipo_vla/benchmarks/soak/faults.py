@@ -40,8 +40,14 @@ class Scene:
 
     def victim(self, role: str) -> psutil.Process:
         """A process in a role, when there is one. Raises NoSuchProcess: none came."""
-        until(lambda: self.launch.processes(role) or self.launch.status() is not None, PATIENCE, 0.2)
-        return self.one_of(self.launch.processes(role))
+        found: list[psutil.Process] = []
+
+        def there() -> bool:
+            found[:] = self.launch.processes(role)
+            return bool(found) or self.launch.status() is not None
+
+        until(there, PATIENCE, 0.2)
+        return self.one_of(found)
 
     def one_of(self, processes: Sequence[psutil.Process]) -> psutil.Process:
         """One of several, by the seed. Raises NoSuchProcess: there is none."""
