@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from gipo_envs.errors import UserError
 from gipo_vla import benchmark
@@ -25,7 +26,7 @@ from gipo_vla.telemetry.console import console
 
 FAKE = """
 import json, subprocess, sys, time
-stage, folder, seconds, parts = sys.argv[1:]
+stage, folder, ends, parts = sys.argv[1:]
 file = open(folder + "/suite.jsonl", "a", buffering=1)
 for part in parts.split(","):
     file.write(json.dumps({"part": "begun", "figures": part}) + "\\n")
@@ -116,7 +117,10 @@ def test_the_boxes_fit_into_nine_minutes() -> None:
         (["size=huge", "out={out}"], "size is 'huge'"),
     ],
 )
-def test_mistakes(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_mistakes(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite.group, "choose_device", lambda _: torch.device("cpu"))
     with pytest.raises(UserError, match=message):
         benchmark.main(["suite", *(text.format(out=tmp_path / "out") for text in arguments)])
     assert not (tmp_path / "out").exists()
@@ -181,7 +185,9 @@ def test_the_table_puts_figures_beside_goals_and_counts(capsys: pytest.CaptureFi
 
 
 def run(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    status = benchmark.main(["suite", "size=tiny", f"out={folder}", "minutes=9", *arguments])
+    status = benchmark.main(
+        ["suite", "size=tiny", f"out={folder}", "minutes=9", "learner.device=cpu", *arguments]
+    )
     return status, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
