@@ -105,7 +105,7 @@ class Network:
         halves = [own // 2] if own > 1 else []
         for segments in (own, *halves, *(own * factor for factor in (2, 4, 8))):
             # Time grows with the rows at most.
-            if self.job.left - FOR_ACTING_S < segments * of_a_segment:
+            if of_a_segment and self.job.left - FOR_ACTING_S < segments * of_a_segment:
                 break
             rows = segments * self.settings.replay.segment_length
             try:
