@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from gipo_envs.errors import UserError
 from gipo_vla import benchmark
@@ -25,7 +26,7 @@ from gipo_vla.telemetry.console import console
 
 FAKE = """
 import json, subprocess, sys, time
-stage, folder, seconds, parts = sys.argv[1:]
+stage, folder, ends, parts = sys.argv[1:]
 file = open(folder + "/suite.jsonl", "a", buffering=1)
 for part in parts.split(","):
     file.write(json.dumps({"part": "begun", "figures": part}) + "\\n")
@@ -49,9 +50,8 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def measure(seconds: float, *stages: Stage) -> tuple[dict[str, Line], list[str]]:
         parts = [part for stage in stages for part in stage.parts]
-        for module in (session,):
-            monkeypatch.setattr(module, "STAGES", stages)
-            monkeypatch.setattr(module, "PARTS", tuple(parts))
+        monkeypatch.setattr(session, "STAGES", stages)
+        monkeypatch.setattr(session, "PARTS", tuple(parts))
         before = len(records.read())
         session.measure(records, parts, time.monotonic() + seconds)
         lines = records.read()
@@ -61,9 +61,8 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_crash_costs_only_its_part(measured: Any) -> None:
-    found, begun = measured(
-        60, Stage("a", ("first", "crashes", "third"), 60, 0), Stage("b", ("last",), 60, 0)
-    )
+    three = Stage("a", ("first", "crashes", "third"), 60, 0)
+    found, begun = measured(60, three, Stage("b", ("last",), 60, 0))
     assert {part: one["outcome"] for part, one in found.items()} == {
         "first": "measured",
         "crashes": "failed",
@@ -73,25 +72,22 @@ def test_a_crash_costs_only_its_part(measured: Any) -> None:
     assert found["crashes"]["reason"] == "exit status 1; it said last: MemoryError: as I feared"
     assert begun == ["first", "crashes", "third", "last"]
     # The same folder again: what is missing.
-    assert measured(60, Stage("a", ("first", "crashes", "third"), 60, 0))[1] == ["crashes"]
+    assert measured(60, three)[1] == ["crashes"]
 
 
 def test_a_hang_is_ended_at_its_box_with_what_it_started(measured: Any, tmp_path: Path) -> None:
-    found, _ = measured(60, Stage("a", ("hangs", "behind"), 1.0, 0), Stage("b", ("last",), 60, 0))
-    assert [one["outcome"] for one in found.values()] == [
-        "stopped at its box",
-        "stopped at its box",
-        "measured",
-    ]
+    found, _ = measured(60, Stage("a", ("hangs", "behind"), 4.0, 0), Stage("b", ("last",), 60, 0))
+    assert [found[part]["outcome"] for part in ("hangs", "behind")] == 2 * ["stopped at its box"]
+    assert found["last"]["outcome"] == "measured"
     assert found["hangs"]["reason"].endswith("it said last: waiting for the device")
     child = int((tmp_path / "child").read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_budget_holds(measured: Any) -> None:
-    """A stage that is worth less time than is left is left out; what computes beside waits for nobody."""
+    """A stage for which too little time is left is left out; what computes beside keeps nobody waiting."""
     found, begun = measured(
-        2.0,
+        4.0,
         Stage("side", ("beside",), 60, 0, beside=True),
         Stage("a", ("hangs",), 60, 0),
         Stage("b", ("last",), 60, 1.0),
@@ -121,16 +117,18 @@ def test_the_boxes_fit_into_nine_minutes() -> None:
         (["size=huge", "out={out}"], "size is 'huge'"),
     ],
 )
-def test_mistakes(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_mistakes(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite.group, "choose_device", lambda _: torch.device("cpu"))
     with pytest.raises(UserError, match=message):
         benchmark.main(["suite", *(text.format(out=tmp_path / "out") for text in arguments)])
     assert not (tmp_path / "out").exists()
 
 
 def test_figures_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
-    (tmp_path / "settings.yaml").write_text(
-        runs.to_yaml(runs.load("train", [*suite.SIZES["tiny"], "seed=7"]))
-    )
+    other = runs.load("train", [*suite.SIZES["tiny"], "seed=7"])
+    (tmp_path / "settings.yaml").write_text(runs.to_yaml(other))
     with pytest.raises(UserError, match="figures of other settings"):
         benchmark.main(["suite", "size=tiny", f"out={tmp_path}", "parts=floor"])
 
@@ -187,7 +185,9 @@ def test_the_table_puts_figures_beside_goals_and_counts(capsys: pytest.CaptureFi
 
 
 def run(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    status = benchmark.main(["suite", "size=tiny", f"out={folder}", "minutes=9", *arguments])
+    status = benchmark.main(
+        ["suite", "size=tiny", f"out={folder}", "minutes=9", "learner.device=cpu", *arguments]
+    )
     return status, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 

@@ -138,6 +138,7 @@ RULES = (
         f"{TRAIN} seconds=0.01",
         replace=((r"iterations=2000", "iterations=30"),),
     ),
+    Rule(r"gipo_vla\.benchmark suite", "size=tiny parts=floor"),
     Rule(r"gipo_vla\.benchmark soak", "kinds=mlp jobs=1", replace=((r"minutes=\S+", "minutes=0.2"),)),
     Rule(r"gipo_vla\.settings\.descriptions"),
     Rule(r"gipo_vla\.doctor"),

@@ -1,8 +1,7 @@
-"""One stage, as the suite starts it: ``python -m gipo_vla.benchmarks.suite STAGE FOLDER SECONDS PARTS``."""
+"""One stage, as the suite starts it: ``python -m gipo_vla.benchmarks.suite STAGE FOLDER ENDS PARTS``."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -15,12 +14,11 @@ from gipo_vla.settings.schema import TrainingSettings
 
 
 def main(arguments: Sequence[str]) -> None:
-    ends = time.monotonic()
-    stage, folder, seconds, parts = arguments
+    stage, folder, ends, parts = arguments
     settings = runs.read_run(Path(folder) / "settings.yaml")
     assert isinstance(settings, TrainingSettings)
     records = Records(Path(folder) / "suite.jsonl")
-    job = Job(settings, records, tuple(parts.split(",")), ends + float(seconds))
+    job = Job(settings, records, tuple(parts.split(",")), float(ends))
     import_module(f"gipo_vla.benchmarks.suite.{stage}").measure(job)
 
 

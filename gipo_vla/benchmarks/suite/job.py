@@ -20,7 +20,7 @@ class Job:
     parts: tuple[str, ...]
     """To measure, of those that the stage has."""
     ends: float
-    """On the monotonic clock: then this process is killed."""
+    """On the monotonic clock, which all processes of a machine share: then this one is killed."""
     _began: float = field(default_factory=time.monotonic)
 
     @property

@@ -95,21 +95,22 @@ class Network:
         }
         if self.device.type == "cuda":
             segments = torch.cuda.memory_snapshot()
-            figures["expandable_segments"] = any(own["is_expandable"] for own in segments)
+            figures["expandable_segments"] = any(own.get("is_expandable") for own in segments)
         self.job.tell("floor", figures)
 
     def learner_by_micro_batch(self) -> None:
         """The size of the settings first, then half of it, then twice and more as long as memory and time
         last."""
-        own, last = self.settings.learner.micro_batch_segments, 0.0
+        own, of_a_segment = self.settings.learner.micro_batch_segments, 0.0
         halves = [own // 2] if own > 1 else []
         for segments in (own, *halves, *(own * factor for factor in (2, 4, 8))):
-            # An update takes about in proportion to its rows; twice the last one's is on the safe side.
-            if last and self.job.left - FOR_ACTING_S < 2 * last:
+            # Time grows with the rows at most.
+            if of_a_segment and self.job.left - FOR_ACTING_S < segments * of_a_segment:
                 break
             rows = segments * self.settings.replay.segment_length
             try:
-                found, last = timed(partial(self._updates, segments), self.device)
+                found, seconds = timed(partial(self._updates, segments), self.device)
+                of_a_segment = seconds / segments
             except torch.OutOfMemoryError as error:
                 self.job.tell("learner", {"rows": rows, "out_of_memory": str(error).splitlines()[0]}, rows)
                 break
@@ -164,6 +165,7 @@ class Network:
             self.device,
             total_iterations=1,
             reward_scale=1.0,
+            reference=self.policy if settings.regularizers.kl_reference_coefficient > 0 else None,
             proximal=self.twin,
         )
         try:

@@ -32,7 +32,7 @@ class Boxed:
         self._began = time.monotonic()
         self._ends = self._began + seconds
         self._log = folder / f"{stage}.log"
-        words = [stage, str(folder), f"{seconds:.1f}", ",".join(parts)]
+        words = [stage, str(folder), f"{self._ends:.1f}", ",".join(parts)]
         with self._log.open("wb") as log:
             self._process = psutil.Popen(
                 [*COMMAND, *words],
