@@ -22,12 +22,11 @@ from tests.learner import vla
 H200 = CARDS["H200"]
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 BOUNDS = {
-    "learner_ms_per_sample": 0.25,
-    "end_to_end_ms_per_sample": 0.3,
+    "learner_ms_per_sample": 0.24,
+    "end_to_end_ms_per_sample": 0.51,
     "host_waits_per_micro_batch": 0,
     "host_waits_per_update": 2,
-    "teraflop_per_sample": 0.001,
-    "saved_bytes_per_sample": 400_000,
+    "saved_bytes_per_sample": 185_000,
 }
 """Of the tiny network, where launches are what costs; not to be exceeded."""
 
@@ -51,9 +50,10 @@ def sample(settings: TrainingSettings, counted: Counted) -> Sample:
 
 def test_the_figures_of_a_lora_learner_do_not_get_worse(lora: tuple[TrainingSettings, Counted]) -> None:
     figures = sample(*lora).figures(H200)
-    assert figures.keys() == {*BOUNDS, "largest_micro_batch"}
+    assert figures.keys() == {*BOUNDS, "teraflop_per_sample", "largest_micro_batch"}
     assert {name: figures[name] for name, most in BOUNDS.items() if figures[name] > most} == {}
-    assert figures["largest_micro_batch"] >= 300_000
+    assert figures["largest_micro_batch"] >= 800_000
+    assert sample(*lora).learner().teraflop <= 1.85e-5
     assert 0 < figures["learner_ms_per_sample"] < figures["end_to_end_ms_per_sample"]
 
 
@@ -89,8 +89,8 @@ def test_while_only_the_value_trains_there_is_no_backward_pass_of_the_policy(
 def test_kept_features_spare_the_towers(lora: tuple[TrainingSettings, Counted]) -> None:
     settings, whole = lora
     cached = count(replace(settings, replay=replace(settings.replay, cache_features=True)), H200, 2)
-    assert cached.forward.flops < 0.9 * whole.forward.flops
-    assert cached.bootstrap.flops < 0.9 * whole.bootstrap.flops
+    assert cached.forward.flops < 0.95 * whole.forward.flops
+    assert cached.bootstrap.flops < 0.95 * whole.bootstrap.flops
     assert cached.act.flops > whole.act.flops, "the last observations of segments, once more"
     assert cached.saved_bytes <= whole.saved_bytes
 
@@ -100,7 +100,7 @@ def test_the_page_has_what_is_counted_at_7b(capsys: pytest.CaptureFixture[str]) 
     """Each row of the table that has a command of its own, and the goal."""
     command = "cost experiment=libero_spatial_oft7b_1gpu"
     found = {}
-    for changes in ("", "learner.micro_batch_segments=8", "replay.cache_features=true"):
+    for changes in ("card=H200", "learner.micro_batch_segments=8", "replay.cache_features=true"):
         assert benchmark.main([*command.split(), *changes.split()]) == 0
         figures = json.loads(capsys.readouterr().out.splitlines()[-1])
         found[changes] = (figures["learner_ms_per_sample"], figures["end_to_end_ms_per_sample"])
@@ -108,6 +108,6 @@ def test_the_page_has_what_is_counted_at_7b(capsys: pytest.CaptureFixture[str]) 
         row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{changes}`"))
         shown = tuple(float(cell) for cell in re.findall(r"\| (\d+\.\d+) ", row))
         assert shown == pytest.approx(found[changes], abs=0.01)
-    learner, end_to_end = found[""]
+    learner, end_to_end = found["card=H200"]
     assert learner <= 21 and end_to_end <= 27
     assert figures["largest_micro_batch"] >= 75
