@@ -4,8 +4,9 @@ The learner of the run's settings makes an update of two micro-batches on ``fake
 seen with its shapes and dtypes, none is computed. So the figures are exact, the same on every machine, and
 need no GPU; CI keeps them from getting worse. A roofline turns them into time: an operation takes as long as
 its arithmetic at the card's usual rate, as its bytes at the card's bandwidth, or as its launch, whichever is
-longest. Real kernels are slower by 20 to 30 %, the host's own work and DeepSpeed's buckets are not counted,
-and fused graphs of ``policy.compile`` are not either: what is counted is what runs without it.
+longest. Real kernels are slower by 20 to 30 %, the host's own work and DeepSpeed's buckets are not counted.
+What is counted is what runs without ``policy.compile``; with it, a table shows what a block of the Llama is
+fused to (``benchmarks.fused``).
 
 A *sample* is a transition that trains once. End to end adds the decision that made it, divided by how often
 the settings use each transition.
@@ -30,6 +31,7 @@ from gipo_envs import ArraySpec
 from gipo_envs.errors import UserError
 from gipo_vla.benchmarks import Options, roofline
 from gipo_vla.benchmarks.fake_device import Engine, HostWaits, fake_device
+from gipo_vla.benchmarks.fused import count_block
 from gipo_vla.benchmarks.policy import Trial
 from gipo_vla.benchmarks.roofline import CARDS, Card, Cost, Roofline
 from gipo_vla.credit.normalization import AdvantageNormalizer
@@ -39,6 +41,8 @@ from gipo_vla.learner.learner import Learner
 from gipo_vla.policies.base import PATCH_FEATURES, network_dtype
 from gipo_vla.policies.memory import CUDA_OVERHEAD, MOST_IN_A_BUCKET
 from gipo_vla.policies.openvla_oft import llama
+from gipo_vla.policies.openvla_oft.memory import Sample as TokensOf
+from gipo_vla.policies.openvla_oft.memory import tokens_per_sample
 from gipo_vla.policies.openvla_oft.settings import OpenVlaOftSettings
 from gipo_vla.replay.segment import SegmentBatch, layout
 from gipo_vla.settings.schema import TrainingSettings
@@ -69,6 +73,7 @@ class Counted:
     """Kept for the backward pass of a micro-batch."""
     peak_bytes: int
     """Of everything, with what DeepSpeed holds besides."""
+    prompt_tokens: int
 
 
 def count(
@@ -186,6 +191,7 @@ def count(
         begun + stepped + ended,
         saved.bytes,
         counter.peak + masters + bucket + CUDA_OVERHEAD,
+        policy.prompt_ids.shape[1],
     )
 
 
@@ -227,6 +233,7 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
             "experiment=libero_spatial_oft7b_1gpu, or policy=openvla_oft_tiny"
         )
     # Weights without numbers need no checkpoint.
+    compiles = settings.policy.compile
     policy = replace(settings.policy, checkpoint=None, random_weights=True, unnorm_key=None, compile=False)
     settings = replace(settings, policy=policy)
     card = CARDS[options.card]
@@ -234,6 +241,8 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     counted, larger = count(settings, card, size), count(settings, card, 2 * size)
     found = Sample(settings, counted, Peak.of(counted, larger))
     _show(options.card, found, Sample(settings, count(settings, card, size, value_only=True), found.peak))
+    if compiles:
+        _show_fused(policy, found, card)
     return found.figures(card)
 
 
@@ -368,3 +377,19 @@ def _show(card: str, sample: Sample, value_only: Sample) -> None:
         f"waits: {counted.waits_per_micro_batch} a micro-batch, {counted.waits_per_update} an update; at "
         f"most {peak.most(CARDS[card].memory)} rows a micro-batch"  # type: ignore[index]
     )
+
+
+def _show_fused(settings: OpenVlaOftSettings, sample: Sample, card: Card) -> None:
+    rows, blocks = sample.counted.rows, settings.architecture.layers
+    tokens = tokens_per_sample(settings, TokensOf(prompt_tokens=sample.counted.prompt_tokens))
+    cells = [
+        (
+            name,
+            str(own.kernels),
+            f"{1e3 * blocks * own.seconds(card) / rows:.2f}",
+            f"{1e3 * blocks * own.copied / card.bandwidth / rows:.2f}",
+        )
+        for name, own in count_block(settings, rows, tokens).items()
+    ]
+    columns = ["kernels a block", "ms", "of them copies"]
+    figures_table(f"elementwise work of {blocks} blocks as policy.compile fuses it", columns, cells)

@@ -164,11 +164,7 @@ class AdaptedProducts(torch.autograd.Function):
         weights, biases, lows, highs = (tensors[i * count : (i + 1) * count] for i in range(4))
         flat = x.flatten(0, -2)
         ranks = [len(low) for low in lows]
-        low = lows[0].to(x.dtype)
-        if count > 1:
-            low = flat.new_empty(sum(ranks), flat.shape[1])
-            for part, own in zip(low.split(ranks), lows):
-                part.copy_(own)
+        low = (torch.cat(lows) if count > 1 else lows[0]).to(x.dtype)
         inner = flat @ low.t()  # of all adapters, side by side
         if scale != 1:
             inner.mul_(scale)
@@ -189,11 +185,9 @@ class AdaptedProducts(torch.autograd.Function):
         highs, weights = rest[:count], rest[count:]
         # The heads of queries and keys come transposed.
         rows = [gradient.reshape(len(flat), -1) for gradient in gradients]
-        of_inner = torch.empty_like(inner)
-        of_highs = []
-        for own, into, part, high in zip(rows, of_inner.split(ranks, 1), inner.split(ranks, 1), highs):
-            torch.mm(own, high, out=into)
-            of_highs.append((own.t() @ part).float())
+        of_highs = [(own.t() @ part).float() for own, part in zip(rows, inner.split(ranks, 1))]
+        of_each = [own @ high for own, high in zip(rows, highs)]
+        of_inner = torch.cat(of_each, dim=1) if count > 1 else of_each[0]
         if ctx.scale != 1:
             of_inner.mul_(ctx.scale)
         of_lows = (of_inner.t() @ flat).float().split(ranks)

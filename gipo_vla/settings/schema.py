@@ -84,7 +84,7 @@ class ReplaySettings:
     """Host memory for one rank's shard; slots beyond it evict the oldest segment early."""
     cache_features: bool = False
     """Keep what a policy's frozen vision towers make of images beside these, and train without the towers:
-    cheaper by a twentieth at seven times the memory (1.1 MB an image of the 7B). Only where no adapter
+    4 % of the learner's time for seven times the memory (1.1 MB an image of the 7B). Only where no adapter
     trains them."""
     sampler: Literal["uniform", "recency"] = "uniform"
     """uniform: every drawable segment alike. recency: newer segments more often."""

@@ -23,7 +23,7 @@ from gipo_vla.learner.learner import Learner
 from gipo_vla.objectives.decoupled_ppo import DecoupledPpoSettings
 from gipo_vla.objectives.gipo import GipoSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
-from gipo_vla.policies.base import Policy, copy_trainable
+from gipo_vla.policies.base import PATCH_FEATURES, Policy, copy_trainable
 from gipo_vla.policies.lora import LoraSettings
 from gipo_vla.policies.mlp import MlpPolicy, MlpSettings
 from gipo_vla.policies.openvla_oft import build
@@ -37,6 +37,8 @@ VLA: dict[str, dict[str, Any]] = {
     "full": {"training": "full", "proprio": True},
     "lora, all towers": {"lora": LoraSettings(rank=4, towers=vla.ALL_TOWERS), "proprio": True},  # type: ignore[arg-type]
     "float32 arithmetic": {"lora": LoraSettings(rank=4, dtype="float32")},
+    "full, checkpointed": {"training": "full", "activation_checkpointing": True},
+    "lora, checkpointed": {"lora": LoraSettings(rank=4), "activation_checkpointing": True},
 }
 CREDITS = (GaeSettings(), GaeSettings(importance_correction="vtrace"), GroupSettings(), GraphSettings(),
            InformationGainSettings())  # fmt: skip
@@ -150,6 +152,27 @@ def test_a_small_policy_with_exact_kl_and_vtrace(gpu: torch.device, normalize: A
         normalize=normalize,
         updates=2,
     )
+
+
+@pytest.mark.parametrize("changes", [{"reuse_values": True}, {"micro_batch_rows": 8}], ids=str)
+@pytest.mark.parametrize("normalize", ["running", "exact"])
+def test_other_cuts_and_values_of_the_next_segment(
+    gpu: torch.device, changes: dict[str, Any], normalize: Any
+) -> None:
+    policy, segments = mlp(gpu)
+    segments.start[:] = [0, 7, 8, 4]  # the last one goes on where the first one ends
+    update(policy, segments, gpu, normalize=normalize, **changes)
+
+
+def test_with_features_in_place_of_images(gpu: torch.device) -> None:
+    settings = vla.settings()
+    policy = build(settings, vla.spec(settings), gpu, torch.bfloat16)
+    segments = vla.segments(settings)
+    features = settings.patch_features(vla.spec(settings), "bfloat16")
+    kept = np.zeros((4, 5, *features.shape), features.dtype)
+    segments = replace(segments, observations={**segments.observations, PATCH_FEATURES: kept})
+    policy.network.vision = nn.Identity()  # type: ignore[assignment]  # would be given images of another shape
+    update(policy, segments, gpu)
 
 
 def test_while_only_the_value_trains(gpu: torch.device) -> None:

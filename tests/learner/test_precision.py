@@ -84,11 +84,9 @@ def test_what_trains_is_float32_and_what_does_not_is_not(policy: OpenVlaOftPolic
 def test_the_forward_computes_in_bfloat16(policy: OpenVlaOftPolicy) -> None:
     seen = {}
     layer = policy.network.language_model.layers[0]
-    for name in ("self_attn", "mlp", "input_layernorm"):
-        getattr(layer, name).register_forward_hook(
-            lambda _, __, out, name=name: seen.update(
-                {name: (out[0] if isinstance(out, tuple) else out).dtype}
-            )
+    for name in ("self_attn.o_proj", "mlp.down_proj", "input_layernorm"):
+        layer.get_submodule(name).register_forward_hook(
+            lambda _, __, out, name=name: seen.update({name: out.dtype})
         )
     policy.act(vla.trial(policy.settings).observations(2), 1.0)
     assert set(seen.values()) == {torch.bfloat16} and len(seen) == 3

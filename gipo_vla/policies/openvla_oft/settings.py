@@ -183,7 +183,8 @@ class OpenVlaOftSettings(PolicySettings):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: a sixth to a third of the speed for most of the memory."""
     compile: bool = False
-    """``torch.compile`` the Llama: a minute at the start, then faster. One graph a batch size."""
+    """``torch.compile`` the Llama: a minute at the start. Six graphs for a run with all its batch sizes, so
+    none need padding. What it gains was counted (docs/benchmarks.md), not timed."""
 
     def __post_init__(self) -> None:
         check = registry.check
