@@ -90,7 +90,7 @@ def test_the_reference_has_the_settings_of_the_authors_script() -> None:
     assert settings.regularizers.kl_behaviour == "exact"
     plan = plan_run(settings, environment_spec(settings), 1, "cpu")
     assert plan.env_steps == pytest.approx(300_000, rel=0.01)
-    # 39 numbers in, a shared layer of 512, one of each, 4 x 256 bins and a value; LayerNorm behind each layer.
+    # 39 numbers in, a shared layer of 512, one of each, 4 x 256 bins and a value; LayerNorm behind each.
     assert policy.parameters(environment_spec(settings)) == (
         (39 + 1) * 512 + 2 * (512 + 1) * 512 + 3 * 2 * 512 + (512 + 1) * (4 * 256 + 1)
     )
