@@ -146,9 +146,9 @@ def test_what_an_iteration_collects_is_drawn_from_the_next_one_on(make_pipeline:
         order[-1].append(segment_key(segment))
         add(segment)
 
-    def spy_begin(segments: SegmentBatch, iteration: int) -> Any:
+    def spy_begin(segments: SegmentBatch, *others: Any) -> Any:
         drawn.extend((segment_key(segment), pipeline.iteration) for segment in segments)
-        return begin(segments, iteration)
+        return begin(segments, *others)
 
     pipeline.replay.add, pipeline.learner.begin = spy_add, spy_begin  # type: ignore[method-assign]
     for _ in range(4):

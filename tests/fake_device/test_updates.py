@@ -18,7 +18,7 @@ from gipo_vla.credit.group import GroupSettings
 from gipo_vla.credit.information_gain import InformationGainSettings
 from gipo_vla.credit.normalization import AdvantageNormalizer
 from gipo_vla.imitation.cloning import Cloner
-from gipo_vla.imitation.examples import Batch
+from gipo_vla.learner.demonstrated import Demonstrated
 from gipo_vla.learner.learner import Learner
 from gipo_vla.objectives.decoupled_ppo import DecoupledPpoSettings
 from gipo_vla.objectives.gipo import GipoSettings
@@ -213,7 +213,7 @@ def test_the_cloner(gpu: torch.device, training: Any) -> None:
         CloningSettings(steps=2, batch_size=4, micro_batch_size=2, steps_per_iteration=1),
         gpu,
     )
-    batch = Batch(
+    batch = Demonstrated(
         {"images": np.zeros((4, 1, 28, 28, 3), np.uint8), "task": np.zeros(4, np.int64)},
         np.zeros((4, 2, 3), np.float32),
         np.ones((4, 2), bool),
