@@ -51,7 +51,9 @@ class WorkerProcess:
         self.deadline: float | None = None
         """When it counts as hung; None while nothing is asked of it."""
         ours, theirs = socket.socketpair()
-        environment = dict(os.environ)
+        # Mesa keeps its shader cache in a thread of the least priority, for which the end of a process that
+        # has drawn waits: 0.5 s, on a busy machine longer than the pool has patience.
+        environment = {"MESA_SHADER_CACHE_DISABLE": "true"} | dict(os.environ)
         # One simulator a process and one process a core: more threads only take turns.
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._process = subprocess.Popen(

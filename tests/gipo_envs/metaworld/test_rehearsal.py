@@ -13,7 +13,8 @@ from gipo_envs import Environment, EnvironmentSettings, make
 
 
 def played(environment: Environment, rehearsed: int | None) -> list[NDArray[np.float32]]:
-    """States of an episode and of the beginning of the next, which is rehearsed in the middle of the first."""
+    """States of an episode and of the beginning of the next, which is rehearsed in the middle of the first
+    where its key is given."""
     actions = np.random.default_rng(0).uniform(-1, 1, (20, environment.spec.action_size)).astype(np.float32)
     states = [environment.reset(1001, 0)["state"]]
     for number, action in enumerate(actions):
