@@ -52,7 +52,7 @@ def count_block(settings: OpenVlaOftSettings, rows: int, tokens: int) -> dict[Di
 
     def counting(direction: Direction) -> Callable[..., Any]:
         def compiler(graph: Any, inputs: Sequence[Any]) -> Any:
-            from functorch.compile import make_boxed_func
+            from torch._functorch.aot_autograd import make_boxed_func
 
             found[direction] = _fused(graph, inputs, direction == "backward")
             return make_boxed_func(graph.forward)
