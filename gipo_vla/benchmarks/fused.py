@@ -44,7 +44,6 @@ class Fused:
 def count_block(settings: OpenVlaOftSettings, rows: int, tokens: int) -> dict[Direction, Fused]:
     """A block that answers everywhere, in bfloat16, of so many rows with so many tokens each."""
     from torch._dynamo.backends.common import aot_autograd
-    from torch._functorch.aot_autograd import make_boxed_func
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table
     from transformers import LlamaConfig, LlamaModel
@@ -53,6 +52,8 @@ def count_block(settings: OpenVlaOftSettings, rows: int, tokens: int) -> dict[Di
 
     def counting(direction: Direction) -> Callable[..., Any]:
         def compiler(graph: Any, inputs: Sequence[Any]) -> Any:
+            from torch._functorch.aot_autograd import make_boxed_func
+
             found[direction] = _fused(graph, inputs, direction == "backward")
             return make_boxed_func(graph.forward)
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import gipo_envs
@@ -149,9 +149,25 @@ def compose_yaml(name: str, overrides: Sequence[str]) -> DictConfig:
             values = compose(name, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(error, name, overrides)) from error
+    _leave_out_what_options_lack(values, overrides)
     if named and "plugins" in values:
         values.plugins = list(named)
     return values
+
+
+def _leave_out_what_options_lack(values: DictConfig, overrides: Sequence[str]) -> None:
+    """Take out settings that an experiment gives for its own option of a group where the command line chose
+    another option, which has no such setting: ``credit=group`` with an experiment that sets ``credit.gamma``.
+    What the command line gives stays, to be reported."""
+    given = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    for one in registry.ALL:
+        section = OmegaConf.select(values, one.section) if one.group in given else None
+        if isinstance(section, DictConfig) and section.get("name") in one.classes():
+            known = registry.defaults(one.classes()[section.name])
+            with open_dict(section):
+                for key in [key for key in section if key != "name" and key not in known]:
+                    if f"{one.section}.{key}" not in given:
+                        del section[key]
 
 
 PATH_KEYS = {"run_dir", "resume", "init_from", "env.assets", "checkpoint", "policy.checkpoint",

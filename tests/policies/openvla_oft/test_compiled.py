@@ -14,7 +14,7 @@ from gipo_vla.policies.openvla_oft.policy import OpenVlaOftPolicy
 from tests.learner import vla
 
 MOST = 6
-"""The twin's and the learner's; with gradients; the values' fewer rows, from which on rows are a variable; and
+"""The twin's and the learner's; with gradients; fewer rows for values, from which on rows are a variable; and
 one row alone, twice."""
 
 
