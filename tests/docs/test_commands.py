@@ -152,6 +152,9 @@ RULES = (
     Rule(r"libero_\w+_sft", CLONE, libero=True),
     Rule(r"init_from=runs/soup", TINY_VLA, libero=True),
     Rule(r"init_from=", SMALL, replace=((r"=RUN_DIR|=runs/\S+", "=runs/my-clone"), (r" \.\.\.", ""))),
+    # Packages that are no requirement of this project: what they would be, and what the script takes.
+    Rule(r"pip install --target", replace=((r".* -r (\S+)", r"test -s \1"),)),
+    Rule(r"stable_baselines\.py", "--help"),
     # Examples, whose own tests train them to the end.
     Rule(r"examples/minimal_gipo\.py", replace=((r" examples/.*", f" -c '{MINIMAL}'"),)),
     Rule(r"examples/(own_trainer|use_a_policy)\.py"),
