@@ -37,7 +37,7 @@ from gipo_vla.telemetry.console import table
 GIB, MIB = 2**30, 2**20
 SPARE = 0.95
 """Of a GPU's memory is used where a run chooses the size itself."""
-PROCESS_BYTES = {"cpu": 515_000_000, "cuda": 3_000_000_000}
+PROCESS_BYTES = {"cpu": 480_000_000, "cuda": 3_000_000_000}
 """Resident in a training process beside policy and data: interpreter, torch, DeepSpeed and the console
 (measured on a CPU), and CUDA's libraries (estimated)."""
 

@@ -165,7 +165,7 @@ def _leave_out_what_options_lack(values: DictConfig, overrides: Sequence[str]) -
         if isinstance(section, DictConfig) and section.get("name") in one.classes():
             known = registry.defaults(one.classes()[section.name])
             with open_dict(section):
-                for key in [key for key in section if key != "name" and key not in known]:
+                for key in [key for key in map(str, section) if key != "name" and key not in known]:
                     if f"{one.section}.{key}" not in given:
                         del section[key]
 
