@@ -55,7 +55,9 @@ def _config(value: Any) -> str | None:
     if not isinstance(env, Mapping):
         return "has an env that is no mapping"
     task = env.get("task", "task")
-    if not (_is_name(task) or (task and _are_names(task))):
+    tasks = task if isinstance(task, (list, tuple)) else [task]
+    # Tasks may also be given by their number (type: a truth value is an int too).
+    if not tasks or not all(_is_name(own) or type(own) is int for own in tasks):
         return "has an env.task that is no name"
     if any(isinstance(value.get(name, 0), (Mapping, list)) for name in ("seed", "iterations", "experiment")):
         return "has no single seed, number of iterations, or experiment"

@@ -115,7 +115,7 @@ RULES = (
     # Many runs: what they would be.
     Rule(r"gipo_vla\.sweep KEY=", "dry_run=true", replace=((r"KEY=VALUE,VALUE \.\.\.", "seed=0,1"),)),
     Rule(r"gipo_vla\.sweep experiment=point_reach", f"{TRAIN} jobs=2 part=1/6"),
-    Rule(r"gipo_vla\.sweep sweep=libero", "dry_run=true", libero=True),
+    Rule(r"gipo_vla\.sweep sweep=libero", "dry_run=true", replace=((r" init_from=\S+", ""),), libero=True),
     Rule(r"gipo_vla\.sweep", "dry_run=true"),
     # Reading runs.
     Rule(r"gipo_vla\.report pack", replace=((r"DIR.*", "sweeps/again"),)),

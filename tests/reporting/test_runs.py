@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gipo_envs.errors import UserError
+from gipo_vla.reporting import checks
 from gipo_vla.reporting.archive import thin
-from gipo_vla.reporting.runs import flatten, read_run, read_runs
+from gipo_vla.reporting.runs import Run, flatten, read_run, read_runs
 
 
 def test_runs_are_found_at_any_depth_and_named_by_their_path(
@@ -49,6 +51,15 @@ def test_metrics_alone_are_enough(tmp_path: Path, make_run: Callable[..., Path])
     run = read_run(folder)
     assert run is not None
     assert run.iterations == 20 and run.tasks == ("task",) and run.evaluation is None and not run.complete
+
+
+@pytest.mark.parametrize(("task", "named"), [(8, ("8",)), ([8, "reach"], ("8", "reach"))])
+def test_a_task_may_be_a_number(task: Any, named: tuple[str, ...]) -> None:
+    assert checks.problem_of("config", {"env": {"task": task}}) is None
+    run = Run("one", {}, [{"iteration": 1}], settings={"env": {"task": task}})
+    assert run.tasks == named
+    for no_task in (True, [], [[8]], 0.5):
+        assert checks.problem_of("config", {"env": {"task": no_task}}) is not None
 
 
 def test_small_data_without_finished_json_is_complete_when_all_iterations_are_there(
