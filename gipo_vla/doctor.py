@@ -152,7 +152,7 @@ def _required() -> list[str]:
         lines = importlib.metadata.requires("gipo-vla") or []
     except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
         lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    return [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line]
+    return [re.split(r"[^\w.-]", line, maxsplit=1)[0].lower() for line in lines if "extra ==" not in line]
 
 
 def _pins() -> Iterator[tuple[str, str]]:
