@@ -25,12 +25,15 @@ from tests.full_size.published import write_random_checkpoint
 from tests.learner import vla
 
 FOLDER = os.environ.get("GIPO_FULL_SIZE")
-PIXELS = int(os.environ.get("GIPO_FULL_SIZE_PIXELS", Architecture().image_size))
+WHOLE = Architecture()
+PIXELS = int(os.environ.get("GIPO_FULL_SIZE_PIXELS", WHOLE.image_size))
 """Side of the images. 28 (4 patches instead of 256) makes a forward several times cheaper; of the weights,
 only the position tables are then smaller."""
-MEMORY, DISK = 20 * GIB, 50 * 10**9
-"""Available memory and free disk that the 7B takes: 17 GiB of weights, adapters and optimiser, and what
-exporting holds beside them; a checkpoint, an export of it and checkpoints of runs."""
+LAYERS = int(os.environ.get("GIPO_FULL_SIZE_LAYERS", WHOLE.layers))
+"""Blocks of the language model: fewer are a rehearsal, which needs as much less of memory and disk."""
+MEMORY, DISK = (5 + 15 * LAYERS / WHOLE.layers) * GIB, (10 + 40 * LAYERS / WHOLE.layers) * 10**9
+"""Available memory and free disk that the 7B takes, 20 GiB and 50 GB: 17 GiB of weights, adapters and
+optimiser, and what exporting holds beside them; a checkpoint, an export of it and checkpoints of runs."""
 HOURS = 3 * 3600
 """For one test of the 7B on two cores that are also used by others."""
 
@@ -50,7 +53,6 @@ class Size:
     action_size: int
     shard_bytes: int
     chunk: int
-    prompt: str
     folder: Path
     """For large files."""
 
@@ -76,32 +78,35 @@ def _with_peak(function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]
     return function(*arguments), peak_resident_bytes()
 
 
-def refuse_a_small_machine(folder: Path) -> None:
-    """Fail where the 7B would fill memory or disk. Call before each step that needs them."""
-    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(folder).free
-    for name, there, needed in (("available memory", memory, MEMORY), (f"free disk at {folder}", disk, DISK)):
-        if there < needed:
-            pytest.fail(
-                f"{there / GIB:.1f} GiB of {name}, and the 7B needs {needed / GIB:.1f}", pytrace=False
-            )
+def fail_without(there: float, needed: float, what: str) -> None:
+    """End a test where the machine lacks something, in one line."""
+    if there < needed:
+        pytest.fail(f"{there / GIB:.1f} GiB of {what}, and the 7B needs {needed / GIB:.1f}", pytrace=False)
+
+
+def fail_without_memory() -> None:
+    """To be called before each step that takes it: others may have begun to use the machine."""
+    fail_without(psutil.virtual_memory().available, MEMORY, "available memory")
 
 
 @pytest.fixture(scope="session", params=["tiny", SEVEN_BILLION])
 def size(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Size]:
     if request.param == "tiny":
         folder = tmp_path_factory.mktemp("tiny")
-        whole = Architecture()  # files record neither size: they are those of the published vocabulary
-        small = replace(vla.ARCHITECTURE, vocabulary=whole.vocabulary, prompt_end=whole.prompt_end)
-        yield Size("tiny", small, 3, 200_000, 2, "{instruction}", folder)
+        # Files do not record where a prompt ends: it is where the published vocabulary says.
+        small = replace(vla.ARCHITECTURE, vocabulary=WHOLE.vocabulary, prompt_end=WHOLE.prompt_end)
+        yield Size("tiny", small, 3, 200_000, 2, folder)
         return
     assert FOLDER is not None
     folder = Path(FOLDER).resolve() / "gipo-full-size"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    refuse_a_small_machine(folder.parent)
     shutil.rmtree(folder, ignore_errors=True)
+    fail_without(shutil.disk_usage(folder.parent).free, DISK, f"free disk at {folder.parent}")
+    fail_without_memory()
     folder.mkdir()
     try:
-        yield Size("7b", Architecture(image_size=PIXELS), 2, 1_000_000_000, 8, "{instruction}", folder)
+        architecture = replace(WHOLE, image_size=PIXELS, layers=LAYERS)
+        yield Size("7b", architecture, 2, 1_000_000_000, 8, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from gipo_vla.run.memory import GIB
 from tests.full_size import steps
-from tests.full_size.conftest import Published, Size, refuse_a_small_machine
+from tests.full_size.conftest import Published, Size, fail_without_memory
 
 MOST_RESIDENT = 18 * GIB
 UNIT_ROUNDOFF = 2.0**-8
@@ -47,7 +47,7 @@ def test_what_is_read_is_what_was_written(size: Size, published: Published) -> N
 
 def test_merged_weights_and_adapter_read_back_to_the_same_logits(size: Size, published: Published) -> None:
     if size.is_full:
-        refuse_a_small_machine(size.folder)
+        fail_without_memory()
     out: Path = size.folder / "export"
     sizes = (size.chunk, size.action_size)
     (plain, adapted), peak = size.call(steps.export_adapted, published.folder, *sizes, out, size.shard_bytes)

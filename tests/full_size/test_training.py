@@ -24,12 +24,13 @@ from tests.full_size import steps
 from tests.full_size.conftest import (
     FOLDER,
     HOURS,
+    LAYERS,
     PIXELS,
     SEVEN_BILLION,
     Published,
     Size,
+    fail_without_memory,
     needs_folder,
-    refuse_a_small_machine,
 )
 
 RUN = (
@@ -41,6 +42,7 @@ RUN = (
     "env.step_limit=8",
     "policy=openvla_oft_7b",
     f"policy.architecture.image_size={PIXELS}",
+    f"policy.architecture.layers={LAYERS}",
     "rollout.workers=1",
     "rollout.envs_per_worker=1",
     "rollout.env_steps=8",
@@ -78,7 +80,7 @@ def command(*arguments: str, ranks: int = 1) -> None:
 def test_a_run_resumed_from_its_first_checkpoint_writes_the_same_metrics(
     size: Size, published: Published
 ) -> None:
-    refuse_a_small_machine(size.folder)
+    fail_without_memory()
     whole, resumed = size.folder / "whole", size.folder / "resumed"
     command(*RUN, f"policy.checkpoint={published.folder}", f"run_dir={whole}")
     # As it would be if it had been stopped after the first of two iterations.
@@ -97,11 +99,12 @@ def test_a_run_resumed_from_its_first_checkpoint_writes_the_same_metrics(
 @only_full
 def test_the_floor_is_that_of_bfloat16(size: Size, published: Published) -> None:
     """4 observations together and one by one, by a learner and its twin, at a temperature of 1.6."""
-    refuse_a_small_machine(size.folder)
+    fail_without_memory()
     floor, peak = size.call(steps.floor, published.folder, size.chunk, size.action_size)
     print(f"{size.name}: {floor}, peak {peak / GIB:.2f} GiB")
     assert floor["together"]["max"] == 0, "the same batch, the same numbers"
-    assert 0 < floor["apart"]["mean"] <= 0.02
+    # Exactly 0 where the kernels add in an order that the number of rows does not change.
+    assert floor["apart"]["mean"] <= 0.02
     assert floor["apart"]["max"] <= 0.1
 
 
@@ -111,17 +114,17 @@ def test_the_floor_is_that_of_bfloat16(size: Size, published: Published) -> None
 def test_two_ranks_train_at_the_largest_size_that_both_have_room_for(tmp_path: Path) -> None:
     assert FOLDER is not None
     layers, overrides = most_layers(psutil.virtual_memory().available)
-    print(f"two ranks with {layers} of 32 blocks of the language model")
+    print(f"two ranks with {layers} of {LAYERS} blocks of the language model")
     command(*overrides, f"run_dir={tmp_path / 'run'}", ranks=2)
     assert (tmp_path / "run/finished.json").is_file()
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [(row["updates"], row["learner/updates_skipped"]) for row in rows] == [(1, 0), (2, 0)]
+    assert [(row["updates"], row["learner/skipped_total"]) for row in rows] == [(1, 0), (2, 0)]
 
 
 def most_layers(available: int) -> tuple[int, tuple[str, ...]]:
     """The largest number of the language model's blocks with which two ranks fit into so much memory by the
     plan, and the overrides of such a run."""
-    for layers in range(32, 0, -1):
+    for layers in range(LAYERS, 0, -1):
         size = (
             f"policy.architecture.layers={layers}",
             "policy.random_weights=true",
