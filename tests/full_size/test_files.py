@@ -53,13 +53,14 @@ def test_merged_weights_and_adapter_read_back_to_the_same_logits(size: Size, pub
     (plain, adapted), peak = size.call(steps.export_adapted, published.folder, *sizes, out, size.shard_bytes)
     assert peak <= MOST_RESIDENT
     merged, _ = size.call(steps.read_logits, out, *sizes)
-    beside, _ = size.call(steps.read_logits, out / "lora_adapter", *sizes, published.folder)
-    bound = rounding_bound(size)
-    found = difference(merged, adapted)
+    found, bound = difference(merged, adapted), rounding_bound(size)
     print(
         f"{size.name}: exported with a peak of {peak / GIB:.2f} GiB; merged differs by {found:.4f}, at most "
         f"{bound:.4f}"
     )
     assert 0 < found <= bound
     assert difference(plain, adapted) > 3 * bound, "adapters that change little would prove little"
+    if size.is_full:
+        fail_without_memory()  # what is merged while reading cannot stay mapped from the file
+    beside, _ = size.call(steps.read_logits, out / "lora_adapter", *sizes, published.folder)
     assert np.array_equal(beside, merged), "merged while reading: the same sum, rounded once"
