@@ -158,7 +158,7 @@ FLOOR = {"mean": 1e-3, "p99": 1e-2, "p999": 2e-2, "max": 5e-2}
 def test_the_table_puts_figures_beside_goals_and_counts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")  # no cell is folded
+    monkeypatch.setattr(console, "width", 160)  # no cell is folded
 
     def of(part: str, key: int | None = None, **figures: Any) -> Line:
         return {"part": part, "key": key, "figures": figures}

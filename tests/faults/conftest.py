@@ -110,7 +110,10 @@ def command_line(process: psutil.Process) -> list[str]:
 
 
 def shared_memory() -> set[str]:
-    return {path.name for path in SHARED_MEMORY.iterdir()} if SHARED_MEMORY.is_dir() else set()
+    """Names in /dev/shm. Semaphores of Python's multiprocessing are left out: no part of a run uses it, and
+    other tests do at the same time."""
+    paths = SHARED_MEMORY.iterdir() if SHARED_MEMORY.is_dir() else ()
+    return {path.name for path in paths if not path.name.startswith("sem.mp-")}
 
 
 Launch = Callable[..., Launched]

@@ -12,14 +12,20 @@ import torch
 from gipo_vla.run.allocator import keep_freed_memory
 
 UPDATES = """
-import resource, sys, torch
+import ctypes, resource, sys, torch
 from gipo_vla.run.allocator import keep_freed_memory
-torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     assert keep_freed_memory(torch.device("cpu"))
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 def update():
-    held = [torch.ones(2**20) for _ in range(8)]  # 4 MiB each, as the logits of a batch
-    return sum(float(one[0]) for one in held)
+    # 4 MiB each, as the logits of a batch. Without tensors' own small blocks, one of which may lie on top.
+    held = [libc.malloc(2**22) for _ in range(8)]
+    for block in held:
+        ctypes.memset(block, 1, 2**22)
+    for block in reversed(held):
+        libc.free(block)
 for _ in range(3):
     update()
 before = resource.getrusage(resource.RUSAGE_SELF)
@@ -40,7 +46,7 @@ def test_an_update_finds_the_memory_of_the_one_before() -> None:
         )
         faults[how], grown = map(int, done.stdout.split())
         assert grown < 40 << 10, "KiB: no more than one update takes"
-    assert faults["kept"] < 1000 < faults["as usual"]
+    assert 10 * faults["kept"] < faults["as usual"]
 
 
 def test_nothing_is_changed_where_a_gpu_learns() -> None:
