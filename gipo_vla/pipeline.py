@@ -257,9 +257,7 @@ class Pipeline:
                     # In the place of what these rounds left out, the next of them collected.
                     self.actor.groups.counts.replaced = self.actor.groups.counts.left_out
                 return True
-            self._advance(self.plans.steps)
-            self.actor.finish()
-            self._insert()
+            self.collect(self.plans.steps)
             if should_stop():
                 return False
         if self.actor.groups.only_contrast and not len(self.replay):
@@ -288,14 +286,18 @@ class Pipeline:
             if missing <= 0:
                 break
             steps = min(self.plans.steps, math.ceil(missing / (self.pool.envs * self.world)))
-            self._advance(steps)
-            self.actor.finish()
-            self._insert()
+            self.collect(steps)
             counts.replaced += steps * self.pool.envs
             counts.rounds += 1
             if should_stop():
                 return False
         return True
+
+    def collect(self, steps: int) -> None:
+        """Make ``steps`` vector steps and put what they closed into the replay, without training."""
+        self._advance(steps)
+        self.actor.finish()
+        self._insert()
 
     def _advance(self, steps: int) -> None:
         """Send ``steps`` vector steps' worth of decisions to the simulators."""

@@ -180,13 +180,7 @@ def _updates_alone(pipeline: Pipeline, count: int) -> int:
 def _collecting_alone(pipeline: Pipeline) -> dict[str, float]:
     """The vector steps of an iteration, into the replay, and nothing else."""
     before = pipeline.actor.env_steps
-
-    def collect() -> None:
-        pipeline._advance(pipeline.plans.steps)
-        pipeline.actor.finish()
-        pipeline._insert()
-
-    _, seconds = timed(collect, pipeline.device)
+    _, seconds = timed(lambda: pipeline.collect(pipeline.plans.steps), pipeline.device)
     steps = group.world_size() * (pipeline.actor.env_steps - before)
     return {"seconds": seconds, "env_steps_per_second": steps / seconds}
 
