@@ -227,23 +227,32 @@ def run(settings: TrainingSettings, options: Options) -> dict[str, Any]:
     Raises:
         UserError: the policy is no vision-language-action network.
     """
+    card = CARDS[options.card]
+    found = count_sample(settings, card)
+    own = found.settings
+    of_the_value = count(own, card, own.micro_batch_segments, value_only=True)
+    _show(options.card, found, replace(found, counted=of_the_value))
+    if settings.policy.compile:
+        _show_fused(own.policy, found, card)
+    return found.figures(card)
+
+
+def count_sample(settings: TrainingSettings, card: Card) -> Sample:
+    """Count what one trained sample of the run's settings comes to.
+
+    Raises:
+        UserError: the policy is no vision-language-action network.
+    """
     if not isinstance(settings.policy, OpenVlaOftSettings):
         raise UserError(
             "benchmark cost counts vision-language-action networks: add "
             "experiment=libero_spatial_oft7b_1gpu, or policy=openvla_oft_tiny"
         )
     # Weights without numbers need no checkpoint.
-    compiles = settings.policy.compile
     policy = replace(settings.policy, checkpoint=None, random_weights=True, unnorm_key=None, compile=False)
-    settings = replace(settings, policy=policy)
-    card = CARDS[options.card]
-    size = settings.micro_batch_segments
-    counted, larger = count(settings, card, size), count(settings, card, 2 * size)
-    found = Sample(settings, counted, Peak.of(counted, larger))
-    _show(options.card, found, Sample(settings, count(settings, card, size, value_only=True), found.peak))
-    if compiles:
-        _show_fused(policy, found, card)
-    return found.figures(card)
+    settings, size = replace(settings, policy=policy), settings.micro_batch_segments
+    counted, larger = (count(settings, card, segments) for segments in (size, 2 * size))
+    return Sample(settings, counted, Peak.of(counted, larger))
 
 
 @dataclass(frozen=True)
