@@ -64,6 +64,7 @@ TINY_VLA = (
 
 TINY_SFT = (
     "experiment=metaworld_mlp_sft",
+    "policy=mlp",
     "env=point_reach",
     "env.task=reach",
     "env.step_limit=40",
