@@ -111,9 +111,9 @@ class ChunkResult:
 class Environment(Protocol):
     """One simulator. Not thread-safe; rendering contexts belong to the process that made them.
 
-    What a simulator can do for the next episode in idle time, it may offer besides, and a worker calls it then:
-    ``prepare(task)`` makes what the task needs, ``rehearse(initial_state, task)`` simulates ahead what the
-    reset needs. Neither may change the episode under way, nor any episode's numbers.
+    What a simulator can do for the next episode in idle time, it may offer besides, and a worker calls it
+    then: ``prepare(task)`` makes what the task needs, ``rehearse(initial_state, task)`` simulates ahead what
+    the reset needs. Neither may change the episode under way, nor any episode's numbers.
     """
 
     @property
