@@ -64,8 +64,8 @@ PLAIN_VALUES = ("iteration", "env_steps", "updates_done", "numerical_floor")
 
 
 def begin(writer: CheckpointWriter, run: Pipeline, extra: dict[str, Any]) -> None:
-    """Copy the state and have it written while the run continues (a collective call); a replay too large for
-    a second copy is written from where it is, and the run waits for it.
+    """Copy the state and have it written while the run continues (a collective call). Where memory is short a
+    replay is written from where it is, and the run waits.
 
     Args:
         extra: further plain values for run.json (the tracker's run id).
@@ -81,7 +81,8 @@ def begin(writer: CheckpointWriter, run: Pipeline, extra: dict[str, Any]) -> Non
     random = {"cpu": torch.get_rng_state()}
     if run.device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(run.device)
-    background = fits_in_memory(run.replay.held(copy=False).bytes)
+    # Room for the replay's copy, and as much again as was copied already: the next update takes its own.
+    background = fits_in_memory(run.replay.held(copy=False).bytes + shared.bytes)
     held = run.replay.held(copy=background)
     own = {
         "rank.json": text_writer(json.dumps(values)),

@@ -15,6 +15,10 @@ from torch import Tensor
 
 from gipo_vla.distributed.group import sum_over_ranks
 
+PART = 2**22
+"""Elements of a gradient that are squared at once: ZeRO hands over a whole group as one vector, and that in
+float64, twice, would be the largest thing of an update."""
+
 
 class GroupClippedAdamW(torch.optim.AdamW):
     """AdamW with a ``clip`` and a ``name`` in each group; no weight decay.
@@ -55,7 +59,8 @@ class GroupClippedAdamW(torch.optim.AdamW):
             if not gradients:
                 continue
             # Each rank holds its partition: the squares add up to those of the whole gradient.
-            squares = torch.stack([gradient.double().square().sum() for gradient in gradients]).sum()
+            parts = [part for gradient in gradients for part in gradient.flatten().split(PART)]
+            squares = torch.stack([part.double().square().sum() for part in parts]).sum()
             norm = sum_over_ranks(squares).sqrt()
             self.gradient_norms[group["name"]] = norm
             factor = torch.where(norm > group["clip"], group["clip"] / (norm + 1e-6), 1.0)

@@ -64,10 +64,19 @@ class PolicyMemory:
     """Largest transient: one block's gradients (and recomputed activations), or acting."""
     overhead: int
     """Libraries of the policy and of the device."""
+    stepping: int = 0
+    """Largest transient of an optimizer step, which begins when the activations are gone."""
+
+    @property
+    def held(self) -> int:
+        """What is there all the time."""
+        transient = ("activations", "workspace", "stepping")
+        return sum(getattr(self, item.name) for item in fields(self) if item.name not in transient)
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, item.name) for item in fields(self))
+        """The greatest at any time."""
+        return self.held + max(self.activations + self.workspace, self.stepping)
 
 
 @dataclass(frozen=True)
@@ -95,4 +104,7 @@ def of_trained(parameters: int, size: int, work: Work) -> dict[str, int]:
         "twin": size * work.twins,
         "gradients": bucket + size // (ranks if stage == 2 else 1),
         "optimizer": (masters + 8 * parameters) // (ranks if stage >= 1 else 1),
+        # ZeRO flattens the gradient, and torch's Adam makes the denominator of a step in two tensors; without
+        # ZeRO it steps one parameter after the other.
+        "stepping": 3 * 4 * parameters // ranks if stage >= 1 else 0,
     }

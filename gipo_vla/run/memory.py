@@ -4,7 +4,7 @@ Two budgets are kept: one rank's device, and the host, which the ranks of a mach
 first is part of the second. A policy's settings and a worker's family declare what these take.
 
 The plan is of training. Filming at the end takes a few hundred megabytes more for a minute, and a checkpoint
-in the background a copy of the replay where the machine has room for one.
+in the background copies of what trains and of the replay where the machine has room for them.
 """
 
 from __future__ import annotations
@@ -80,6 +80,9 @@ class RankMemory:
     """The policy is on the CPU, so its memory is the host's."""
     drawing: int = 0
     """On the device: what the rank's simulators draw with, where they draw with EGL."""
+    checkpoint: int = 0
+    """Copies of what trains while a checkpoint is written beside the next update: the first rank's, and only
+    where there is room for them."""
 
     @property
     def device(self) -> int:
@@ -89,6 +92,11 @@ class RankMemory:
     def resident(self) -> int:
         """The training process with policy and data."""
         return self.replay + self.batches + self.process + (self.device if self.on_host else 0)
+
+    @property
+    def peak(self) -> int:
+        """The training process, where checkpoints are written in the background."""
+        return self.resident + self.checkpoint
 
     @property
     def host(self) -> int:
@@ -142,8 +150,9 @@ def plan_memory(
         twins=twins,
     )
     cost = families.get(settings.env.family).worker_cost
+    policy = settings.policy.memory(work, spec)
     return RankMemory(
-        settings.policy.memory(work, spec),
+        policy,
         work.micro_batch,
         replay.expected,
         replay.most,
@@ -153,6 +162,8 @@ def plan_memory(
         on_host=on_cpu,
         # A rank draws on the GPU that it computes on; on a CPU the workers' host memory has it.
         drawing=rollout.workers * cost.drawing_bytes(spec) * _draws_with_egl(device),
+        # Weights of the policy (and its twin's), and of the optimiser with both moments.
+        checkpoint=policy.trainable * (4 + (twins > 0)),
     )
 
 
@@ -299,7 +310,7 @@ def _for_the_host(settings: RunSettings, memory: RankMemory, limits: Limits) -> 
     """Fewer ranks, where what each of them holds is too much whatever the batches are; else the setting of
     the greatest item."""
     policy, fit = memory.policy, limits.host // memory.host
-    held = memory.process + (policy.total - policy.activations - policy.workspace if memory.on_host else 0)
+    held = memory.process + (policy.held if memory.on_host else 0)
     if 0 < fit < limits.ranks and limits.ranks * held > limits.host:
         return f"start {fit} here (--nproc-per-node={fit}), since each holds the whole policy"
     remedy = settings.policy.remedy(policy, dtype_of(settings, torch.device("cpu")))
@@ -326,8 +337,7 @@ def memory_table(memory: RankMemory, limits: Limits) -> Table:
         "behaviour twin": policy.twin,
         "gradients": policy.gradients,
         "optimiser": policy.optimizer,
-        f"activations, micro-batch of {memory.micro_batch}": policy.activations,
-        "workspace": policy.workspace,
+        **_transients(memory, show),
         "libraries": policy.overhead,
     }
     cells = [
@@ -347,7 +357,17 @@ def memory_table(memory: RankMemory, limits: Limits) -> Table:
     shared = f" for {limits.ranks} ranks" if limits.ranks > 1 else ""
     have = "" if limits.device is None else show(limits.device)
     cells.append(("there is", have, f"{show(limits.host)}{shared}"))
+    cells.append(("copies for a checkpoint, if there is room", "", show(memory.checkpoint)))
     return table("memory a rank, planned", ("", "device", "host"), cells)
+
+
+def _transients(memory: RankMemory, show: Callable[[float], str]) -> dict[str, int]:
+    """The rows of what comes and goes: of the two halves of an update, the one that takes more."""
+    policy = memory.policy
+    activations = f"activations, micro-batch of {memory.micro_batch}"
+    if policy.stepping > policy.activations + policy.workspace:
+        return {f"step of the optimiser ({activations}, {show(policy.activations)})": policy.stepping}
+    return {activations: policy.activations, "workspace": policy.workspace}
 
 
 def gib(size: float) -> str:

@@ -129,7 +129,7 @@ class RunPlan:
             "updates": self.updates,
             "mean_lag_iterations": self.lag.mean_iterations if self.lag else None,
             "mean_lag_updates": self.lag.mean_updates if self.lag else None,
-            "process_bytes": self.memory.resident,
+            "process_bytes": self.memory.peak,
             "worker_bytes": self.memory.workers,
             # Neither CUDA's own libraries nor what the simulators draw with are in torch's count.
             "device_bytes": policy.total - policy.overhead if on_gpu else None,
@@ -143,7 +143,7 @@ class RunPlan:
     def compare(self, measured: Measured) -> Table:
         """The table at the end of a run: every prediction beside what was measured."""
         rows = []
-        show = in_one_unit(self.memory.resident)
+        show = in_one_unit(self.memory.peak)
         for name, planned in self.predicted().items():
             found = getattr(measured, name)
             if planned is None:

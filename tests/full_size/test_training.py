@@ -93,7 +93,9 @@ def test_a_run_resumed_from_its_first_checkpoint_writes_the_same_metrics(
     assert [row["iteration"] for row in rows] == [1, 2] and rows[-1]["updates"] == 2
     record = json.loads((whole / "finished.json").read_text())["plan"]
     planned, measured = (record[kind]["process_bytes"] for kind in ("predicted", "measured"))
-    assert measured == pytest.approx(planned, rel=0.05)
+    # The plan counts a checkpoint that is still being written when an update steps: that is up to the disk.
+    assert 0.9 * planned <= measured <= 1.02 * planned
+    print(f"{size.name}: trained with {measured / GIB:.2f} GiB, planned {planned / GIB:.2f}")
 
 
 @only_full
@@ -113,7 +115,8 @@ def test_the_floor_is_that_of_bfloat16(size: Size, published: Published) -> None
 @needs_folder
 def test_two_ranks_train_at_the_largest_size_that_both_have_room_for(tmp_path: Path) -> None:
     assert FOLDER is not None
-    layers, overrides = most_layers(psutil.virtual_memory().available)
+    # torchrun's own process imports torch, and the kernel wants pages for the files that it reads.
+    layers, overrides = most_layers(psutil.virtual_memory().available - GIB)
     print(f"two ranks with {layers} of {LAYERS} blocks of the language model")
     command(*overrides, f"run_dir={tmp_path / 'run'}", ranks=2)
     assert (tmp_path / "run/finished.json").is_file()

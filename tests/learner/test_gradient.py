@@ -11,6 +11,7 @@ import torch
 
 from gipo_vla.credit.gae import GaeSettings
 from gipo_vla.credit.group import GroupSettings
+from gipo_vla.learner import optimizer
 from gipo_vla.learner.learner import Learner
 from gipo_vla.objectives.no_clip import NoClipSettings
 from gipo_vla.objectives.regularizers import RegularizerSettings
@@ -175,6 +176,19 @@ def test_a_gradient_is_clipped_from_its_norm_on_and_not_before(
         assert metrics[f"gradient_norm/{group}"] == norms[group], "logged before clipping"
         for name in names:
             torch.testing.assert_close(own[name], min(share, 1.0) * whole[name], rtol=1e-4, atol=1e-8)
+
+
+def test_the_norm_of_a_long_vector_is_taken_in_parts(
+    make_learner: MakeLearner, make_batch: MakeBatch, update: RunUpdate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = make_learner(**NO_CLIPPING), make_learner(**NO_CLIPPING)
+    expected = update(whole, make_batch())
+    monkeypatch.setattr(optimizer, "PART", 7)
+    metrics = update(parts, make_batch())
+    for group in ("policy", "value"):
+        assert metrics[f"gradient_norm/{group}"] == pytest.approx(
+            expected[f"gradient_norm/{group}"], rel=1e-12
+        )
 
 
 def test_values_come_from_the_training_forward(

@@ -160,4 +160,8 @@ def test_ranks_share_optimizer_and_gradients() -> None:
     assert plan_memory(settings, Work(4, twins=2), Sample()).twin == 2 * alone.twin
     assert shared.frozen == alone.frozen and shared.trainable == alone.trainable
     assert stage1.gradients == alone.gradients and stage1.optimizer == shared.optimizer
-    assert alone.total == sum(int(part) for part in vars(alone).values())
+    # Activations are gone when the optimiser steps: the larger of the two counts.
+    assert alone.stepping == 3 * alone.trainable and shared.stepping == alone.stepping // 8
+    assert alone.total == sum(int(part) for part in vars(alone).values()) - alone.stepping
+    small = replace(alone, activations=alone.stepping // 4, workspace=alone.stepping // 2)
+    assert small.total == small.held + alone.stepping
