@@ -357,7 +357,7 @@ def memory_table(memory: RankMemory, limits: Limits) -> Table:
     shared = f" for {limits.ranks} ranks" if limits.ranks > 1 else ""
     have = "" if limits.device is None else show(limits.device)
     cells.append(("there is", have, f"{show(limits.host)}{shared}"))
-    cells.append(("copies for a checkpoint, if there is room", "", show(memory.checkpoint)))
+    cells.append(("a checkpoint beside it, if room", "", show(memory.checkpoint)))
     return table("memory a rank, planned", ("", "device", "host"), cells)
 
 

@@ -133,11 +133,7 @@ RULES = (
     ),
     Rule(r"gipo_vla\.benchmark training", "rounds=1"),
     Rule(r"gipo_vla\.benchmark credit", "repeats=1"),
-    Rule(
-        r"gipo_vla\.benchmark endurance",
-        f"{TRAIN} seconds=0.01",
-        replace=((r"iterations=2000", "iterations=30"),),
-    ),
+    Rule(r"gipo_vla\.benchmark endurance", f"{TRAIN} iterations=30 seconds=0.01"),
     Rule(r"gipo_vla\.benchmark suite", "size=tiny parts=floor"),
     Rule(r"gipo_vla\.benchmark soak", "kinds=mlp jobs=1", replace=((r"minutes=\S+", "minutes=0.2"),)),
     Rule(r"gipo_vla\.settings\.descriptions"),
