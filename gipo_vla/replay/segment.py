@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -87,13 +88,18 @@ class Segment:
         """The version that acted in the oldest transition; a segment's lag is that of this one."""
         return int(self.version[: self.length].min())
 
-    def copy(self, length: int) -> Segment:
-        """A copy of the first ``length`` transitions and of what followed them; padding is zero."""
-        values = _by_name(self) | {"length": length}
+    def copy(self, length: int, **changed: int) -> Segment:
+        """A copy of the first ``length`` transitions and of what followed them; padding is zero.
+
+        Args:
+            changed: values of the copy's own, by name.
+        """
+        values = _by_name(self) | {"length": length} | changed
         for name, array in values.items():
             if isinstance(array, np.ndarray):
-                values[name] = array.copy()
-                values[name][length + name.startswith(OBSERVATION_PREFIX) :] = 0
+                rows = length + name.startswith(OBSERVATION_PREFIX)
+                values[name] = np.zeros_like(array)
+                values[name][:rows] = array[:rows]
         return _build(Segment, values)
 
 
@@ -151,16 +157,25 @@ class SegmentBatch:
 
     def put(self, index: int, segment: Segment) -> None:
         """Copy a segment into row ``index``."""
-        own = _by_name(segment)
-        for name, array in _by_name(self).items():
-            array[index] = own[name]
+        for name, array in self.observations.items():
+            array[index] = segment.observations[name]
+        for name in _NAMES:
+            array = getattr(self, name)
+            if array is not None:
+                array[index] = getattr(segment, name)
+
+
+_NAMES = tuple(field.name for field in fields(Segment) if field.name != "observations")
+"""Fields of a ``Segment``, and of a batch, beside the observations."""
 
 
 def _by_name(segments: Segment | SegmentBatch) -> dict[str, Any]:
     """Field values by their names in files, without those that are None."""
     values = {OBSERVATION_PREFIX + name: array for name, array in segments.observations.items()}
-    own = ((field.name, getattr(segments, field.name)) for field in fields(segments)[1:])
-    return values | {name: value for name, value in own if value is not None}
+    values |= {name: getattr(segments, name) for name in _NAMES}
+    if segments.logits is None:
+        del values["logits"]
+    return values
 
 
 def _build(kind: type[S], values: Mapping[str, Any]) -> S:
@@ -209,7 +224,7 @@ class SegmentLayout:
             batch.put(index, segment)
         return batch
 
-    @property
+    @cached_property
     def observation_names(self) -> tuple[str, ...]:
         """Names of the arrays of an observation."""
         names = (name for name in self.fields if name.startswith(OBSERVATION_PREFIX))

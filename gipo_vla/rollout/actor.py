@@ -198,17 +198,16 @@ class Actor:
 
     def _close_segment(self, slot: int) -> None:
         plan, length = self._plans[slot], int(self._position[slot])
-        own = self._open.segment(slot).copy(length)  # without the rows of an earlier, longer one
-        self.groups.add(
-            replace(
-                own,
-                start=int(self._start[slot]),
-                task=plan.task,
-                env=plan.env,
-                episode=plan.episode,
-                group=plan.group,
-            )
+        # Without the rows of an earlier, longer one.
+        own = self._open.segment(slot).copy(
+            length,
+            start=int(self._start[slot]),
+            task=plan.task,
+            env=plan.env,
+            episode=plan.episode,
+            group=plan.group,
         )
+        self.groups.add(own)
         self._start[slot] += length
         self._position[slot] = 0
 
