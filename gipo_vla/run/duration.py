@@ -15,12 +15,12 @@ from gipo_vla.run.memory import micro_batch_samples
 from gipo_vla.settings.cloning import SftSettings
 from gipo_vla.settings.runs import RunSettings
 
-OPERATIONS = {"cpu": 2e10, "cuda": 3e14}
-"""Floating-point operations a second that networks reach: float32 on one core, bfloat16 on an H200 at a third
-of its peak."""
-CALL_SECONDS = {"cpu": 5e-3, "cuda": 2e-2}
-"""What a forward or backward pass takes however small it is."""
-UPDATE_SECONDS = 1e-2
+OPERATIONS = {"cpu": 4e10, "cuda": 3e14}
+"""Floating-point operations a second that networks reach: float32 on one core (measured with small ones),
+bfloat16 on an H200 at a third of its peak."""
+CALL_SECONDS = {"cpu": 1.5e-3, "cuda": 2e-2}
+"""What a forward or backward pass takes however small it is (measured with an MLP on a CPU)."""
+UPDATE_SECONDS = {"cpu": 5e-3, "cuda": 1e-2}
 """What an update takes beside them: drawing the batch, the optimiser's step, the metrics."""
 
 
@@ -64,7 +64,7 @@ def estimate_duration(
         env_steps = iterations * steps * world * envs * chunk * spec.action_repeat
         played = settings.eval.during_training_episodes_per_task * (env_steps // every if every else 0)
     passes = 2 * -(-samples // micro_batch)
-    learned = updates * (UPDATE_SECONDS + passes * call + samples * arithmetic.train / speed)
+    learned = updates * (UPDATE_SECONDS[device] + passes * call + samples * arithmetic.train / speed)
     # Workers simulate while the learner trains; the behaviour policy acts in between.
     iteration = steps * vector_step_acted + max(steps * vector_step_simulated, learned)
     played += 2 * settings.eval.episodes_per_task  # greedy and sampled
