@@ -48,6 +48,8 @@ MADE = {
     f"run_dir=runs/puck {SMALL}",
     "points": f"python -m gipo_vla.train run_dir=runs/points {PRACTICE} stop_after=1",
     "soup": f"python -m gipo_vla.sft experiment=libero_object_mlp_sft run_dir=runs/soup {CLONE}",
+    "sparse_start": "python -m gipo_vla.sft experiment=metaworld_sparse_sft "
+    f"run_dir=runs/sparse_start {CLONE}",
     "part": f"python -m gipo_vla.sft experiment=metaworld_oft_tiny_part_sft run_dir=runs/part {CLONE}",
 }
 """Runs that other commands of the pages read, and what makes them."""
@@ -147,6 +149,7 @@ RULES = (
     Rule(r"init_from=runs/part", TINY_VLA),
     Rule(r"libero_\w+_sft", CLONE, libero=True),
     Rule(r"init_from=runs/soup", TINY_VLA, libero=True),
+    Rule(r"init_from=runs/sparse_start", SMALL),
     Rule(r"init_from=", SMALL, replace=((r"=RUN_DIR|=runs/\S+", "=runs/my-clone"), (r" \.\.\.", ""))),
     # Packages that are no requirement of this project: what they would be, and what the script takes.
     Rule(r"pip install --target", replace=((r".* -r (\S+)", r"test -s \1"),)),
