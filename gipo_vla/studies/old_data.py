@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,35 @@ def returns(runs: Sequence[Run]) -> pd.Series[float]:
             rows[*arm, task, run.seed] = value
     index = pd.MultiIndex.from_tuples(list(rows), names=["objective", "capacity", "rate", "task", "seed"])
     return pd.Series(list(rows.values()), index)
+
+
+DIAGNOSTICS = {
+    "P95 |log rho|": "staleness/p95_abs_log_ratio",
+    "lag": "staleness/lag_iterations_mean",
+    "zero fraction": "staleness/zero_fraction",
+    "damped fraction": "staleness/damped_fraction",
+    "entropy": "policy/entropy",
+}
+"""Columns of ``arms_table``, and the metrics that they are of."""
+
+
+def arms_table(runs: Sequence[Run], values: pd.Series[float]) -> pd.DataFrame:
+    """Return a row an arm: runs, mean and deviation of their ``scores``, and means over the runs of what the
+    plan calls secondary: success at the end of held-out episodes (sampled), return over training, and
+    diagnostics of the second half of training."""
+    arm = values.index.names[: len(ARM_KEYS)]
+    rows: list[dict[Any, Any]] = []
+    for run in runs:
+        half = run.frame[run.frame["iteration"] > run.iterations / 2]
+        success = task_scores(run, "evaluation", "sampled.success_at_end").values()
+        row: dict[Any, Any] = dict(zip(arm, (run.config[key] for key in ARM_KEYS), strict=True))
+        row["success at end"] = np.mean([*success])
+        row["return over training"] = run.frame["episode_return"].mean()
+        rows.append(
+            row | {name: half[metric].mean() for name, metric in DIAGNOSTICS.items() if metric in half}
+        )
+    own = values.groupby(arm).agg(["count", "mean", "std"])
+    return own.join(pd.DataFrame(rows).groupby(arm).mean())
 
 
 def contrast(values: pd.Series[float], signs: Mapping[Arm, int]) -> pd.Series[float]:
@@ -169,8 +199,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     own, rest = parsed
     folders = [Path(text) for text in rest] or [Path("docs/results/data/old_data_claim")]
-    values = scores(read_runs(folders)[0], read_runs([own.untrained])[0])
-    arms = values.groupby(["objective", "capacity", "rate"]).agg(["count", "mean", "std"])
+    runs = read_runs(folders)[0]
+    values = scores(runs, read_runs([own.untrained])[0])
+    arms = arms_table(runs, values)
     differences = differences_table(values)
     told = differences.round(4).to_string() if len(differences) else "no two arms share two seeds of a task"
     print(arms.round(3).to_string(), told, sep="\n\n")

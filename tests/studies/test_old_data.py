@@ -42,6 +42,23 @@ def test_a_score_is_zero_untrained_and_one_at_the_reference() -> None:
     assert values[*PPO, task, 2] == pytest.approx(0.5)
 
 
+def test_what_is_secondary_is_of_the_second_half_of_training_or_of_all_of_it() -> None:
+    rows = [
+        {"iteration": number, "episode_return": 10.0 * number, "policy/entropy": float(number)}
+        for number in (1, 2, 3, 4)
+    ]
+    config = dict(zip(old_data.ARM_KEYS, GIPO, strict=True))
+    runs = []
+    for seed, success in ((1, 0.2), (2, 0.6)):
+        held_out = {"tasks": {TASKS[0]: {"mean_return": 3.0, "success_at_end": success}}}
+        evaluation = {"mode": "greedy", "tasks": {}, "sampled": held_out}
+        runs.append(Run("a", config | {"seed": seed}, rows, evaluation))
+    row = old_data.arms_table(runs, old_data.returns(runs)).loc[GIPO]
+    assert (row["count"], row["mean"]) == (2, 3.0)
+    assert row["success at end"] == pytest.approx(0.4)
+    assert row["return over training"] == 25 and row["entropy"] == 3.5
+
+
 def test_a_run_without_sampled_evaluation_or_twice_is_refused() -> None:
     with pytest.raises(UserError, match="no evaluation with sampled"):
         old_data.returns([Run("a", dict(zip(old_data.ARM_KEYS, GIPO)), [{"iteration": 1}])])
