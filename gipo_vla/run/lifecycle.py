@@ -138,8 +138,11 @@ class Lifecycle:
     def _should_stop(self) -> bool:
         """Asked between updates; a collective call, so that all ranks stop at the same one."""
         self.writer.poll()
-        self.reason = Reason(group.largest(self._own_reason, self.trainer.device))
+        self._agree_on_reason()
         return self.reason != Reason.NONE
+
+    def _agree_on_reason(self) -> None:
+        self.reason = Reason(group.largest(self._own_reason, self.trainer.device))
 
     @property
     def _own_reason(self) -> Reason:
@@ -164,6 +167,9 @@ class Lifecycle:
         """Save, and say how to resume."""
         self.save()
         self.writer.wait()
+        # Again: Linux sends the signal when the launcher's main thread is gone, and makes this process an
+        # orphan only when the last one is.
+        self._agree_on_reason()
         where = f"stopped after {self.trainer.position().heading}"
         if self.writer.failed:
             where += f", which could not be saved (the last checkpoint is {self.writer.newest or 'none'})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -193,6 +194,23 @@ def test_a_trainer_that_fails_leaves_a_checkpoint(
     folder = RunFolder(Path(str(trainer.settings.run_dir)))
     run(resolve([f"resume={folder.path}"]), Counting)
     assert [row["updates"] for row in rows(folder)] == [3, 6, 9], "the iteration was completed, not repeated"
+
+
+def test_a_launcher_whose_end_shows_after_its_signal_was_killed_all_the_same(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With status 0 this rank's own torchrun would wait for the one that is gone."""
+
+    def reason_to_stop(trainer: Counting) -> None:
+        if trainer.updates == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Counting, "problem", reason_to_stop)
+    monkeypatch.setattr(
+        "gipo_vla.run.lifecycle.launcher_is_gone", lambda: "save 1-5" in Counting.made[-1].events
+    )
+    with pytest.raises(RunStoppedError, match=r"^a torchrun of this run was killed, .*; resume it"):
+        count(make_config("iterations=3"))
 
 
 def test_workers_that_cannot_be_kept_alive_end_a_run_in_one_line(
