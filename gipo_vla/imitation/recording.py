@@ -19,7 +19,7 @@ from gipo_vla.imitation.demonstrations import Costs, Episode
 from gipo_vla.imitation.recorder import Attempt, Outcome, RecorderSetup
 from gipo_vla.imitation.settings import ExpertSettings
 from gipo_vla.rollout.episodes import Role, generator
-from gipo_vla.rollout.process import WorkerError, WorkerProcess
+from gipo_vla.rollout.process import WorkerLostError, WorkerProcess
 
 FIRST_LOOK = 20
 """Attempts after which a state range that held none of them is taken for a mistake, times this."""
@@ -150,6 +150,9 @@ def _state_range(env: EnvironmentSettings, settings: ExpertSettings) -> tuple[in
 def _answer(process: WorkerProcess) -> Outcome:
     answer = process.answer()
     if not answer.alive:
-        raise WorkerError(f"recording process {process.number} died or hung")
+        raise WorkerLostError(
+            f"recording process {process.number} died, or took more than "
+            f"rollout.worker_timeout_s={process.timeout:g} seconds for an attempt"
+        )
     outcome: Outcome = answer.value
     return outcome

@@ -123,7 +123,10 @@ class WorkerPool:
         answers = [process.answer() for process in processes]
         for process, answer in zip(processes, answers):
             if not answer.alive:
-                raise WorkerError(f"simulator worker {process.number} died or hung during {request}")
+                raise WorkerLostError(
+                    f"simulator worker {process.number} died during {request!r}, or took more than "
+                    f"rollout.worker_timeout_s={self.timeout:g} seconds for it"
+                )
         return [answer.value for answer in answers]
 
     def _replace(self, worker: int) -> None:

@@ -19,11 +19,11 @@ START_TIMEOUT = 120.0
 
 
 class WorkerError(RuntimeError):
-    """A worker raised an exception (its traceback is the message), or died where none may be replaced."""
+    """A worker raised an exception; its traceback is the message."""
 
 
 class WorkerLostError(WorkerError, RunStoppedError):
-    """A worker died or hung every time that it was started."""
+    """A worker died or hung where none may be replaced, or every time that it was started."""
 
 
 class Answer(NamedTuple):

@@ -22,6 +22,7 @@ from gipo_vla.evaluation import before_and_after, summary, video
 from gipo_vla.evaluation.episodes import EpisodeResult, play
 from gipo_vla.rollout.episodes import EpisodePlan, evaluation_plans
 from gipo_vla.rollout.pool import WorkerPool
+from gipo_vla.rollout.process import WorkerLostError
 from gipo_vla.run.memory import measure_memory
 from gipo_vla.run.plan import Measured, RunPlan, mean_after
 from gipo_vla.run.resume import launch_record
@@ -224,17 +225,17 @@ class Lifecycle:
 
     def _film(self, pool: WorkerPool, results: Sequence[EpisodeResult]) -> bool:
         """Write videos of held-out states, also beside the policy as it started where that was kept. False
-        without OpenGL; the reason is on the console."""
+        without OpenGL or a worker that draws in time; the reason is on the console."""
+        shown, pairs = results[: self.settings.eval.video_episodes], self._pairs(results)
         try:
             gl.choose()
-        except UserError as error:
+            with pool.borrowed(lambda plan: plan):
+                projector = video.Projector(pool, [*shown, *(result for pair in pairs for result in pair)])
+                video.write(self.folder.videos / "evaluation.mp4", projector, shown)
+                before_and_after.write(self.folder.videos, projector, pairs)
+        except (UserError, WorkerLostError) as error:
             say(f"no video: {error}")
             return False
-        shown, pairs = results[: self.settings.eval.video_episodes], self._pairs(results)
-        with pool.borrowed(lambda plan: plan):
-            projector = video.Projector(pool, [*shown, *(result for pair in pairs for result in pair)])
-            video.write(self.folder.videos / "evaluation.mp4", projector, shown)
-            before_and_after.write(self.folder.videos, projector, pairs)
         return True
 
     def _pairs(self, results: Sequence[EpisodeResult]) -> list[before_and_after.Pair]:

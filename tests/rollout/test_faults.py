@@ -174,6 +174,16 @@ def test_losing_a_worker_while_borrowed_gives_back_all_the_same(make_pool: MakeP
         np.testing.assert_array_equal(pool.arrays["observation/state"], plain.arrays["observation/state"])
 
 
+def test_a_worker_that_cannot_be_replaced_is_told_in_one_line(make_pool: MakePool) -> None:
+    pool = make_pool(timeout=0.5)
+    start(pool)
+    with (
+        stopped(pool.process_ids[0]),
+        pytest.raises(WorkerLostError, match=r"worker 0 died during 'modules', .*worker_timeout_s=0\.5 sec"),
+    ):
+        pool.modules()
+
+
 def test_what_a_worker_raises_is_shown(make_pool: MakePool) -> None:
     pool = make_pool()
     start(pool)

@@ -225,6 +225,19 @@ def test_workers_that_cannot_be_kept_alive_end_a_run_in_one_line(
     assert Counting.made[-1].events[-1] == "close"
 
 
+def test_a_run_whose_video_takes_too_long_is_complete_without(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_slow(*_: Any) -> NoReturn:
+        raise WorkerLostError("simulator worker 0 took too long")
+
+    monkeypatch.setattr(WorkerPool, "films", too_slow)
+    folder, _ = count(make_config("iterations=1", "eval.video=true"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no video: simulator worker 0 took too long" in said and "videos/" not in said
+    assert folder.finished.exists() and folder.evaluation.exists()
+
+
 def test_a_run_begun_by_another_process_meanwhile_is_not_written_over(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
