@@ -34,6 +34,7 @@ def arm_row(arm: Hashable, row: pd.Series[Any]) -> str:
         f"{row['lag']:.1f}",
         f"{row['P95 |log rho|']:.2f}",
         f"{row['zero fraction']:.2f}",
+        f"{row['damped fraction']:.2f}",
         f"{row['entropy']:.2f}",
     )
     return f"| {' | '.join(cells)} |"
@@ -41,7 +42,7 @@ def arm_row(arm: Hashable, row: pd.Series[Any]) -> str:
 
 def difference_row(name: Hashable, row: pd.Series[Any]) -> str:
     interval = f"{row['low']:+.2f} .. {row['high']:+.2f}"
-    p_values = [f"{row[key]:.1g}" for key in ("p", "p_permutation")]
+    p_values = [f"{row[key]:.1g}" if row[key] >= 0 else "" for key in ("p", "p_holm", "p_permutation")]
     return f"| {name} | {row['pairs']:.0f} | {row['mean']:+.2f} | {interval} | {' | '.join(p_values)} |"
 
 
@@ -72,7 +73,7 @@ def test_the_readme(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     said = " ".join((ROOT / "README.md").read_text().split())
     for name, words in (
         ("GIPO - PPO, stale", "GIPO ends {} above PPO on old data ({} to {};"),
-        ("the same, minus fresh", "On fresh data the first is less by {} ({} to {};"),
+        ("the same, minus fresh", "On fresh data the first is less by {} ({} to {})."),
         ("GIPO 1e-3 - PPO 3e-3, stale", "and {} above ({} to {}) where each has a learning rate of its own"),
     ):
         row = tables[1].loc[name]
