@@ -108,6 +108,7 @@ class RunPlan:
             lag, show = self.lag, in_one_unit(self.replay.most)
             every = self.settings.learner.policy_every
             own = f", {lag.mean_updates / every:.0f} of the policy" if every > 1 else ""
+            moved = f", {lag.samples_per_transition / every:.1f} by the policy" if every > 1 else ""
             rows["replay"] = (
                 f"{self.settings.replay.capacity:,} transitions = {lag.iterations_held:.1f} iterations, "
                 f"{show(self.replay.expected)} a rank (at most {show(self.replay.most)})"
@@ -115,7 +116,7 @@ class RunPlan:
             rows["expected lag"] = (
                 f"mean {lag.mean_iterations:.1f} iterations ({lag.mean_updates:.0f} updates{own}), "
                 f"greatest {lag.greatest_iterations} ({lag.greatest_updates}); every transition is used "
-                f"{lag.samples_per_transition:.1f} times"
+                f"{lag.samples_per_transition:.1f} times{moved}"
             )
             rows["env steps"] = f"{self.env_steps:,} in {self.iterations:,} iterations"
         total = in_words(self.duration.total)
