@@ -110,6 +110,10 @@ def test_cloning_is_planned_as_well() -> None:
 def test_the_rows_of_the_table_say_what_is_planned() -> None:
     rows = plan_of().rows()
     assert rows["expected lag"].startswith("mean 2.8 iterations (135 updates), greatest 5 (269)")
+    assert rows["expected lag"].endswith("every transition is used 7.7 times")
+    shared = plan_of("learner.policy_every=2").rows()["expected lag"]
+    assert "(135 updates, 67 of the policy)" in shared
+    assert shared.endswith("used 7.7 times, 3.8 by the policy")
     assert rows["replay"].startswith("6,400 transitions = 4.0 iterations")
     assert rows["env steps"] == "323,200 in 100 iterations"
 
