@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from gipo_vla.reporting.style import COLOURS, SETTINGS, axes_grid, legend
 from gipo_vla.studies.gradient_moments import (
@@ -99,6 +100,10 @@ def _mse(axes: Axes, own: Mapping[str, Sequence[Moments]], width: float) -> None
     for name, (title, colour, line) in SHOWN.items():
         values = [typical_mse(own[name], samples) for samples in N]
         axes.loglog(N, values, line, color=colour, linewidth=width, label=title)
+    # The usual labels of a logarithmic axis are formulas, which the style of our figures prints as they are.
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def mse(results: Sequence[Moments]) -> Figure:

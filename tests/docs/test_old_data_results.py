@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gipo_vla.reporting.runs import read_runs
-from gipo_vla.studies import old_data
+from gipo_vla.studies import old_data, scoring
 from tests.docs.pages import ROOT
 
 RESULTS = ROOT / "docs" / "results"
@@ -55,8 +55,9 @@ def page() -> list[str]:
 def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Arms, and differences between them."""
     runs = read_runs([RESULTS / "data" / "old_data_claim"])[0]
-    values = old_data.scores(runs, read_runs([RESULTS / "data" / "old_data_untrained"])[0])
-    return old_data.arms_table(runs, values), old_data.differences_table(values)
+    untrained = read_runs([RESULTS / "data" / "old_data_untrained"])[0]
+    values = scoring.scores(runs, untrained, old_data.ARM)
+    return scoring.arms_table(runs, values, old_data.ARM), old_data.differences_table(values)
 
 
 def test_arms(page: list[str], tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:

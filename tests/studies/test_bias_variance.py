@@ -8,11 +8,13 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 
 from gipo_envs.errors import UserError
-from gipo_vla.studies import bias_variance
+from gipo_vla.reporting.style import SETTINGS
+from gipo_vla.studies import bias_variance, bias_variance_figures
 from gipo_vla.studies.bias_variance_tables import best_table, better, estimators_table, finding, wrong_sign
 from gipo_vla.studies.gradient_moments import (
     BEHAVIOURS,
@@ -170,6 +172,15 @@ def test_command_writes_figures_tables_and_one_line(
     assert sorted(values["files"]) == sorted(path.name for path in tmp_path.iterdir())
     rows = (tmp_path / "cases.csv").read_text().splitlines()
     assert len(rows) == 1 + 21 * len(ESTIMATORS)
+
+
+def test_labels_of_logarithmic_axes_are_numbers() -> None:
+    with matplotlib.rc_context(SETTINGS):
+        figure = bias_variance_figures.mse_cases(all_moments())
+        figure.draw_without_rendering()
+    corner = figure.axes[2 * len(BEHAVIOURS)]  # the first of the last row has both axes labelled
+    assert [label.get_text() for label in corner.get_xticklabels()] == ["1", "100", "10000"]
+    assert "0.01" in [label.get_text() for label in corner.get_yticklabels()]
 
 
 def test_mistakes(tmp_path: Path) -> None:
