@@ -40,8 +40,8 @@ class WorkerCost:
 
     What is large in a worker belongs to its process and is shared by its environments: the simulator's
     libraries, and a compiled model (with its meshes and textures, where cameras look) for every task played.
-    Bytes are of the unique set beside a second worker (one alone has some megabytes of libraries for itself
-    that two share), measured on Linux with software rendering.
+    Bytes are without the pages of files, which the system can drop and all workers share; measured on Linux
+    with software rendering.
     """
 
     libraries: int

@@ -21,6 +21,7 @@ import scipy  # its parts load when first used
 
 from gipo_envs.errors import UserError
 from gipo_vla.benchmarks import Options
+from gipo_vla.run.memory import private_bytes
 from gipo_vla.run.reinforcement import Reinforcement
 from gipo_vla.run.resume import Start
 from gipo_vla.run.start import prepare_process
@@ -128,7 +129,7 @@ def _resources(folder: Path) -> dict[str, float]:
     memory = descriptors = threads = 0
     for process in own.children():
         try:
-            memory += process.memory_full_info().uss
+            memory += private_bytes(process)
             descriptors += process.num_fds()
             threads += process.num_threads()
         except psutil.NoSuchProcess:

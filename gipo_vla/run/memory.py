@@ -390,7 +390,7 @@ def measure_memory(device: torch.device, workers: Sequence[int] = ()) -> dict[st
     Args:
         workers: process ids of this rank's simulator workers.
     """
-    unshared = sum(psutil.Process(pid).memory_full_info().uss for pid in workers)
+    unshared = sum(private_bytes(psutil.Process(pid)) for pid in workers)
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     process, unshared, on_device = map(max, zip(*group.gather((peak_resident_bytes(), unshared, on_device))))
     return {
@@ -398,6 +398,21 @@ def measure_memory(device: torch.device, workers: Sequence[int] = ()) -> dict[st
         "worker_bytes": unshared if workers else None,
         "device_bytes": on_device or None,
     }
+
+
+def private_bytes(process: psutil.Process) -> int:
+    """Return the memory of a process that no file backs and no other process shares.
+
+    On Linux this is the resident set without the pages of files. The unique set would count those that only
+    this process has mapped at the moment: tens of megabytes of code that come and go with the system's cache.
+
+    Raises:
+        psutil.NoSuchProcess: it has ended.
+    """
+    if psutil.LINUX:
+        info = process.memory_info()
+        return int(info.rss - info.shared)
+    return int(process.memory_full_info().uss)
 
 
 def peak_resident_bytes() -> int:

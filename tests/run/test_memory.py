@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -300,8 +301,20 @@ def test_workers_take_no_more_than_planned(make_config: MakeConfig, overrides: t
     with WorkerPool(settings.env, spec, 1, 4, 1, episodes.following) as pool:
         pool.begin(episodes.first(range(4)))
         (pid,) = pool.process_ids
-        taken = psutil.Process(pid).memory_full_info().uss
+        taken = memory.private_bytes(psutil.Process(pid))
     assert taken <= 1.25 * families.get(settings.env.family).worker_cost.bytes(spec)
+
+
+def test_files_that_a_process_maps_are_not_its_own_memory(tmp_path: Path) -> None:
+    """Nobody else has the file mapped, so that its pages are part of the unique set."""
+    size = 64_000_000
+    (tmp_path / "file").write_bytes(bytes(size))
+    before = memory.private_bytes(psutil.Process())
+    file = np.memmap(tmp_path / "file", mode="r")
+    assert int(file[::4096].sum()) == 0
+    assert memory.private_bytes(psutil.Process()) - before < size / 4
+    own = np.ones(size // 8)
+    assert memory.private_bytes(psutil.Process()) - before > 0.75 * own.nbytes
 
 
 def test_as_many_rows_as_the_memory_holds(seven_billion: TrainingSettings, process_group: None) -> None:
