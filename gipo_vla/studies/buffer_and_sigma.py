@@ -33,6 +33,13 @@ AUTO = "auto"
 STORED = 64_000
 """Capacity of the ablation of stored values."""
 
+PANELS = {
+    "mean": ("score at the end", "YlGnBu", 2),
+    "return over training": ("return over training", "YlGnBu", 0),
+    "P95 |log rho|": ("P95 |log ρ| of the batches", "OrRd", 2),
+}
+"""Of the figure: columns of the cells; titles, colours, decimals."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -104,19 +111,16 @@ def stored_minus_recomputed(stored: pd.Series[float], values: pd.Series[float]) 
 
 
 def heat_map(cells: pd.DataFrame) -> Figure:
-    """Draw score and P95 |log rho| over sigma and capacity, with the mean lag below each capacity."""
-    figure, grid = axes_grid(1, 2, width=4.4, height=3.4, sharey=True)
+    """Draw ``PANELS`` over sigma and capacity, with the mean lag below each capacity."""
+    figure, grid = axes_grid(1, len(PANELS), width=3.7, height=3.4, sharey=True)
     lags = cells["lag"].groupby(level="capacity").mean()
-    for axes, (column, title, colours) in zip(
-        grid[0],
-        (("mean", "score", "YlGnBu"), ("P95 |log rho|", "P95 |log ρ| of the batches", "OrRd")),
-        strict=True,
-    ):
+    for axes, (column, (title, colours, digits)) in zip(grid[0], PANELS.items(), strict=True):
         table = cells[column].unstack("capacity").iloc[::-1]
-        image = axes.imshow(table, vmin=min(0, table.min().min()), cmap=colours, aspect="auto")
+        least, most = min(0.0, float(table.min().min())), float(table.max().max())
+        image = axes.imshow(table, vmin=least, vmax=most, cmap=colours, aspect="auto")
         for (row, at), value in np.ndenumerate(table.to_numpy()):
-            dark = value > 0.6 * np.nanmax(table)
-            axes.text(at, row, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black")
+            colour = "white" if value > least + 0.6 * (most - least) else "black"
+            axes.text(at, row, f"{value:.{digits}f}", ha="center", va="center", color=colour)
         axes.set_xticks(
             range(table.shape[1]), [f"{capacity:,}\nlag {lags[capacity]:.0f}" for capacity in table.columns]
         )

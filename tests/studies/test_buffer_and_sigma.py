@@ -79,7 +79,9 @@ def test_the_figure_has_a_number_for_each_cell_and_the_lag_below_each_capacity()
     cells = CELLS.groupby(level=["sigma", "capacity"]).agg(["mean"])
     cells["lag"] = [1.0 if capacity == 100 else 20.0 for _, capacity in cells.index]
     cells["P95 |log rho|"] = 0.5
-    axes = study.heat_map(cells).axes[0]
+    cells["return over training"] = 1234.5
+    axes, returns, *_ = study.heat_map(cells).axes
+    assert {text.get_text() for text in returns.texts} == {"1234"}
     assert sorted(text.get_text() for text in axes.texts) == ["0.10", "0.50", "0.60", "0.60", "0.60", "0.90"]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["100\nlag 1", "900\nlag 20"]
     # The widest sigma above, as on an axis that points up.
