@@ -38,3 +38,22 @@ def test_the_page_of_the_default_has_the_same_seeds() -> None:
     for seed, own in enumerate(scores("success_at_end")["button-press-v3"]):
         [row] = [line for line in page.splitlines() if line.startswith(f"| {seed} |")]
         assert row.split("|")[-2].strip() == f"{own:.2f}"
+
+
+def test_the_search_page_has_the_runs_of_its_last_round() -> None:
+    page = (RESULTS / "metaworld_search.md").read_text().splitlines()
+    tasks = ("reach-wall-v3", "door-unlock-v3", "faucet-close-v3", "door-open-v3")
+    found: dict[float, dict[str, tuple[float, float]]] = defaultdict(dict)
+    for run in read_folder(RESULTS / "data" / "metaworld_search_kl"):
+        config, evaluation = run["config"], run["evaluation"]
+        own = found[config["regularizers"]["kl_behaviour_coefficient"]]
+        own[str(config["env"]["task"])] = (evaluation["success_at_end"], evaluation["mean_return"])
+    largest = {task: max(own[task][1] for own in found.values()) for task in tasks}
+    assert sorted(found) == [0, 0.01, 0.03, 0.1]
+    for coefficient, own in found.items():
+        mean = sum(own[task][0] for task in tasks) / len(tasks)
+        share = sum(own[task][1] / largest[task] for task in tasks) / len(tasks)
+        cells = [f"{own[task][0]:.2f} ({own[task][1]:.0f})" for task in tasks]
+        bold = "**" if coefficient == 0.1 else ""
+        told = f"| {coefficient:g} | {' | '.join(cells)} | {mean:.3f} | {bold}{share:.2f}{bold} |"
+        assert told in page, told
