@@ -71,15 +71,19 @@ def test_the_deviation_and_what_auto_costs(page: str, scored: tuple[pd.DataFrame
 
 
 def test_stored_values(page: str, scored: tuple[pd.DataFrame, pd.Series[float]]) -> None:
-    stored = DATA / "stored_values"
-    if not stored.is_dir():
-        assert "No run of the ablation is finished" in page
-        return
-    pairs = study.stored_minus_recomputed(study.scored([stored], UNTRAINED)[1], scored[1])
-    assert len(pairs) == 10
+    runs, stored = study.scored([DATA / "stored_values"], UNTRAINED)
+    pairs = study.stored_minus_recomputed(stored, scored[1])
+    assert len(pairs) == 10 and (pairs < 0).all()
     told = blocked_difference(pairs, "sigma")
     words = f"{told['mean']:+.3f} ({told['low']:+.3f} .. {told['high']:+.3f}), p = {told['p']:.2g}"
     assert words in " ".join(page.split())
+    cells, by_sigma = arms_table(runs, stored, study.ARM), dict([*pairs.groupby(level="sigma")])
+    for (sigma, capacity), own in stored.groupby(level=[*study.ARM]):
+        row = cells.loc[(sigma, capacity)]
+        seeds = ", ".join(f"{value:.2f}" for value in own.sort_index(level="seed"))
+        less = ", ".join(f"{value:+.2f}" for value in by_sigma[sigma].sort_index(level="seed"))
+        rest = f"{row['success at end']:.2f} | {row['P95 |log rho|']:.2f}"
+        assert f"| {sigma} | **{row['mean']:.2f}** ({seeds}) | {less} | {rest} |" in page.splitlines()
 
 
 def test_the_figure_is_the_one_that_the_command_draws(
