@@ -30,8 +30,6 @@ from gipo_vla.studies.scoring import arms_table, blocked_difference, contrast, s
 ARM = {"sigma": "objective.sigma", "capacity": "replay.capacity"}
 """What tells arms apart: columns, and keys of the configuration."""
 AUTO = "auto"
-STORED = 64_000
-"""Capacity of the ablation of stored values."""
 
 PANELS = {
     "mean": ("score at the end", "YlGnBu", 2),
@@ -93,9 +91,7 @@ def cost_of_auto(values: pd.Series[float]) -> dict[str, tuple[float, float]]:
     The interval takes the best sigmas as given, so it is too narrow for the first.
     """
     means = values.groupby(level=[*ARM]).mean().unstack("sigma")
-    deviation, freedom = pooled_deviation(values)
-    count = values.groupby(level=[*ARM]).size().min()
-    half = float(stats.t.ppf(0.975, freedom) * deviation * np.sqrt(2 / count / len(means)))
+    half = float(least_difference(values) / np.sqrt(len(means)))
     fixed = means.drop(columns=AUTO)
     return {
         "best fixed sigma": (float((means[AUTO] - fixed.max(axis=1)).mean()), half),
@@ -162,8 +158,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"\ndeviation within a cell: {deviation:.3f} ({freedom} degrees of freedom)")
         print(f"two cells are told apart from {least_difference(values):.3f}\n")
         print(best_sigmas(values).round(3).to_string())
-        for name, (mean, half) in cost_of_auto(values).items():
-            print(f"auto - {name}: {mean:+.3f} +- {half:.3f}")
+        if {AUTO, 1.0} <= {*values.index.get_level_values("sigma")}:
+            for name, (mean, half) in cost_of_auto(values).items():
+                print(f"auto - {name}: {mean:+.3f} +- {half:.3f}")
     if own.stored.is_dir():
         pairs = stored_minus_recomputed(scored([own.stored], own.untrained)[1], values)
         told = blocked_difference(pairs, "sigma")

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
     folders = [Path(text) for text in rest] or [Path("docs/results/data/old_data_baselines")]
     runs = of_the_plan(read_runs([*folders, own.claim])[0])
     values = scores(runs, read_runs([own.untrained])[0], ARM)
-    print(arms_table(runs, values, ARM).round(3).to_string(), sep="\n\n")
+    print("", arms_table(runs, values, ARM).round(3).to_string(), sep="\n")
     tables = regimes(values, own_rates(rate_runs))
     for name, table in tables.items():
         print(f"\nminus GIPO, {name}:", table.round(4).to_string() if len(table) else "no pairs yet")

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from gipo_envs.errors import UserError
-from gipo_vla.reporting.runs import Run
+from gipo_vla.reporting.runs import Run, read_runs
 from gipo_vla.studies import buffer_and_sigma as study
 from gipo_vla.studies import scoring
 
@@ -93,3 +93,19 @@ def test_runs_without_a_sigma_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(study, "read_runs", lambda folders: ([ppo], []))
     with pytest.raises(UserError, match="no sigma"):
         study.scored([Path("x")], Path("y"))
+
+
+def test_part_of_the_runs_gives_what_it_can(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Sigma auto is the last that a sweep comes to."""
+
+    def without_auto(folders: list[Path]) -> tuple[list[Run], list[str]]:
+        runs, remarks = read_runs(folders)
+        return [run for run in runs if run.config["objective.sigma"] != "auto"], remarks
+
+    monkeypatch.setattr(study, "read_runs", without_auto)
+    folders = [str(RESULTS / "buffer_and_sigma"), f"untrained={RESULTS / 'old_data_untrained'}"]
+    assert study.main([*folders, f"stored={tmp_path / 'none'}"]) == 0
+    told = capsys.readouterr().out
+    assert "best sigma" in told and "auto" not in told
